@@ -1,1 +1,414 @@
-//! To come.
+//! Making, executing, signalling and awaiting processes.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use crate::error::{Error, Result, check, check_fd, named, show};
+use crate::mount::EMPTY;
+
+/// A child that this process has cloned and not yet awaited. Its PID can't be used again before that.
+#[derive(Debug)]
+pub struct Child {
+    /// The child's PID in the caller's PID namespace.
+    pub pid: i32,
+    /// A descriptor of the child (pidfd_open(2)).
+    pub pidfd: OwnedFd,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// With this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// The status as shells and Docker report it: 128 more than the signal's number for a killed process.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+/// Clones the calling process with the namespaces of `namespaces` (`CLONE_NEW*`), straight into the cgroup
+/// directory `cgroup` where one is given (v2 only), and runs `child` in it (clone3(2), Linux 5.3; 5.7 for the
+/// cgroup). The child gets a copy of everything, as after fork(2); where `child` returns, it exits with that
+/// code and runs no destructor of the parent's.
+///
+/// The caller must have one thread: what other threads hold locked would stay locked in the child. The
+/// number of threads is checked in debug builds.
+///
+/// # Errors
+/// `ENOSPC` where there are too many namespaces, `EPERM`, and `ENODEV` where the cgroup is gone.
+pub fn spawn(
+    namespaces: i32,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> i32,
+) -> Result<Child> {
+    debug_assert_eq!(threads(), 1, "a process with threads must not be cloned");
+    let mut pidfd: i32 = -1;
+    // SAFETY: clone_args is a plain structure of integers, for which zero is a valid value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = libc::CLONE_PIDFD as u64 | u64::from(namespaces.cast_unsigned());
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
+    // SAFETY: no CLONE_VM and no stack: the child is a copy, as after fork(2), of a process with one thread,
+    // so no lock is held by a thread that the child lacks. `args` and the pidfd it names outlive the call.
+    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    if ret == 0 {
+        exit_now(child());
+    }
+    let pid = check(ret, || format!("clone3({:#x})", args.flags))?;
+    let pidfd = check_fd(pidfd, || "clone3".to_owned())?;
+    Ok(Child { pid: pid as i32, pidfd })
+}
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The number of threads of the calling process.
+fn threads() -> usize {
+    crate::file::open_dir("/proc/self/task").and_then(|d| crate::file::list(d.as_fd())).map_or(1, |l| l.len())
+}
+
+/// Ends the calling process at once: no destructor, no flushing (_exit(2)).
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// A copy of the file `source` in memory that nobody can change any more (memfd_create(2) with seals,
+/// Linux 3.17).
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn sealed_copy(source: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let copy = named(memfd_create(name, flags), || format!("memfd_create({name:?})"))?;
+    let mut left = usize::try_from(crate::file::stat(source)?.st_size).unwrap_or(0);
+    while left > 0 {
+        let sent = nix::sys::sendfile::sendfile(&copy, source, None, left);
+        match named(sent, || format!("sendfile({}, {})", show(&copy), show(&source)))? {
+            0 => break,
+            n => left -= n.min(left),
+        }
+    }
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: the call takes no pointers.
+    let ret = unsafe { libc::fcntl(copy.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    check(ret, || format!("fcntl({}, F_ADD_SEALS)", show(&copy)))?;
+    Ok(copy)
+}
+
+/// Whether nobody can change the memory file `fd` any more; false for a file that is none.
+pub fn is_sealed(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: the call takes no pointers.
+    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & libc::F_SEAL_WRITE != 0 && seals & libc::F_SEAL_SEAL != 0
+}
+
+/// Runs `program` with `args` and `env` in place of the calling process; returns only on failure
+/// (execveat(2) with `AT_EMPTY_PATH`).
+///
+/// # Errors
+/// `ENOEXEC`, `EACCES`, `ENOENT` where the interpreter is missing.
+pub fn execute_fd(program: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> Error {
+    let argv = pointers(args);
+    let envp = pointers(env);
+    // SAFETY: both arrays end with null, and their strings outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            EMPTY.as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Error::new(format!("execveat({})", show(&program)), Errno::last())
+}
+
+/// Runs the program at `path` with `args` and `env` in place of the calling process; returns only on failure
+/// (execve(2)).
+///
+/// # Errors
+/// `ENOENT`, `EACCES`, `ENOEXEC`.
+pub fn execute(path: &CString, args: &[CString], env: &[CString]) -> Error {
+    let argv = pointers(args);
+    let envp = pointers(env);
+    // SAFETY: the arrays end with null, and all strings outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    Error::new(format!("execve({path:?})"), Errno::last())
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+}
+
+/// A descriptor of the process `pid` (pidfd_open(2), Linux 5.3).
+///
+/// # Errors
+/// `ESRCH` where there is none.
+pub fn pidfd(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    let ret = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    check_fd(ret, || format!("pidfd_open({pid})"))
+}
+
+/// Sends `signal` (0 only asks whether the process is there) to the process of `pidfd`
+/// (pidfd_send_signal(2), Linux 5.1).
+///
+/// # Errors
+/// `ESRCH` where the process has ended and was awaited.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    // SAFETY: a null siginfo is allowed: the kernel fills in what kill(2) would.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<()>(), 0)
+    };
+    check(ret, || format!("pidfd_send_signal({}, {signal})", show(&pidfd))).map(drop)
+}
+
+/// Sends `signal` to the process `pid`. For processes of a cgroup that is being killed; everywhere else a
+/// pidfd is right.
+///
+/// # Errors
+/// `ESRCH` where there is none.
+pub fn kill(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: the call takes no pointers.
+    let ret = unsafe { libc::kill(pid, signal) };
+    check(ret, || format!("kill({pid}, {signal})")).map(drop)
+}
+
+/// Waits for the child of `pidfd` to end, and reaps it (waitid(2) with `P_PIDFD`, Linux 5.4).
+///
+/// # Errors
+/// `ECHILD` where it is no child of the caller.
+pub fn wait(pidfd: BorrowedFd<'_>) -> Result<Exit> {
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+    loop {
+        match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(Exit::Code(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Exit::Signal(signal as i32)),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::new(format!("waitid({})", show(&pidfd)), errno)),
+        }
+    }
+}
+
+/// Reaps every child that has ended, without waiting (waitpid(2)).
+pub fn reap_all() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            return;
+        }
+    }
+}
+
+/// The kernel's view of a process, from `/proc/PID/stat` (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// Its state: `R`, `S`, `D`, `Z` and so on.
+    pub state: char,
+    /// When it started, in clock ticks since boot: with the PID, this names a process for good.
+    pub start_time: u64,
+}
+
+/// What `/proc/PID/stat` says of `pid`.
+///
+/// # Errors
+/// `ENOENT` where there is no such process.
+pub fn status(pid: i32) -> Result<Status> {
+    let path = format!("/proc/{pid}/stat");
+    let text = crate::file::read(crate::file::CWD, &path, 4096, crate::file::Resolve::Host)?;
+    parse_stat(&text).ok_or_else(|| Error::new(format!("read({path:?})"), Errno::EINVAL))
+}
+
+/// The name of a process may hold blanks and parentheses, so fields are counted from the last parenthesis.
+fn parse_stat(text: &[u8]) -> Option<Status> {
+    let text = String::from_utf8_lossy(text);
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?.chars().next()?;
+    let start_time = fields.nth(18)?.trim().parse().ok()?;
+    Some(Status { state, start_time })
+}
+
+/// Marks every descriptor from `first` on to be closed on execve(2) (close_range(2) with
+/// `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
+///
+/// # Errors
+/// `EINVAL` on older kernels.
+pub fn close_on_exec_from(first: u32) -> Result<()> {
+    const CLOEXEC: u32 = 4;
+    // SAFETY: the call takes no pointers, and closes nothing by itself.
+    let ret = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOEXEC) };
+    check(ret, || format!("close_range({first}, ~0, CLOEXEC)")).map(drop)
+}
+
+/// Lets the descriptor `fd` live through execve(2).
+///
+/// # Errors
+/// `EBADF` where it is not open.
+pub fn keep_on_exec(fd: i32) -> Result<()> {
+    // SAFETY: the call takes no pointers.
+    let ret = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    check(ret, || format!("fcntl({fd}, F_SETFD, 0)")).map(drop)
+}
+
+/// Whether the descriptor number `fd` is open.
+pub fn is_open(fd: i32) -> bool {
+    // SAFETY: the call takes no pointers.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Makes `fd` the standard stream `stream` (0, 1 or 2) of the calling process (dup2(2)).
+///
+/// # Errors
+/// Only on a closed descriptor.
+pub fn set_stream(fd: BorrowedFd<'_>, stream: i32) -> Result<()> {
+    // SAFETY: the numbers 0 to 2 belong to no OwnedFd of ours: close_on_exec_from starts at 3, and whoever
+    // replaces a stream does so between clone and execve.
+    let ret = unsafe { libc::dup2(fd.as_raw_fd(), stream) };
+    check(ret, || format!("dup2({}, {stream})", show(&fd))).map(drop)
+}
+
+/// Makes sure that the descriptors 0, 1 and 2 are open, on `/dev/null` where the caller left them closed:
+/// else a file of ours could become somebody's standard output.
+///
+/// # Errors
+/// Where `/dev/null` can't be opened.
+pub fn open_streams() -> Result<()> {
+    while let Some(closed) = (0..3).find(|n| !is_open(*n)) {
+        let null = crate::file::open(
+            crate::file::CWD,
+            "/dev/null",
+            libc::O_RDWR,
+            0,
+            crate::file::Resolve::Host,
+        )?;
+        if null.as_raw_fd() == closed {
+            keep_on_exec(closed)?;
+            std::mem::forget(null);
+        } else {
+            set_stream(null.as_fd(), closed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks for `SIGKILL` when the parent ends, or with `false` takes that back (`PR_SET_PDEATHSIG`).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn die_with_parent(yes: bool) -> Result<()> {
+    let signal = if yes { libc::SIGKILL } else { 0 };
+    prctl(libc::PR_SET_PDEATHSIG, signal as u64, 0).map(drop)
+}
+
+/// Forbids other processes to look into the caller's memory, descriptors and `/proc/PID/exe`
+/// (`PR_SET_DUMPABLE`).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn undumpable() -> Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+}
+
+/// Makes orphans below the calling process its children (`PR_SET_CHILD_SUBREAPER`).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn become_subreaper() -> Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map(drop)
+}
+
+/// prctl(2) with two arguments.
+pub(crate) fn prctl(option: i32, a: u64, b: u64) -> Result<i32> {
+    // SAFETY: none of the options that this crate uses takes a pointer.
+    let ret = unsafe { libc::prctl(option, a, b, 0_u64, 0_u64) };
+    check(ret, || format!("prctl({option}, {a}, {b})"))
+}
+
+/// Starts a new session, whose leader the caller is (setsid(2)).
+///
+/// # Errors
+/// `EPERM` where the caller leads a process group already.
+pub fn new_session() -> Result<()> {
+    named(nix::unistd::setsid(), || "setsid()".to_owned()).map(drop)
+}
+
+/// Gives every signal its default action and blocks none: the state a new program expects.
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn reset_signals() -> Result<()> {
+    for signal in 1..=64 {
+        if matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
+            continue;
+        }
+        // SAFETY: SIG_DFL installs no handler.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    set_mask(&SigSet::empty())
+}
+
+/// Sets the mask of blocked signals (sigprocmask(2)).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn set_mask(mask: &SigSet) -> Result<()> {
+    named(nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None), || {
+        "sigprocmask()".to_owned()
+    })
+}
+
+/// Blocks every signal that can be forwarded and returns a descriptor that tells of them (signalfd(2)).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn signal_fd() -> Result<nix::sys::signalfd::SignalFd> {
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    let mut mask = SigSet::all();
+    for fault in [
+        nix::sys::signal::SIGSEGV,
+        nix::sys::signal::SIGBUS,
+        nix::sys::signal::SIGFPE,
+        nix::sys::signal::SIGILL,
+        nix::sys::signal::SIGABRT,
+    ] {
+        mask.remove(fault);
+    }
+    set_mask(&mask)?;
+    named(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK), || {
+        "signalfd()".to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_parentheses_does_not_shift_the_fields() {
+        let line = b"42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2 3\n";
+        assert_eq!(parse_stat(line), Some(Status { state: 'S', start_time: 98765 }));
+    }
+
+    #[test]
+    fn own_status_is_running() {
+        let status = status(std::process::id() as i32).unwrap();
+        assert!(matches!(status.state, 'R' | 'S'));
+    }
+}

@@ -1,1 +1,154 @@
-//! To come.
+//! Unix sockets: messages with whole boundaries, and descriptors in them.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+};
+
+use crate::error::{Error, Result, named, show};
+
+/// Two connected sockets that keep message boundaries (socketpair(2), `SOCK_SEQPACKET`).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let made = nix::sys::socket::socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    );
+    named(made, || "socketpair()".to_owned())
+}
+
+/// Sends `bytes` as one message, with descriptors (sendmsg(2)). A peer that is gone is `EPIPE`, no signal.
+///
+/// # Errors
+/// `EPIPE`, `EMSGSIZE`.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let iov = [IoSlice::new(bytes)];
+    loop {
+        let sent = nix::sys::socket::sendmsg::<()>(
+            socket.as_raw_fd(),
+            &iov,
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
+        match sent {
+            Err(Errno::EINTR) => {}
+            other => return named(other, || format!("sendmsg({})", show(&socket))).map(drop),
+        }
+    }
+}
+
+/// Receives one message of at most `most` bytes, with at most one descriptor; none at the end (recvmsg(2)).
+///
+/// # Errors
+/// `EMSGSIZE` where the message is longer.
+pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
+    let call = || format!("recvmsg({})", show(&socket));
+    let mut bytes = vec![0_u8; most];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut fd = None;
+    let (length, truncated) = loop {
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        let message = nix::sys::socket::recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut iov,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        );
+        let message = match message {
+            Err(Errno::EINTR) => continue,
+            // A peer that died with unread bytes in its queue resets the connection: that is the end, too.
+            Err(Errno::ECONNRESET) => return Ok(None),
+            other => named(other, call)?,
+        };
+        for control in named(message.cmsgs(), call)? {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+                fd = fds.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }).next_back().or(fd);
+            }
+        }
+        break (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC));
+    };
+    if truncated {
+        return Err(Error::new(call(), Errno::EMSGSIZE));
+    }
+    if length == 0 && fd.is_none() {
+        return Ok(None);
+    }
+    bytes.truncate(length);
+    Ok(Some((bytes, fd)))
+}
+
+/// Makes a listening socket named `name` in the directory `dir` (bind(2), listen(2)). The name is reached
+/// through `/proc/self/fd`, since a socket's address holds 108 bytes and a directory's path may be longer.
+///
+/// # Errors
+/// `EADDRINUSE` where the name is taken.
+pub fn listen(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let call = || format!("bind({}, {name:?})", show(&dir));
+    let socket = named(
+        nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None),
+        || "socket()".to_owned(),
+    )?;
+    let address = named(UnixAddr::new(in_dir(dir, name).as_str()), call)?;
+    named(nix::sys::socket::bind(socket.as_raw_fd(), &address), call)?;
+    let backlog = named(Backlog::new(8), call)?;
+    named(nix::sys::socket::listen(&socket, backlog), || format!("listen({})", show(&socket)))?;
+    Ok(socket)
+}
+
+/// Waits for a connection to a listening socket (accept4(2)).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn accept(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    loop {
+        match nix::sys::socket::accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+            Err(errno) => return Err(Error::new(format!("accept4({})", show(&socket)), errno)),
+            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+            Ok(raw) => return Ok(unsafe { OwnedFd::from_raw_fd(raw) }),
+        }
+    }
+}
+
+/// Connects to the socket `name` in the directory `dir` (connect(2)).
+///
+/// # Errors
+/// `ECONNREFUSED` where nobody listens any more, `ENOENT` where there is none.
+pub fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    connect_as(&in_dir(dir, name), SockType::SeqPacket)
+}
+
+/// Connects to the stream socket at `path`, which the caller named, as for `--console-socket`.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_stream(path: &str) -> Result<OwnedFd> {
+    connect_as(path, SockType::Stream)
+}
+
+fn connect_as(path: &str, kind: SockType) -> Result<OwnedFd> {
+    let call = || format!("connect({path:?})");
+    let socket = named(
+        nix::sys::socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None),
+        || "socket()".to_owned(),
+    )?;
+    let address = named(UnixAddr::new(path), call)?;
+    named(nix::sys::socket::connect(socket.as_raw_fd(), &address), call)?;
+    Ok(socket)
+}
+
+fn in_dir(dir: BorrowedFd<'_>, name: &str) -> String {
+    format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())
+}
