@@ -1,1 +1,10 @@
-//! coracle-isolator-volume
+//! The built-in isolators for volumes.
+
+#![forbid(unsafe_code)]
+
+use coracle_isolator::Isolator;
+
+/// The isolators of this family.
+pub fn isolators() -> Vec<Box<dyn Isolator>> {
+    Vec::new()
+}

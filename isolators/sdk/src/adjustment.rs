@@ -1,0 +1,151 @@
+//! What an isolator wants changed in a container's plan.
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::{Mount, PosixRlimit};
+use serde::{Deserialize, Serialize};
+
+/// Changes to a plan, in the structure of the OCI runtime specification. What is absent or empty stays as it is.
+///
+/// Every field has one owner: [`fields`](Self::fields) names what is set, and two isolators that set one field
+/// are an error.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Adjustment {
+    /// Changes to `process`.
+    pub process: ProcessAdjustment,
+    /// Mounts: each replaces, in its place, the one with the same destination, or is added at the end. Several
+    /// with one destination replace in order.
+    pub mounts: Vec<Mount>,
+    /// Changes to `linux`.
+    pub linux: LinuxAdjustment,
+    /// What could not be done and need not stop the launch, for people: lower case, no full stop.
+    pub warnings: Vec<String>,
+}
+
+/// Changes to `process`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProcessAdjustment {
+    /// The capabilities that the process gets.
+    pub capabilities: Option<CapabilitySets>,
+    /// Resource limits: each replaces the one of its type.
+    pub rlimits: Vec<PosixRlimit>,
+    /// Variables, `NAME=value`: each replaces the one of its name.
+    pub env: Vec<String>,
+    /// Whether the process and its children can never gain privileges by execve(2).
+    pub no_new_privileges: Option<bool>,
+    /// How soon the process is killed for want of memory, -1000 to 1000 (proc_pid_oom_score_adj(5)).
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Changes to `linux`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LinuxAdjustment {
+    /// Kernel parameters of the container's namespaces, by dotted name.
+    pub sysctl: BTreeMap<String, String>,
+    /// The system call filter, compiled.
+    pub seccomp: Option<SeccompProgram>,
+}
+
+/// Five sets of capabilities, each a mask in which bit `n` is the capability with the number `n`
+/// (capabilities(7)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CapabilitySets {
+    /// What execve(2) can ever give.
+    pub bounding: u64,
+    /// What the kernel checks.
+    pub effective: u64,
+    /// What may be made effective.
+    pub permitted: u64,
+    /// What a program file with capabilities may inherit.
+    pub inheritable: u64,
+    /// What a program file without capabilities inherits.
+    pub ambient: u64,
+}
+
+/// A classic BPF program for seccomp(2), at most 4096 instructions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SeccompProgram {
+    /// The instructions, each a `struct sock_filter` packed as `code | jt << 16 | jf << 24 | k << 32`.
+    pub program: Vec<u64>,
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u32,
+}
+
+impl Adjustment {
+    /// The fields it sets, as JSON pointers (RFC 6901) into the specification, in which the items of a list go by
+    /// what tells them apart: `/process/env/PATH`, `/mounts/~1data`.
+    pub fn fields(&self) -> Vec<String> {
+        let mut fields = self.process_fields();
+        fields.extend(self.linux.seccomp.as_ref().map(|_| "/linux/seccomp".to_owned()));
+        fields.extend(self.container_fields());
+        fields
+    }
+
+    /// Those of [`fields`](Self::fields) that concern the container and not one of its processes.
+    pub fn container_fields(&self) -> Vec<String> {
+        let mounts = self.mounts.iter().map(|m| pointer("/mounts", &m.destination().to_string_lossy()));
+        mounts.chain(self.linux.sysctl.keys().map(|name| pointer("/linux/sysctl", name))).collect()
+    }
+
+    fn process_fields(&self) -> Vec<String> {
+        let process = &self.process;
+        let mut fields = Vec::new();
+        for (set, field) in [
+            (process.capabilities.is_some(), "/process/capabilities"),
+            (process.no_new_privileges.is_some(), "/process/noNewPrivileges"),
+            (process.oom_score_adj.is_some(), "/process/oomScoreAdj"),
+        ] {
+            if set {
+                fields.push(field.to_owned());
+            }
+        }
+        fields.extend(process.rlimits.iter().map(|r| pointer("/process/rlimits", &r.typ().to_string())));
+        fields.extend(process.env.iter().map(|variable| pointer("/process/env", variable_name(variable))));
+        fields
+    }
+}
+
+/// The name of the variable `NAME=value`.
+pub fn variable_name(variable: &str) -> &str {
+    variable.split('=').next().unwrap_or_default()
+}
+
+fn pointer(parent: &str, key: &str) -> String {
+    format!("{parent}/{}", key.replace('~', "~0").replace('/', "~1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_what_it_sets_and_nothing_else() {
+        assert_eq!(Adjustment::default().fields(), Vec::<String>::new());
+        let mut mount = Mount::default();
+        mount.set_destination("/data".into());
+        let adjustment = Adjustment {
+            process: ProcessAdjustment { env: vec!["A=1=2".to_owned()], ..ProcessAdjustment::default() },
+            mounts: vec![mount],
+            ..Adjustment::default()
+        };
+        assert_eq!(adjustment.fields(), ["/process/env/A", "/mounts/~1data"]);
+        assert_eq!(adjustment.container_fields(), ["/mounts/~1data"]);
+    }
+
+    #[test]
+    fn documents_use_the_names_of_the_specification() {
+        let text = r#"{"process":{"noNewPrivileges":true,"oomScoreAdj":5},"linux":{"sysctl":{"a.b":"1"}}}"#;
+        let adjustment: Adjustment = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            adjustment.fields(),
+            ["/process/noNewPrivileges", "/process/oomScoreAdj", "/linux/sysctl/a.b"]
+        );
+        let unknown = serde_json::from_str::<Adjustment>(r#"{"proces":{}}"#).unwrap_err();
+        assert!(unknown.to_string().starts_with("unknown field `proces`"), "{unknown}");
+    }
+}

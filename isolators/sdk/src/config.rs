@@ -1,0 +1,71 @@
+//! What an isolator is told about a container.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+/// The kinds of container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A container of its own, made from an OCI bundle.
+    Oci,
+    /// The outermost container of a pod.
+    Pod,
+    /// A container inside another one.
+    Nested,
+    /// A container that looks into another one and ends with its session.
+    Debug,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Oci => "OCI",
+            Self::Pod => "pod",
+            Self::Nested => "nested",
+            Self::Debug => "debug",
+        })
+    }
+}
+
+/// Which hierarchy of control groups carries the machine's resource controllers (cgroups(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupVersion {
+    /// Version 1: a hierarchy for each controller or few. A hybrid machine is one of these.
+    V1,
+    /// Version 2: the unified hierarchy.
+    V2,
+}
+
+/// A container that is about to be made, or a process that is about to be started in one.
+#[derive(Debug, Clone, Copy)]
+pub struct Config<'a> {
+    /// The container's ID.
+    pub id: &'a str,
+    /// The container's kind.
+    pub kind: Kind,
+    /// The bundle's directory: relative paths of the specification start here.
+    pub bundle: &'a Path,
+    /// The specification as it was written; for [`Isolator::process`](crate::Isolator::process) its `process`
+    /// is the one that is about to be started.
+    pub spec: &'a Spec,
+    /// What the machine offers for limits.
+    pub cgroup: CgroupVersion,
+}
+
+/// A container as it stood when an earlier runtime last wrote its state down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The container's ID.
+    pub id: String,
+    /// The container's kind.
+    pub kind: Kind,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The container's first process in the runtime's PID namespace, where it still lives.
+    pub pid: Option<i32>,
+}

@@ -1,0 +1,148 @@
+//! The contract.
+
+use std::os::fd::OwnedFd;
+
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use crate::{Adjustment, Config, Handles, Kind, Limitation, Result, State, Status, Usage};
+
+/// One part of what keeps a container to itself.
+///
+/// **Where**: every call is made in a process of the runtime on the host, never in the container; calls for one
+/// container come one after the other, in the order in which they stand here.
+/// **Order**: of two isolators, the one that another names in [`after`](Self::after), or that names the other in
+/// [`before`](Self::before), goes first; else the order of registration holds. `cleanup` goes the other way round.
+/// **Failure**: an error of `prepare`, `process`, `validate` or `isolate` ends the launch, and `cleanup` is called
+/// for every isolator. The host names the isolator and the call; the error says the rest, once.
+/// **State**: an isolator keeps none in memory between calls, since they may come from different processes of the
+/// runtime: what it must remember about a container it reads back from the kernel or keeps in files of its own.
+pub trait Isolator {
+    /// A name that never changes, `family/subject`: `cgroups/memory`.
+    fn name(&self) -> &str;
+
+    /// Whether it does its work for this kind of container. A launch of a kind that one of the configured
+    /// isolators does not support is refused: nothing is skipped silently.
+    fn supports(&self, kind: Kind) -> bool {
+        let _ = kind;
+        true
+    }
+
+    /// Names of isolators whose calls come before this one's; those that are not configured are ignored.
+    fn after(&self) -> &[&str] {
+        &[]
+    }
+
+    /// Names of isolators whose calls come after this one's; those that are not configured are ignored.
+    fn before(&self) -> &[&str] {
+        &[]
+    }
+
+    /// Called once when a runtime starts to look after containers that an earlier one left: `states` are those it
+    /// knows, `orphans` the IDs of others that have left something behind. `cleanup` follows for each orphan.
+    ///
+    /// # Errors
+    /// Where what an earlier runtime left can't be read. The runtime reports it and goes on.
+    fn recover(&self, states: &[State], orphans: &[String]) -> Result<()> {
+        let _ = (states, orphans);
+        Ok(())
+    }
+
+    /// Called once a launch, before the container's process exists: what the isolator wants changed in the plan.
+    /// Without side effects, since the plan may still be refused or only printed. A field has one owner: two
+    /// isolators that set the same one are an error that names both.
+    ///
+    /// # Errors
+    /// Where the container asks for something that the isolator can't do on this machine.
+    fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
+        let _ = config;
+        Ok(Adjustment::default())
+    }
+
+    /// Called for each process before it is started in the container: the first one, after `prepare`, and each
+    /// `exec` later. May set the fields of `process` and `linux.seccomp` alone. Without side effects.
+    ///
+    /// # Errors
+    /// As `prepare`.
+    fn process(&self, config: &Config<'_>) -> Result<Adjustment> {
+        let _ = config;
+        Ok(Adjustment::default())
+    }
+
+    /// Called once a launch with the final specification, all adjustments applied. Without side effects.
+    ///
+    /// # Errors
+    /// Where the container must not be started as it stands.
+    fn validate(&self, spec: &Spec) -> Result<()> {
+        let _ = spec;
+        Ok(())
+    }
+
+    /// Called once a launch: the container's process exists and waits, its cgroup is made and the process is in
+    /// it; the isolator acts from the host on the handles. What it changes outside the container's own cgroup
+    /// and namespaces must be undone by `cleanup`.
+    ///
+    /// # Errors
+    /// Where the kernel refuses. The process never runs then.
+    fn isolate(&self, container: &Handles<'_>) -> Result<()> {
+        let _ = container;
+        Ok(())
+    }
+
+    /// Called when somebody begins to watch the container: a descriptor that becomes readable when there may be
+    /// a [`limitation`](Self::limitation) to tell. The runtime polls and closes it.
+    ///
+    /// # Errors
+    /// Where the kernel gives no such descriptor.
+    fn watch(&self, container: &Handles<'_>) -> Result<Option<OwnedFd>> {
+        let _ = container;
+        Ok(None)
+    }
+
+    /// Called when the descriptor of `watch` is readable: the limit that the container has run into, if any. What
+    /// to do about it is the runtime's policy.
+    ///
+    /// # Errors
+    /// Where it can't be told.
+    fn limitation(&self, container: &Handles<'_>) -> Result<Option<Limitation>> {
+        let _ = container;
+        Ok(None)
+    }
+
+    /// Called any number of times while the container is alive: new limits, in which an absent field stays as
+    /// it is.
+    ///
+    /// # Errors
+    /// Where the kernel refuses. The limits that were written before stay.
+    fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {
+        let _ = (container, resources);
+        Ok(())
+    }
+
+    /// Called any number of times: what the container uses. Only the fields that the isolator looks after are set.
+    ///
+    /// # Errors
+    /// Where it can't be told.
+    fn usage(&self, container: &Handles<'_>) -> Result<Usage> {
+        let _ = container;
+        Ok(Usage::default())
+    }
+
+    /// Called any number of times: what others may know of the container (its addresses, its volumes …).
+    ///
+    /// # Errors
+    /// Where it can't be told.
+    fn status(&self, container: &Handles<'_>) -> Result<Status> {
+        let _ = container;
+        Ok(Status::default())
+    }
+
+    /// Called after the container's last process is gone if `prepare` was called, whatever came of it; perhaps
+    /// more than once, perhaps for a container that the isolator does not know. A second call does no harm.
+    ///
+    /// # Errors
+    /// Where something is left. The other isolators are cleaned up all the same, and a later `delete` tries again.
+    fn cleanup(&self, id: &str) -> Result<()> {
+        let _ = id;
+        Ok(())
+    }
+}

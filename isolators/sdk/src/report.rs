@@ -1,0 +1,168 @@
+//! What an isolator tells about a container.
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What a container uses. Each isolator fills in what it looks after; what the kernel does not tell is absent.
+/// Times are nanoseconds, sizes are bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Usage {
+    /// Processor time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuUsage>,
+    /// Memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryUsage>,
+    /// Tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<PidsUsage>,
+    /// Block devices, by `major:minor`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub io: BTreeMap<String, IoUsage>,
+    /// Huge pages, by their size as the kernel writes it: `2MB`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hugetlb: BTreeMap<String, HugetlbUsage>,
+    /// RDMA devices, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rdma: BTreeMap<String, RdmaUsage>,
+}
+
+impl Usage {
+    /// Adds what `other` knows and this does not.
+    pub fn merge(&mut self, other: Self) {
+        self.cpu = self.cpu.take().or(other.cpu);
+        self.memory = self.memory.take().or(other.memory);
+        self.pids = self.pids.take().or(other.pids);
+        self.io.extend(other.io);
+        self.hugetlb.extend(other.hugetlb);
+        self.rdma.extend(other.rdma);
+    }
+}
+
+/// Processor time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CpuUsage {
+    /// All of it.
+    pub total: u64,
+    /// In user mode.
+    pub user: u64,
+    /// In the kernel.
+    pub system: u64,
+    /// Periods in which there was a quota.
+    pub periods: u64,
+    /// Periods in which the quota was used up.
+    pub throttled_periods: u64,
+    /// For how long tasks had to wait for the next period.
+    pub throttled_time: u64,
+}
+
+/// Memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MemoryUsage {
+    /// What is charged to the container now, page cache included.
+    pub usage: u64,
+    /// The most that ever was; the kernel tells since 5.19 on version 2.
+    pub peak: Option<u64>,
+    /// The limit; absent where there is none.
+    pub limit: Option<u64>,
+    /// Swap space in use, without memory.
+    pub swap: Option<u64>,
+    /// Anonymous memory.
+    pub rss: u64,
+    /// Page cache.
+    pub cache: u64,
+    /// What could be given up without harm: inactive page cache.
+    pub inactive_file: u64,
+    /// Times that the limit was hit.
+    pub limit_hits: u64,
+    /// Processes killed for want of memory.
+    pub oom_kills: u64,
+}
+
+/// Tasks: processes and threads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PidsUsage {
+    /// How many there are.
+    pub current: u64,
+    /// The limit; absent where there is none.
+    pub limit: Option<u64>,
+}
+
+/// A block device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IoUsage {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Read operations.
+    pub reads: u64,
+    /// Write operations.
+    pub writes: u64,
+}
+
+/// Huge pages of one size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HugetlbUsage {
+    /// What is in use.
+    pub usage: u64,
+    /// The most that ever was; version 1 alone tells.
+    pub peak: Option<u64>,
+    /// Allocations that the limit refused.
+    pub failures: u64,
+}
+
+/// An RDMA device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RdmaUsage {
+    /// Handles in use.
+    pub hca_handles: u64,
+    /// Objects in use.
+    pub hca_objects: u64,
+}
+
+/// A limit that a container has run into.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limitation {
+    /// What happened, for people: `memory limit of 64 MiB exceeded`.
+    pub message: String,
+    /// A word for programs, one for each cause: `oom`.
+    pub reason: String,
+    /// The limits that were exceeded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub resources: Option<LinuxResources>,
+}
+
+/// What others may know of a container, by subject: `{"network": {"addresses": ["10.1.0.2/16"]}}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Status(pub BTreeMap<String, Value>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_several_isolators_become_one_document() {
+        let mut usage = Usage { cpu: Some(CpuUsage { total: 5, ..CpuUsage::default() }), ..Usage::default() };
+        let pids = Some(PidsUsage { current: 2, limit: None });
+        usage.merge(Usage { pids, cpu: Some(CpuUsage::default()), ..Usage::default() });
+        assert_eq!(usage.cpu.unwrap().total, 5);
+        assert_eq!(usage.pids, pids);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_in_the_document() {
+        assert_eq!(serde_json::to_string(&Usage::default()).unwrap(), "{}");
+    }
+}
