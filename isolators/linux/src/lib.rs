@@ -1,10 +1,16 @@
 //! The built-in isolators for what a process may do: capabilities, system calls, resource limits.
+//!
+//! All of them shape the plan of each process that is started in the container and do nothing on the host.
 
 #![forbid(unsafe_code)]
+
+pub mod capabilities;
+pub mod rlimits;
+pub mod seccomp;
 
 use coracle_isolator::Isolator;
 
 /// The isolators of this family.
 pub fn isolators() -> Vec<Box<dyn Isolator>> {
-    Vec::new()
+    vec![Box::new(capabilities::Capabilities), Box::new(rlimits::Rlimits), Box::new(seccomp::Seccomp)]
 }

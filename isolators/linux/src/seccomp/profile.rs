@@ -1,0 +1,247 @@
+//! `linux.seccomp`, checked and in the words of the kernel.
+
+use std::collections::HashMap;
+
+use coracle_isolator::{Errno, Error, Result};
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompFilterFlag as Flag,
+    LinuxSeccompOperator as Operator, LinuxSyscall,
+};
+use seccompiler::SeccompCmpOp;
+
+use super::architecture::Architecture;
+
+/// `SECCOMP_RET_*` of linux/seccomp.h.
+pub(super) const RET_KILL_THREAD: u32 = 0;
+const RET_ERRNO: u32 = 0x0005_0000;
+pub(super) const RET_ENOSYS: u32 = RET_ERRNO | Errno::ENOSYS as u32;
+/// The greatest error number that the kernel hands to a program (`MAX_ERRNO`).
+const MAX_ERRNO: u32 = 4095;
+
+/// A checked profile.
+#[derive(Debug)]
+pub(super) struct Profile<'a> {
+    /// `SECCOMP_RET_*` for what no rule matches.
+    pub(super) default: u32,
+    /// Whether a system call newer than all that the profile names is answered with `ENOSYS`.
+    pub(super) newer_is_enosys: bool,
+    /// The architectures that the filter knows, the native one first.
+    pub(super) architectures: Vec<Architecture>,
+    /// What the profile says of each system call it names.
+    pub(super) decisions: HashMap<&'a str, Decision>,
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub(super) flags: u32,
+}
+
+/// What a profile says of a system call.
+#[derive(Debug, Clone)]
+pub(super) enum Decision {
+    /// This action, whatever the arguments.
+    Always(u32),
+    /// The action of the first rule that matches, else the default one.
+    Match(Vec<Rule>),
+}
+
+/// Comparisons that must all hold, and the action then.
+#[derive(Debug, Clone)]
+pub(super) struct Rule {
+    pub(super) conditions: Vec<Condition>,
+    pub(super) action: u32,
+}
+
+/// One comparison of an argument.
+#[derive(Debug, Clone)]
+pub(super) struct Condition {
+    pub(super) index: u8,
+    pub(super) operator: SeccompCmpOp,
+    pub(super) value: u64,
+}
+
+impl<'a> Profile<'a> {
+    /// Checks `seccomp` for this machine.
+    pub(super) fn new(seccomp: &'a LinuxSeccomp) -> Result<Self> {
+        let native = Architecture::native().ok_or_else(|| {
+            Error::new("filters can't be made on this architecture yet").at("linux.seccomp")
+        })?;
+        Self::for_native(seccomp, native)
+    }
+
+    fn for_native(seccomp: &'a LinuxSeccomp, native: Architecture) -> Result<Self> {
+        refuse_listener(seccomp)?;
+        let default = seccomp.default_action();
+        let code =
+            action(default, seccomp.default_errno_ret()).map_err(|e| e.at("linux.seccomp.defaultAction"))?;
+        let forbids = !matches!(default, Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace);
+        let mut profile = Self {
+            default: code,
+            newer_is_enosys: forbids && code != RET_ENOSYS,
+            architectures: vec![native],
+            decisions: HashMap::with_capacity(512),
+            flags: flags(seccomp.flags().as_deref().unwrap_or_default())?,
+        };
+        for arch in seccomp.architectures().iter().flatten() {
+            // One that this machine can't call needs no rules.
+            let known = Architecture::of(*arch, native);
+            profile.architectures.extend(known.filter(|known| !profile.architectures.contains(known)));
+        }
+        for (i, entry) in seccomp.syscalls().iter().flatten().enumerate() {
+            profile.add(entry, i)?;
+        }
+        Ok(profile)
+    }
+
+    /// Takes in the entry `i` of `syscalls`.
+    fn add(&mut self, entry: &'a LinuxSyscall, i: usize) -> Result<()> {
+        let field = || format!("linux.seccomp.syscalls[{i}]");
+        let action =
+            action(entry.action(), entry.errno_ret()).map_err(|e| e.at(format!("{}.action", field())))?;
+        let args = entry.args().as_deref().unwrap_or_default();
+        let rules = rules(args, action).map_err(|e| e.at(format!("{}.args", field())))?;
+        if entry.names().is_empty() {
+            return Err(Error::new("at least one name is needed").at(format!("{}.names", field())));
+        }
+        for name in entry.names() {
+            let decision = self.decisions.entry(name).or_insert(Decision::Match(Vec::new()));
+            if action == self.default {
+                continue;
+            }
+            match decision {
+                Decision::Always(_) => {}
+                known if rules.is_empty() => *known = Decision::Always(action),
+                Decision::Match(known) => known.extend(rules.iter().cloned()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor of the filter for another process: not there yet, so that nothing may ask for it.
+fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<()> {
+    for (set, field) in [
+        (seccomp.listener_path().is_some(), "linux.seccomp.listenerPath"),
+        (seccomp.listener_metadata().is_some(), "linux.seccomp.listenerMetadata"),
+    ] {
+        if set {
+            return Err(Error::new("is not honoured yet").at(field));
+        }
+    }
+    Ok(())
+}
+
+/// `SECCOMP_RET_*` for `action`; `errno_ret` counts for `SCMP_ACT_ERRNO` (absent: `EPERM`) and `SCMP_ACT_TRACE`.
+fn action(action: Action, errno_ret: Option<u32>) -> Result<u32> {
+    let most = match action {
+        Action::ScmpActNotify => return Err(Error::new(format!("{action} is not honoured yet"))),
+        Action::ScmpActErrno => MAX_ERRNO,
+        _ => u32::from(u16::MAX),
+    };
+    match errno_ret {
+        Some(data) if data > most => Err(Error::new(format!("errno {data} of {action} is above {most}"))),
+        _ => Ok(action.as_u32(errno_ret)),
+    }
+}
+
+/// The rules for the arguments `args`: one with all of them, or where an index stands twice, which is how
+/// profiles without a way to say "or" were written, one for each (as runc has it).
+fn rules(args: &[LinuxSeccompArg], action: u32) -> Result<Vec<Rule>> {
+    let conditions: Vec<Condition> = args.iter().map(condition).collect::<Result<_>>()?;
+    if conditions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let twice = (1..args.len()).any(|i| args[..i].iter().any(|arg| arg.index() == args[i].index()));
+    if twice {
+        Ok(conditions.into_iter().map(|one| Rule { conditions: vec![one], action }).collect())
+    } else {
+        Ok(vec![Rule { conditions, action }])
+    }
+}
+
+fn condition(arg: &LinuxSeccompArg) -> Result<Condition> {
+    let index = u8::try_from(arg.index()).ok().filter(|index| *index < 6);
+    let index = index.ok_or_else(|| Error::new(format!("index {}: arguments are 0 to 5", arg.index())))?;
+    let (operator, value) = match arg.op() {
+        Operator::ScmpCmpNe => (SeccompCmpOp::Ne, arg.value()),
+        Operator::ScmpCmpLt => (SeccompCmpOp::Lt, arg.value()),
+        Operator::ScmpCmpLe => (SeccompCmpOp::Le, arg.value()),
+        Operator::ScmpCmpEq => (SeccompCmpOp::Eq, arg.value()),
+        Operator::ScmpCmpGe => (SeccompCmpOp::Ge, arg.value()),
+        Operator::ScmpCmpGt => (SeccompCmpOp::Gt, arg.value()),
+        // The first value is the mask, the second what must be left.
+        Operator::ScmpCmpMaskedEq => (SeccompCmpOp::MaskedEq(arg.value()), arg.value_two().unwrap_or(0)),
+    };
+    Ok(Condition { index, operator, value })
+}
+
+/// `SECCOMP_FILTER_FLAG_*` of linux/seccomp.h.
+fn flags(flags: &[Flag]) -> Result<u32> {
+    flags.iter().try_fold(0, |bits, flag| match flag {
+        Flag::SeccompFilterFlagTsync => Ok(bits | 1),
+        Flag::SeccompFilterFlagLog => Ok(bits | 2),
+        Flag::SeccompFilterFlagSpecAllow => Ok(bits | 4),
+        // Without a listener, the kernel refuses it.
+        Flag::SeccompFilterFlagWaitKillableRecv => {
+            Err(Error::new(format!("{flag} is not honoured yet")).at("linux.seccomp.flags"))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn refusal(profile: Value) -> String {
+        let seccomp: LinuxSeccomp = serde_json::from_value(profile).unwrap();
+        Profile::new(&seccomp).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_honoured_is_refused_by_name() {
+        let rule = json!([{"names": ["open"], "action": "SCMP_ACT_NOTIFY"}]);
+        let wait = ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"];
+        for (profile, wanted) in [
+            (
+                json!({"syscalls": rule}),
+                "linux.seccomp.syscalls[0].action: SCMP_ACT_NOTIFY is not honoured yet",
+            ),
+            (json!({"listenerPath": "/x"}), "linux.seccomp.listenerPath: is not honoured yet"),
+            (json!({"flags": wait}), &format!("linux.seccomp.flags: {} is not honoured yet", wait[0])),
+        ] {
+            let mut whole = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+            whole.as_object_mut().unwrap().extend(profile.as_object().unwrap().clone());
+            assert_eq!(refusal(whole), wanted);
+        }
+        let wanted = "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY is not honoured yet";
+        assert_eq!(refusal(json!({"defaultAction": "SCMP_ACT_NOTIFY"})), wanted);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        let rule = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]});
+        let arg = json!([{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]);
+        for (profile, wanted) in [
+            (
+                rule(json!({"names": ["open"], "action": "SCMP_ACT_ERRNO", "args": arg})),
+                "linux.seccomp.syscalls[0].args: index 6: arguments are 0 to 5",
+            ),
+            (
+                rule(json!({"names": ["open"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096})),
+                "linux.seccomp.syscalls[0].action: errno 4096 of SCMP_ACT_ERRNO is above 4095",
+            ),
+            (
+                rule(json!({"names": [], "action": "SCMP_ACT_ERRNO"})),
+                "linux.seccomp.syscalls[0].names: at least one name is needed",
+            ),
+        ] {
+            assert_eq!(refusal(profile), wanted);
+        }
+    }
+
+    #[test]
+    fn flags_are_the_kernel_s() {
+        let text =
+            r#"["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]"#;
+        assert_eq!(flags(&serde_json::from_str::<Vec<Flag>>(text).unwrap()).unwrap(), 7);
+    }
+}
