@@ -2,9 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod host_path;
+
 use coracle_isolator::Isolator;
 
 /// The isolators of this family.
 pub fn isolators() -> Vec<Box<dyn Isolator>> {
-    Vec::new()
+    vec![Box::new(host_path::HostPath)]
 }
