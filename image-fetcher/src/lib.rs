@@ -1,1 +1,21 @@
-//! coracle-image
+//! Images: from an archive to a root file system that a container can run on.
+//!
+//! A [`store::Store`] is an OCI image layout that other tools can read, with unpacked layers and mounted
+//! snapshots beside the blobs. An image goes through it one way: import verifies and keeps its blobs,
+//! unpack makes each layer a directory in overlay form, [`snapshot`] mounts them one over the other, and
+//! [`bundle`] writes the `config.json` that a runtime reads.
+//!
+//! What an image says is never trusted: bytes are digested while they flow, every input has a limit that its
+//! error names, and nothing below a layer's or container's root is reached but by descriptors.
+
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod digest;
+pub mod store;
+pub mod image;
+mod metadata;
+pub mod snapshot;
+pub mod bundle;
+
+pub use error::{Context, Error, Kind, Result};

@@ -12,6 +12,7 @@
 
 pub mod error;
 pub mod file;
+pub mod archive;
 pub mod mount;
 pub mod namespace;
 pub mod process;

@@ -1,0 +1,62 @@
+//! A bundle: the root file system of an image, and the `config.json` that a runtime reads beside it.
+
+mod options;
+mod process;
+mod seccomp;
+mod spec;
+mod user;
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use coracle_sys::file;
+use oci_spec::runtime::Spec;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::snapshot::{self, Access};
+use crate::store::Store;
+
+pub use options::{Network, Options, Seccomp};
+pub use spec::{default_spec, spec};
+
+/// A bundle, ready for a runtime.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// The absolute path of the directory that holds `config.json` and `rootfs`.
+    pub path: PathBuf,
+    /// What `config.json` says.
+    pub spec: Spec,
+}
+
+/// Makes the bundle `id` of the image that `reference` names: mounts its layers, and writes `config.json`.
+///
+/// # Errors
+/// [`Kind::NotFound`], [`Kind::NotUnpacked`], [`Kind::Exists`], and [`Kind::Usage`] where an option can't be
+/// understood. What was begun is undone.
+pub fn make(store: &Store, reference: &str, id: &str, options: &Options) -> Result<Bundle> {
+    let image = store.image(reference)?;
+    let access = if options.read_only { Access::ReadOnly } else { Access::Writable };
+    let rootfs = snapshot::mount(store, id, &image, access)?;
+    let made = || -> Result<Bundle> {
+        let root = file::open_dir(&rootfs)?;
+        let spec = spec(&image.config, root.as_fd(), &options.for_id(id))?;
+        let text = serde_json::to_vec_pretty(&spec)
+            .map_err(|e| Error::new(Kind::Malformed, format!("writing config.json: {e}")))?;
+        let path = snapshot::directory_path(store, id);
+        let directory = file::open_dir(&path)?;
+        file::replace(directory.as_fd(), "config.json", &text, 0o600)?;
+        Ok(Bundle { path, spec })
+    };
+    made().context(|| format!("making a bundle of {reference:?}")).inspect_err(|_| {
+        // The first failure is the one to tell; what can't be undone now, the next `remove` finds.
+        let _ = remove(store, id);
+    })
+}
+
+/// Unmounts and removes the bundle `id` with all that its container wrote. One that is not there is no error.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn remove(store: &Store, id: &str) -> Result<()> {
+    snapshot::remove(store, id)
+}

@@ -1,0 +1,243 @@
+//! A snapshot: the layers of an image mounted one over the other with overlayfs.
+//!
+//! ```text
+//! snapshots/ID/snapshot.json   the intent: which layers, written first
+//! snapshots/ID/upper work      what is written goes here; read-only, `upper` is empty and the topmost layer
+//! snapshots/ID/rootfs          where it is mounted
+//! ```
+//!
+//! `upper` carries the metadata of the root directory, since overlayfs shows that of the topmost layer,
+//! and few archives have an entry for it. Each undo may be repeated, and finds its way from any half.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use coracle_sys::archive::{self, Time};
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, mount};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Context, Error, Kind, Result};
+use crate::image::Image;
+use crate::metadata;
+use crate::store::{DOCUMENT_LIMIT, Store, check_id, is_missing};
+
+/// Whether a snapshot can be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Nothing changes.
+    ReadOnly,
+    /// Changes are kept in the snapshot, and go with it.
+    Writable,
+}
+
+/// What `snapshot.json` holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    reference: String,
+    manifest: Digest,
+    /// Names below `layers`, bottom first.
+    layers: Vec<String>,
+    access: Access,
+}
+
+const RECORD: &str = "snapshot.json";
+
+/// Mounts the layers of `image` as the snapshot `id`, and returns the absolute path of its root directory.
+///
+/// # Errors
+/// [`Kind::NotUnpacked`] where a layer is not unpacked yet, [`Kind::Exists`] where the ID is taken. What was
+/// begun is undone.
+pub fn mount(store: &Store, id: &str, image: &Image, access: Access) -> Result<PathBuf> {
+    let mounting = || format!("mounting {:?} as {id:?}", image.reference);
+    check_id(id).context(mounting)?;
+    let _lock = store.lock_adding()?;
+    let layers = layer_directories(store, image).context(mounting)?;
+    let record =
+        Record { reference: image.reference.clone(), manifest: image.digest.clone(), layers, access };
+    let directory = begin(store, id, &record).context(mounting)?;
+    if let Err(error) = assemble(store, id, directory.as_fd(), &record) {
+        // The first failure is the one to tell; what can't be undone now, the next `remove` finds.
+        let _ = remove(store, id);
+        return Err(error).context(mounting);
+    }
+    Ok(directory_path(store, id).join("rootfs"))
+}
+
+/// The absolute path of the snapshot's directory.
+pub fn directory_path(store: &Store, id: &str) -> PathBuf {
+    store.path().join("snapshots").join(id)
+}
+
+/// The names of the directories that hold the image's layers, bottom first.
+fn layer_directories(store: &Store, image: &Image) -> Result<Vec<String>> {
+    let found = image.layers.iter().map(|layer| {
+        store.layer_directory(layer).ok_or_else(|| {
+            let why = format!("layer {} of {:?} is not unpacked", layer.diff_id, image.reference);
+            Error::new(Kind::NotUnpacked, why)
+                .hint(format!("`coracle-image unpack {}` does that", image.reference))
+        })
+    });
+    found.collect()
+}
+
+/// Claims the ID and writes the intent.
+fn begin(store: &Store, id: &str, record: &Record) -> Result<OwnedFd> {
+    match file::mkdir(store.snapshots(), id, 0o700) {
+        Err(e) if e.errno() == Errno::EEXIST => {
+            let why = format!("a snapshot {id:?} exists already");
+            return Err(
+                Error::new(Kind::Exists, why).hint(format!("`coracle-image unmount {id}` removes it"))
+            );
+        }
+        other => other?,
+    }
+    let directory = open_directory(store.snapshots(), OsStr::new(id))?;
+    let bytes =
+        serde_json::to_vec(record).map_err(|e| Error::new(Kind::Malformed, format!("{RECORD}: {e}")))?;
+    file::replace(directory.as_fd(), RECORD, &bytes, 0o600)?;
+    Ok(directory)
+}
+
+fn open_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
+    Ok(file::open(parent, name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?)
+}
+
+/// Makes the directories and the mount: configured and given its attributes while detached, attached last.
+fn assemble(store: &Store, id: &str, directory: BorrowedFd<'_>, record: &Record) -> Result<()> {
+    for name in ["upper", "work", "rootfs"] {
+        file::mkdir(directory, name, 0o755)?;
+    }
+    let (visible, root) = visible_layers(store, record)?;
+    let upper = open_directory(directory, OsStr::new("upper"))?;
+    copy_root(root.as_ref().map(AsFd::as_fd), upper.as_fd())?;
+
+    let here = directory_path(store, id);
+    let overlay = mount::Context::open("overlay")?;
+    overlay.set("source", b"coracle")?;
+    let set = |key: &str, path: PathBuf| set_path(&overlay, key, &path);
+    if record.access == Access::ReadOnly {
+        set("lowerdir+", here.join("upper"))?;
+    }
+    for layer in visible.iter().rev() {
+        set("lowerdir+", store.path().join("layers").join(layer))?;
+    }
+    // An image may have no layer, and overlayfs wants at least one below the upper one, or two.
+    if visible.is_empty() {
+        set("lowerdir+", here.join("rootfs"))?;
+    }
+    let attributes = if record.access == Access::Writable {
+        set("upperdir", here.join("upper"))?;
+        set("workdir", here.join("work"))?;
+        0
+    } else {
+        mount::attr::RDONLY
+    };
+    let mounted = overlay.mount(attributes)?;
+    let rootfs = open_directory(directory, OsStr::new("rootfs"))?;
+    Ok(mount::attach(mounted.as_fd(), rootfs.as_fd())?)
+}
+
+/// Sets a path of the overlay. fsconfig(2) takes no string longer than 255 bytes.
+fn set_path(overlay: &mount::Context, key: &str, path: &std::path::Path) -> Result<()> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.len() > 255 {
+        let why = format!("{path:?} is longer than the 255 bytes that overlayfs takes");
+        return Err(Error::new(Kind::Limit, why).hint("keep the store at a shorter path"));
+    }
+    Ok(overlay.set(key, bytes)?)
+}
+
+/// The layers that count, bottom first, and the topmost root directory that an archive described. A layer
+/// whose root is opaque hides all below it, which overlayfs itself doesn't look at.
+fn visible_layers<'a>(store: &Store, record: &'a Record) -> Result<(&'a [String], Option<OwnedFd>)> {
+    let (mut first, mut root) = (0, None);
+    for (i, name) in record.layers.iter().enumerate().rev() {
+        let layer = open_directory(store.layers(), OsStr::new(name))?;
+        let opaque = archive::xattr(layer.as_fd(), OsStr::new("trusted.overlay.opaque"))?;
+        let implied = archive::xattr(layer.as_fd(), OsStr::new(metadata::IMPLIED))?.is_some();
+        if root.is_none() && !implied {
+            root = Some(layer);
+        }
+        if opaque.as_deref() == Some(b"y") {
+            first = i;
+            break;
+        }
+    }
+    Ok((&record.layers[first..], root))
+}
+
+/// Gives `upper` the metadata of the root directory `root`; where no layer says anything, those of a usual one.
+fn copy_root(root: Option<BorrowedFd<'_>>, upper: BorrowedFd<'_>) -> Result<()> {
+    let [access, modification] = match root {
+        Some(root) => metadata::copy(root, upper)?,
+        None => {
+            file::chmod(upper, 0o755)?;
+            [Time::default(); 2]
+        }
+    };
+    Ok(archive::set_times(upper, access, modification)?)
+}
+
+/// Unmounts the snapshot `id` and keeps what was written to it. One that is not mounted is no error.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn unmount(store: &Store, id: &str) -> Result<()> {
+    check_id(id)?;
+    let rootfs = directory_path(store, id).join("rootfs");
+    loop {
+        match mount::detach(&rootfs) {
+            Ok(()) => {}
+            // EINVAL: nothing is mounted there.
+            Err(e) if matches!(e.errno(), Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            Err(e) => return Err(e).context(|| format!("unmounting {id:?}")),
+        }
+    }
+}
+
+/// Unmounts and removes the snapshot `id` with what was written to it. One that is not there is no error.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn remove(store: &Store, id: &str) -> Result<()> {
+    let removing = || format!("removing snapshot {id:?}");
+    unmount(store, id).context(removing)?;
+    let opened = file::open(store.snapshots(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks);
+    if is_missing(&opened) {
+        return Ok(());
+    }
+    let directory = opened.context(removing)?;
+    // rmdir(2) says EBUSY where something is mounted, in this namespace or, since it would be lost, another.
+    let rootfs = file::rmdir(directory.as_fd(), "rootfs");
+    if !is_missing(&rootfs) {
+        rootfs.context(removing)?;
+    }
+    // The record goes last: until then, its layers are in use.
+    for name in file::list(directory.as_fd()).context(removing)? {
+        if name != RECORD {
+            archive::remove_tree(directory.as_fd(), &name).context(removing)?;
+        }
+    }
+    archive::remove_tree(store.snapshots(), id).context(removing)
+}
+
+/// The names of the layers that snapshots are made of.
+pub(crate) fn layers_in_use(store: &Store) -> Result<BTreeSet<String>> {
+    let mut layers = BTreeSet::new();
+    for id in file::list(store.snapshots())? {
+        let path = std::path::Path::new(&id).join(RECORD);
+        let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
+        // One without a record was never assembled.
+        if !is_missing(&bytes) {
+            let record: Record = crate::image::parse(&bytes?, "snapshot.json")?;
+            layers.extend(record.layers);
+        }
+    }
+    Ok(layers)
+}

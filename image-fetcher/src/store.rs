@@ -1,0 +1,420 @@
+//! The store: an OCI image layout with unpacked layers and snapshots beside the blobs.
+//!
+//! ```text
+//! oci-layout index.json blobs/sha256/HEX    the layout, as image-spec's image-layout.md has it
+//! layers/HEX                                a layer in overlay form, by its diff ID
+//! layers/HEX.chain                          one that needed what lies below it, by its chain ID
+//! snapshots/ID/                             a root file system made of layers, see `snapshot`
+//! lock                                      whose byte ranges and whole are locked, see below
+//! ```
+//!
+//! All of it is root's alone (0700). Whatever has a name is whole: it was written without one or under a
+//! temporary one, synced, and named last. Processes may share a store: `index.json` changes under an
+//! exclusive flock(2) of `lock`; a layer is unpacked under an exclusive lock of one byte of it; who adds
+//! holds the last byte shared; who removes holds all bytes.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use coracle_sys::archive::{self, Lock};
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{self as sys, Errno};
+use oci_spec::image::{Descriptor, ImageIndex};
+
+use crate::digest::{Digest, Verified};
+use crate::error::{Context, Error, Kind, Result};
+use crate::image::{Image, Layer};
+
+/// Where the store is unless somebody says otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/coracle";
+
+/// The annotation of a descriptor in `index.json` that holds an image's reference (image-spec, annotations.md).
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// No document (index, manifest, config) may be longer: 4 MiB, what registries and containerd accept.
+pub const DOCUMENT_LIMIT: u64 = 4 << 20;
+
+const ADDERS: i64 = i64::MAX - 1;
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    root: OwnedFd,
+    blobs: OwnedFd,
+    layers: OwnedFd,
+    snapshots: OwnedFd,
+}
+
+/// An image's name in the store and the descriptor of its manifest.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The reference, such as `docker.io/library/alpine:3.22`.
+    pub reference: String,
+    /// The descriptor of the manifest.
+    pub descriptor: Descriptor,
+}
+
+/// A lock of some part of the store, held until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    _file: OwnedFd,
+}
+
+impl Store {
+    /// Opens the store at `path`, and makes it where it is missing.
+    ///
+    /// # Errors
+    /// Where the directory can't be made, or is an image layout of another version.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = std::path::absolute(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned());
+        Self::open_absolute(path.clone()).context(|| format!("opening the store {path:?}"))
+    }
+
+    fn open_absolute(path: PathBuf) -> Result<Self> {
+        let host = file::open_dir("/")?;
+        let root = file::mkdir_all(host.as_fd(), &path, 0o700)?;
+        let root = file::open(root.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
+        let directory = |name: &str| -> Result<OwnedFd> {
+            file::mkdir_all(root.as_fd(), name, 0o700)?;
+            Ok(file::open(root.as_fd(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?)
+        };
+        let (blobs, layers) = (directory("blobs/sha256")?, directory("layers")?);
+        let snapshots = directory("snapshots")?;
+        let store = Self { path, root, blobs, layers, snapshots };
+        store.check_layout()?;
+        Ok(store)
+    }
+
+    /// The store's absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of unpacked layers.
+    pub fn layers(&self) -> BorrowedFd<'_> {
+        self.layers.as_fd()
+    }
+
+    /// The directory of snapshots.
+    pub fn snapshots(&self) -> BorrowedFd<'_> {
+        self.snapshots.as_fd()
+    }
+
+    /// The directory of blobs.
+    #[cfg(feature = "unpack")]
+    pub(crate) fn blobs(&self) -> BorrowedFd<'_> {
+        self.blobs.as_fd()
+    }
+
+    fn check_layout(&self) -> Result<()> {
+        const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+        let bytes = match file::read(self.root.as_fd(), "oci-layout", 4096, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => {
+                let _lock = self.lock_index()?;
+                return self.replace("oci-layout", LAYOUT.as_bytes());
+            }
+            other => other?,
+        };
+        check_layout(&bytes)
+    }
+
+    /// Replaces a file of the store: synced before it has its name, and the name synced, too.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let temporary = format!(".{name}.new");
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
+        let fd = file::open(self.root.as_fd(), &temporary, flags, 0o600, Resolve::BeneathNoLinks)?;
+        file::write_all(fd.as_fd(), bytes)?;
+        archive::sync(fd.as_fd())?;
+        file::rename(self.root.as_fd(), &temporary, self.root.as_fd(), name)?;
+        Ok(archive::sync(self.root.as_fd())?)
+    }
+
+    // Locks.
+
+    fn lock_file(&self) -> Result<OwnedFd> {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW;
+        Ok(file::open(self.root.as_fd(), "lock", flags, 0o600, Resolve::BeneathNoLinks)?)
+    }
+
+    fn lock_index(&self) -> Result<Held> {
+        let fd = self.lock_file()?;
+        file::lock(fd.as_fd(), true)?;
+        Ok(Held { _file: fd })
+    }
+
+    /// Waits until nobody is removing, and keeps removers out.
+    ///
+    /// # Errors
+    /// Where the lock can't be taken.
+    pub fn lock_adding(&self) -> Result<Held> {
+        let fd = self.lock_file()?;
+        archive::lock_range(fd.as_fd(), Lock::Shared, ADDERS, 1)?;
+        Ok(Held { _file: fd })
+    }
+
+    /// Waits until nobody else unpacks any of these layers, and keeps others from it. The locks are taken in
+    /// one order, so that two processes with layers in common can't wait for each other.
+    #[cfg(feature = "unpack")]
+    pub(crate) fn lock_layers<'a>(&self, layers: impl Iterator<Item = &'a Digest>) -> Result<Held> {
+        let place = |d: &Digest| i64::from_str_radix(&d.hex()[..15], 16).unwrap_or(0);
+        let places: BTreeSet<i64> = layers.map(place).collect();
+        let fd = self.lock_file()?;
+        for place in places {
+            archive::lock_range(fd.as_fd(), Lock::Exclusive, place, 1)?;
+        }
+        archive::lock_range(fd.as_fd(), Lock::Shared, ADDERS, 1)?;
+        Ok(Held { _file: fd })
+    }
+
+    fn lock_all(&self) -> Result<Held> {
+        let fd = self.lock_file()?;
+        archive::lock_range(fd.as_fd(), Lock::Exclusive, 0, 0)?;
+        Ok(Held { _file: fd })
+    }
+
+    // The index.
+
+    /// The images of the store, in the order of their references.
+    ///
+    /// # Errors
+    /// Where `index.json` is malformed.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries: Vec<Entry> = self
+            .index()?
+            .manifests()
+            .iter()
+            .filter_map(|d| {
+                let reference = d.annotations().as_ref()?.get(REF_NAME)?.clone();
+                Some(Entry { reference, descriptor: d.clone() })
+            })
+            .collect();
+        entries.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Ok(entries)
+    }
+
+    fn index(&self) -> Result<ImageIndex> {
+        match file::read(self.root.as_fd(), "index.json", DOCUMENT_LIMIT, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => {
+                let mut index = ImageIndex::default();
+                index.set_media_type(Some(oci_spec::image::MediaType::ImageIndex));
+                Ok(index)
+            }
+            other => crate::image::parse(&other?, "index.json"),
+        }
+    }
+
+    /// Changes the index under its lock. What `change` returns is returned.
+    pub(crate) fn change_index<T>(&self, change: impl FnOnce(&mut Vec<Descriptor>) -> T) -> Result<T> {
+        let _lock = self.lock_index()?;
+        let mut index = self.index()?;
+        let mut manifests = index.manifests().clone();
+        let result = change(&mut manifests);
+        index.set_manifests(manifests);
+        let bytes = serde_json::to_vec(&index)
+            .map_err(|e| Error::new(Kind::Malformed, format!("writing index.json: {e}")))?;
+        self.replace("index.json", &bytes)?;
+        Ok(result)
+    }
+
+    /// The image that `reference` names: exactly, with `:latest` or Docker's prefixes left out, or by the
+    /// digest of its manifest.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] where there is none.
+    pub fn entry(&self, reference: &str) -> Result<Entry> {
+        let entries = self.entries()?;
+        let with_tag = format!("{reference}:latest");
+        for wanted in [reference, &with_tag] {
+            for prefix in ["", "docker.io/library/", "docker.io/", "localhost/"] {
+                let name = format!("{prefix}{wanted}");
+                if let Some(entry) = entries.iter().find(|e| e.reference == name) {
+                    return Ok(entry.clone());
+                }
+            }
+        }
+        let by_digest = entries.into_iter().find(|e| e.descriptor.digest().as_ref() == reference);
+        by_digest.ok_or_else(|| {
+            let why = format!("no image is named {reference:?} in the store {:?}", self.path);
+            Error::new(Kind::NotFound, why)
+                .hint("`coracle-image ls` lists them, `coracle-image import` adds one")
+        })
+    }
+
+    /// The image that `reference` names, with its documents read and verified.
+    ///
+    /// # Errors
+    /// As [`Store::entry`], and where a document is corrupt or malformed.
+    pub fn image(&self, reference: &str) -> Result<Image> {
+        Image::read(self, self.entry(reference)?)
+    }
+
+    // Blobs.
+
+    /// Opens a blob for reading.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] where it is missing.
+    pub fn blob(&self, digest: &Digest) -> Result<File> {
+        let opened = file::open(self.blobs.as_fd(), digest.hex(), libc::O_RDONLY, 0, Resolve::BeneathNoLinks);
+        match opened {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(e) if e.errno() == Errno::ENOENT => {
+                let why = format!("blob {digest} is missing from the store");
+                Err(Error::new(Kind::NotFound, why).hint("import the image again"))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Whether the store has a blob of that name and size.
+    #[cfg(feature = "unpack")]
+    pub(crate) fn has_blob(&self, digest: &Digest, size: u64) -> bool {
+        file::stat_at(self.blobs.as_fd(), digest.hex()).is_ok_and(|s| s.st_size.unsigned_abs() == size)
+    }
+
+    /// Reads and verifies a small blob: a manifest or a config.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`], [`Kind::NotFound`], and [`Kind::Limit`] where it is longer than [`DOCUMENT_LIMIT`].
+    pub fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        let digest = Digest::try_from(descriptor.digest())?;
+        read_document(self.blob(&digest)?, &digest, descriptor.size())
+    }
+
+    // Layers.
+
+    /// The name below `layers` of the directory that `layer` is unpacked in, if it is.
+    pub fn layer_directory(&self, layer: &Layer) -> Option<String> {
+        let by_chain = format!("{}.chain", layer.chain_id.hex());
+        let by_diff = layer.diff_id.hex().to_owned();
+        [by_diff, by_chain].into_iter().find(|name| file::stat_at(self.layers.as_fd(), name).is_ok())
+    }
+
+    // Removal.
+
+    /// Removes the reference, and what no other image and no snapshot uses: blobs and unpacked layers.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] where there is no such image.
+    pub fn remove(&self, reference: &str) -> Result<Entry> {
+        let entry = self.entry(reference)?;
+        self.change_index(|manifests| manifests.retain(|d| name_of(d) != Some(&entry.reference)))?;
+        self.collect()?;
+        Ok(entry)
+    }
+
+    /// Removes blobs and unpacked layers that no image and no snapshot uses, and what a killed process has
+    /// left unfinished. Waits for those who are adding.
+    ///
+    /// # Errors
+    /// Where an image can't be read: then nothing is removed, since its layers are not known.
+    pub fn collect(&self) -> Result<()> {
+        let _lock = self.lock_all()?;
+        let (mut blobs, mut layers) = (BTreeSet::new(), crate::snapshot::layers_in_use(self)?);
+        for entry in self.entries()? {
+            let image = Image::read(self, entry)?;
+            blobs.extend(image.blobs().map(|d| d.hex().to_owned()));
+            layers.extend(image.layers.iter().filter_map(|l| self.layer_directory(l)));
+        }
+        sweep(self.blobs.as_fd(), &blobs)?;
+        sweep(self.layers.as_fd(), &layers)
+    }
+}
+
+/// Removes what is not in `keep`.
+fn sweep(dir: BorrowedFd<'_>, keep: &BTreeSet<String>) -> Result<()> {
+    for name in file::list(dir)? {
+        if !name.to_str().is_some_and(|n| keep.contains(n)) {
+            archive::remove_tree(dir, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The reference in the annotations of a descriptor of an index.
+pub(crate) fn name_of(descriptor: &Descriptor) -> Option<&String> {
+    descriptor.annotations().as_ref()?.get(REF_NAME)
+}
+
+/// Reads a document whose digest and size are known.
+pub(crate) fn read_document(from: impl std::io::Read, digest: &Digest, size: u64) -> Result<Vec<u8>> {
+    use std::io::Read;
+    if size > DOCUMENT_LIMIT {
+        let why = format!("document {digest} of {size} bytes is over the limit of {DOCUMENT_LIMIT}");
+        return Err(Error::new(Kind::Limit, why));
+    }
+    let mut bytes = Vec::new();
+    let mut verified = Verified::new(from, digest.clone(), size);
+    let read = verified.by_ref().take(size).read_to_end(&mut bytes);
+    verified.finish()?;
+    read.map_err(|e| archive::io_error(format!("read({digest})"), &e))?;
+    Ok(bytes)
+}
+
+/// Whether these are the contents of an `oci-layout` file of a version this program knows.
+pub(crate) fn check_layout(bytes: &[u8]) -> Result<()> {
+    let layout: oci_spec::image::OciLayout = crate::image::parse(bytes, "oci-layout")?;
+    let version = layout.image_layout_version();
+    if version.starts_with("1.") {
+        return Ok(());
+    }
+    let why = format!("oci-layout says version {version:?}, and this program knows 1.0.0");
+    Err(Error::new(Kind::Unsupported, why))
+}
+
+/// Whether `name` can be a snapshot's or container's ID: letters, digits and `_+-.`, as runc has it.
+pub(crate) fn check_id(id: &str) -> Result<&OsStr> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'+' | b'-' | b'.');
+    if id.is_empty() || id.len() > 255 || id.starts_with('.') || !id.bytes().all(plain) {
+        let why = format!("{id:?} is no ID: letters, digits and the characters _+-. make one");
+        return Err(Error::new(Kind::Usage, why));
+    }
+    Ok(OsStr::new(id))
+}
+
+/// True where `result` failed because something does not exist.
+pub(crate) fn is_missing<T>(result: &sys::Result<T>) -> bool {
+    matches!(result, Err(e) if e.errno() == Errno::ENOENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_store_is_an_empty_image_layout_that_only_root_can_enter() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("a/store");
+        let store = Store::open(&path).unwrap();
+        assert!(store.entries().unwrap().is_empty());
+        assert_eq!(file::stat(store.root.as_fd()).unwrap().st_mode & 0o777, 0o700);
+        let layout = file::read(store.root.as_fd(), "oci-layout", 100, Resolve::Beneath).unwrap();
+        assert_eq!(layout, br#"{"imageLayoutVersion":"1.0.0"}"#);
+    }
+
+    #[test]
+    fn a_layout_of_another_version_is_refused() {
+        let error = check_layout(br#"{"imageLayoutVersion":"2.0.0"}"#).unwrap_err();
+        assert_eq!(error.to_string(), "oci-layout says version \"2.0.0\", and this program knows 1.0.0");
+    }
+
+    #[test]
+    fn an_unknown_reference_says_where_to_look() {
+        let scratch = tempfile::tempdir().unwrap();
+        let error = Store::open(scratch.path()).unwrap().image("web").unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert!(error.to_string().contains("no image is named \"web\""), "{error}");
+    }
+
+    #[test]
+    fn ids_that_could_leave_the_directory_are_refused() {
+        for bad in ["", ".", "..", "a/b", "a\n", ".hidden", "ä"] {
+            assert_eq!(check_id(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
+        }
+        assert!(check_id("web-1.0_x+y").is_ok());
+    }
+}

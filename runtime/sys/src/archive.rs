@@ -1,0 +1,353 @@
+//! What unpacking a layer asks of the kernel: times, extended attributes, range locks, and making a tree
+//! durable or gone.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result, check, show};
+use crate::file::{self, Resolve};
+use crate::mount::{EMPTY, c_string};
+
+/// A time stamp: seconds since 1970, negative before it, and nanoseconds after that second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Time {
+    /// Seconds since 1970-01-01 00:00 UTC.
+    pub seconds: i64,
+    /// Nanoseconds after `seconds`, below 1,000,000,000.
+    pub nanoseconds: u32,
+}
+
+impl Time {
+    fn raw(self) -> libc::timespec {
+        libc::timespec { tv_sec: self.seconds, tv_nsec: i64::from(self.nanoseconds) }
+    }
+}
+
+/// Sets the times of last access and modification of an open file (futimens(3)).
+///
+/// # Errors
+/// `EPERM`, `EROFS`.
+pub fn set_times(fd: BorrowedFd<'_>, access: Time, modification: Time) -> Result<()> {
+    let times = [access.raw(), modification.raw()];
+    // SAFETY: `times` holds the two timespecs that the call reads.
+    let ret = unsafe { libc::futimens(fd.as_raw_fd(), times.as_ptr()) };
+    check(ret, || format!("futimens({})", show(&fd))).map(drop)
+}
+
+/// Sets the times of `name` in `dir`, a link not followed (utimensat(2)).
+///
+/// # Errors
+/// `ENOENT`, `EPERM`, `EROFS`.
+pub fn set_times_at(
+    dir: BorrowedFd<'_>,
+    name: impl AsRef<OsStr>,
+    access: Time,
+    modification: Time,
+) -> Result<()> {
+    let name = name.as_ref();
+    let c_name = c_string(name.as_bytes(), "utimensat")?;
+    let times = [access.raw(), modification.raw()];
+    // SAFETY: `c_name` is a C string and `times` holds the two timespecs that the call reads.
+    let ret = unsafe {
+        libc::utimensat(dir.as_raw_fd(), c_name.as_ptr(), times.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
+    };
+    check(ret, || format!("utimensat({}, {name:?})", show(&dir))).map(drop)
+}
+
+/// Sets the owner of `name` in `dir`, a link not followed (fchownat(2)).
+///
+/// # Errors
+/// `EPERM`, and `EINVAL` where an ID is not mapped.
+pub fn chown_at(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>, uid: u32, gid: u32) -> Result<()> {
+    let name = name.as_ref();
+    let c_name = c_string(name.as_bytes(), "fchownat")?;
+    // SAFETY: `c_name` is a C string that outlives the call.
+    let ret =
+        unsafe { libc::fchownat(dir.as_raw_fd(), c_name.as_ptr(), uid, gid, libc::AT_SYMLINK_NOFOLLOW) };
+    check(ret, || format!("fchownat({}, {name:?}, {uid}, {gid})", show(&dir))).map(drop)
+}
+
+/// Sets the permission bits of `name` in `dir`, which is no link (fchmodat(2)).
+///
+/// # Errors
+/// `ENOENT`, `EPERM`.
+pub fn chmod_at(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
+    const SYS_FCHMODAT2: i64 = 452;
+    let name = name.as_ref();
+    let c_name = c_string(name.as_bytes(), "fchmodat2")?;
+    // SAFETY: `c_name` is a C string that outlives the call, which Linux 6.6 brought: it refuses links, which
+    // fchmodat(2) follows.
+    let ret = unsafe {
+        libc::syscall(SYS_FCHMODAT2, dir.as_raw_fd(), c_name.as_ptr(), mode, libc::AT_SYMLINK_NOFOLLOW)
+    };
+    check(ret, || format!("fchmodat2({}, {name:?}, {mode:#o})", show(&dir))).map(drop)
+}
+
+/// Sets the extended attribute `name` of an open file (fsetxattr(2)); not for `O_PATH` descriptors.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the file system has no such attributes, `ENOSPC` where they are too long together.
+pub fn set_xattr(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> Result<()> {
+    let c_name = c_string(name.as_bytes(), "fsetxattr")?;
+    // SAFETY: the name is a C string, and value's pointer and length belong together.
+    let ret =
+        unsafe { libc::fsetxattr(fd.as_raw_fd(), c_name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    check(ret, || format!("fsetxattr({}, {name:?}, {} bytes)", show(&fd), value.len())).map(drop)
+}
+
+/// What setxattrat(2) and getxattrat(2) read (`struct xattr_args`).
+#[repr(C, align(8))]
+struct XattrArgs {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+/// Sets the extended attribute `name` of `file` in `dir`, a link not followed: for what can't be opened, as
+/// links and device nodes (setxattrat(2), Linux 6.13).
+///
+/// # Errors
+/// `ENOSYS` on older kernels, `EPERM` for `user.` attributes of anything but files and directories.
+pub fn set_xattr_at(dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr, value: &[u8]) -> Result<()> {
+    const SYS_SETXATTRAT: i64 = 463;
+    let c_file = c_string(file.as_bytes(), "setxattrat")?;
+    let c_name = c_string(name.as_bytes(), "setxattrat")?;
+    let args = XattrArgs { value: value.as_ptr() as u64, size: value.len() as u32, flags: 0 };
+    // SAFETY: file and name are C strings; `args` has the layout and the size that the call reads, and holds
+    // pointer and length of `value`, which outlives the call.
+    let ret = unsafe {
+        libc::syscall(
+            SYS_SETXATTRAT,
+            dir.as_raw_fd(),
+            c_file.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            c_name.as_ptr(),
+            &raw const args,
+            size_of::<XattrArgs>(),
+        )
+    };
+    check(ret, || format!("setxattrat({}, {file:?}, {name:?}, {} bytes)", show(&dir), value.len())).map(drop)
+}
+
+/// The value of the extended attribute `name` of an open file, none where it has no such attribute
+/// (fgetxattr(2)).
+///
+/// # Errors
+/// Only on a closed or `O_PATH` descriptor.
+pub fn xattr(fd: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Vec<u8>>> {
+    let c_name = c_string(name.as_bytes(), "fgetxattr")?;
+    let mut value = vec![0_u8; 65536];
+    // SAFETY: the name is a C string, and the buffer's pointer and length belong together.
+    let ret =
+        unsafe { libc::fgetxattr(fd.as_raw_fd(), c_name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    match check(ret, || format!("fgetxattr({}, {name:?})", show(&fd))) {
+        Ok(length) => {
+            value.truncate(length.unsigned_abs());
+            Ok(Some(value))
+        }
+        Err(e) if matches!(e.errno(), Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The names of an open file's extended attributes (flistxattr(2)).
+///
+/// # Errors
+/// Only on a closed or `O_PATH` descriptor.
+pub fn xattr_names(fd: BorrowedFd<'_>) -> Result<Vec<CString>> {
+    let mut names = vec![0_u8; 65536];
+    // SAFETY: the buffer's pointer and length belong together.
+    let ret = unsafe { libc::flistxattr(fd.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    match check(ret, || format!("flistxattr({})", show(&fd))) {
+        Ok(length) => names.truncate(length.unsigned_abs()),
+        Err(e) if e.errno() == Errno::EOPNOTSUPP => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    }
+    Ok(names.split(|b| *b == 0).filter(|n| !n.is_empty()).filter_map(|n| CString::new(n).ok()).collect())
+}
+
+/// Writes everything of the file system that holds `fd` to its device (syncfs(2)).
+///
+/// # Errors
+/// `EIO`, `ENOSPC`: something written before is lost.
+pub fn sync_file_system(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the call takes no pointers.
+    let ret = unsafe { libc::syncfs(fd.as_raw_fd()) };
+    check(ret, || format!("syncfs({})", show(&fd))).map(drop)
+}
+
+/// Writes an open file or directory to its device (fsync(2)).
+///
+/// # Errors
+/// `EIO`, `ENOSPC`.
+pub fn sync(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the call takes no pointers.
+    let ret = unsafe { libc::fsync(fd.as_raw_fd()) };
+    check(ret, || format!("fsync({})", show(&fd))).map(drop)
+}
+
+/// Asks the kernel to begin writing an open file's data to its device, without waiting
+/// (sync_file_range(2), `SYNC_FILE_RANGE_WRITE`): a later [`sync_file_system`] then finds little to do.
+///
+/// # Errors
+/// `EIO`, `ENOSPC`.
+pub fn begin_sync(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
+    // SAFETY: the call takes no pointers.
+    let ret = unsafe {
+        libc::sync_file_range(
+            fd.as_raw_fd(),
+            offset.cast_signed(),
+            length.cast_signed(),
+            libc::SYNC_FILE_RANGE_WRITE,
+        )
+    };
+    check(ret, || format!("sync_file_range({}, {offset}, {length})", show(&fd))).map(drop)
+}
+
+/// Whom a range lock shuts out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// Those who want it exclusively.
+    Shared,
+    /// Everybody else.
+    Exclusive,
+}
+
+/// Waits for the lock of the bytes of an open file from `start` on, `length` of them or with 0 all; it is
+/// held until the descriptor is closed (fcntl(2), `F_OFD_SETLKW`).
+///
+/// # Errors
+/// `ENOLCK`.
+pub fn lock_range(fd: BorrowedFd<'_>, lock: Lock, start: i64, length: i64) -> Result<()> {
+    // SAFETY: flock is a plain structure of integers, for which zero is a valid value; an open file
+    // description lock asks for a zero in `l_pid`.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = match lock {
+        Lock::Shared => libc::F_RDLCK as i16,
+        Lock::Exclusive => libc::F_WRLCK as i16,
+    };
+    range.l_whence = libc::SEEK_SET as i16;
+    range.l_start = start;
+    range.l_len = length;
+    loop {
+        // SAFETY: `range` is a flock that outlives the call.
+        let ret = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLKW, &raw const range) };
+        if ret < 0 && Errno::last() == Errno::EINTR {
+            continue;
+        }
+        return check(ret, || format!("fcntl({}, F_OFD_SETLKW, {lock:?}, {start}, {length})", show(&fd)))
+            .map(drop);
+    }
+}
+
+/// Removes `name` in `dir` and all below it, following no link, with a handful of descriptors however deep
+/// the tree is: a directory that is not empty is moved up to the top before its turn comes. What is gone
+/// already is no error.
+///
+/// # Errors
+/// `EBUSY` where something is mounted inside.
+pub fn remove_tree(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> Result<()> {
+    let name = name.as_ref();
+    match file::unlink(dir, name) {
+        Err(e) if matches!(e.errno(), Errno::EISDIR | Errno::EPERM) => {}
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
+        other => return other,
+    }
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let top = match file::open(dir, name, flags, 0, Resolve::BeneathNoLinks) {
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
+        other => other?,
+    };
+    let mut moved = 0_u64;
+    loop {
+        let names = file::list(top.as_fd())?;
+        if names.is_empty() {
+            return file::rmdir(dir, name);
+        }
+        for name in names {
+            if !gone(top.as_fd(), &name)? {
+                let inner = file::open(top.as_fd(), &name, flags, 0, Resolve::BeneathNoLinks)?;
+                flatten(inner.as_fd(), top.as_fd(), &mut moved)?;
+                file::rmdir(top.as_fd(), &name)?;
+            }
+        }
+    }
+}
+
+/// Empties `inner`: what is no directory is removed, what is one and not empty becomes a child of `top`.
+fn flatten(inner: BorrowedFd<'_>, top: BorrowedFd<'_>, moved: &mut u64) -> Result<()> {
+    for name in file::list(inner)? {
+        while !gone(inner, &name)? {
+            *moved += 1;
+            match file::rename(inner, &name, top, format!(".removed-{moved}")) {
+                Err(e) if matches!(e.errno(), Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR) => {}
+                Err(e) => return Err(e),
+                Ok(()) => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes `name` in `dir` where that takes one call; false where it is a directory with something in it.
+fn gone(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
+    match file::unlink(dir, name) {
+        Ok(()) => return Ok(true),
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(true),
+        Err(e) if matches!(e.errno(), Errno::EISDIR | Errno::EPERM) => {}
+        Err(e) => return Err(e),
+    }
+    match file::rmdir(dir, name) {
+        Ok(()) => Ok(true),
+        Err(e) if e.errno() == Errno::ENOENT => Ok(true),
+        Err(e) if matches!(e.errno(), Errno::ENOTEMPTY | Errno::EEXIST) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Gives a file that was opened with `O_TMPFILE` the name `name` in `dir` (linkat(2) with `AT_EMPTY_PATH`).
+///
+/// # Errors
+/// `EEXIST` where the name is taken.
+pub fn link_open(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> Result<()> {
+    let name = name.as_ref();
+    let c_name = c_string(name.as_bytes(), "linkat")?;
+    // SAFETY: both paths are C strings that outlive the call.
+    let ret = unsafe {
+        libc::linkat(fd.as_raw_fd(), EMPTY.as_ptr(), dir.as_raw_fd(), c_name.as_ptr(), libc::AT_EMPTY_PATH)
+    };
+    check(ret, || format!("linkat({}, {}, {name:?})", show(&fd), show(&dir))).map(drop)
+}
+
+/// The failure of `call` that a read or write of the standard library reports as `error`.
+pub fn io_error(call: impl Into<String>, error: &std::io::Error) -> Error {
+    Error::new(call, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_deeper_than_descriptors_are_many_is_removed() {
+        let scratch = tempfile_dir();
+        let top = file::open_dir(&scratch).unwrap();
+        let mut here = file::open(top.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath).unwrap();
+        for _ in 0..1500 {
+            file::mkdir(here.as_fd(), "d", 0o755).unwrap();
+            here = file::open(here.as_fd(), "d", libc::O_DIRECTORY, 0, Resolve::Beneath).unwrap();
+        }
+        remove_tree(top.as_fd(), "d").unwrap();
+        assert!(file::list(top.as_fd()).unwrap().is_empty());
+        remove_tree(file::CWD, &scratch).unwrap();
+    }
+
+    fn tempfile_dir() -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("coracle-sys-{}", std::process::id()));
+        file::mkdir(file::CWD, &path, 0o700).unwrap();
+        path
+    }
+}
