@@ -18,6 +18,7 @@ pub mod namespace;
 pub mod process;
 pub mod identity;
 pub mod seccomp;
+pub mod bpf;
 pub mod socket;
 pub mod tty;
 pub mod net;
