@@ -1,0 +1,230 @@
+//! `coracle-test-host [--v1-only] [--seconds N] COMMAND…` runs a command on a host of its own: new namespaces,
+//! empty `/run` and `/var/lib`, an own cgroup in every hierarchy. What it leaves is removed, what it prints and its
+//! exit code are handed on.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stderr, reason = "a program that says why it could not")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, wait};
+
+use coracle_tests::command::code;
+
+/// A test that takes longer is stuck.
+const LIMIT: Duration = Duration::from_secs(240);
+const PREFIX: &str = "coracle-test-";
+
+fn main() -> ExitCode {
+    let mut command: Vec<String> = std::env::args().skip(1).collect();
+    let mut take =
+        |flag: &str| command.first().is_some_and(|first| first == flag).then(|| command.remove(0)).is_some();
+    let inside = take("--init");
+    let v1_only = take("--v1-only");
+    let result = if inside { init(v1_only, &command) } else { outer(v1_only, &command) };
+    result.unwrap_or_else(|reason| {
+        eprintln!("coracle-test-host: {reason}");
+        ExitCode::FAILURE
+    })
+}
+
+/// One hierarchy of cgroups: where it is mounted, as what, and where in it this process is.
+#[derive(Clone, Debug)]
+struct Hierarchy {
+    point: PathBuf,
+    kind: String,
+    options: String,
+    here: PathBuf,
+}
+
+impl Hierarchy {
+    fn ours(&self) -> PathBuf {
+        self.here.join(format!("{PREFIX}{}", std::process::id()))
+    }
+}
+
+/// All hierarchies that are mounted.
+fn hierarchies() -> Vec<Hierarchy> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in table.lines() {
+        let Some((mount, (kind, options))) = line.split_once(" - ").and_then(|(mount, rest)| {
+            let mut rest = rest.split(' ');
+            Some((mount, (rest.next()?, rest.nth(1)?)))
+        }) else {
+            continue;
+        };
+        if kind != "cgroup" && kind != "cgroup2" {
+            continue;
+        }
+        let point = PathBuf::from(mount.split(' ').nth(4).unwrap_or_default());
+        let options = options.split(',').filter(|word| *word != "rw").collect::<Vec<_>>().join(",");
+        let options = if kind == "cgroup2" { String::new() } else { options };
+        let here = membership.lines().find_map(|line| place(line, kind, &options)).unwrap_or_default();
+        let here = point.join(here.trim_start_matches('/'));
+        found.retain(|known| known.point != point);
+        found.push(Hierarchy { point, kind: kind.to_owned(), options, here });
+    }
+    found
+}
+
+/// This process's place, if the line of `/proc/self/cgroup` is that of the hierarchy with these options.
+fn place(line: &str, kind: &str, options: &str) -> Option<String> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (fields.next()?, fields.next()?);
+    let is_it = match kind {
+        "cgroup2" => controllers.is_empty(),
+        _ => {
+            !controllers.is_empty()
+                && controllers.split(',').all(|word| options.split(',').any(|has| has == word))
+        }
+    };
+    is_it.then(|| path.to_owned())
+}
+
+/// Makes cgroups and namespaces, runs the rest inside, and removes the cgroups again.
+fn outer(v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
+    let hierarchies = hierarchies();
+    hierarchies.iter().for_each(sweep);
+    for hierarchy in &hierarchies {
+        join_own(hierarchy)
+            .map_err(|error| format!("make a cgroup in {}: {error}", hierarchy.point.display()))?;
+    }
+    // The mount namespace is made inside: this process must go on seeing the cgroups that it removes.
+    let namespaces = CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    unshare(namespaces).map_err(|errno| format!("unshare: {errno}"))?;
+    let executable = std::env::current_exe().map_err(|error| error.to_string())?;
+    let flags: &[&str] = if v1_only { &["--init", "--v1-only"] } else { &["--init"] };
+    let child = Command::new(executable).args(flags).args(command).spawn();
+    let result =
+        child.map_err(|error| format!("start inside: {error}")).and_then(|child| limited(child, LIMIT));
+    for hierarchy in &hierarchies {
+        let _ = fs::write(hierarchy.here.join("cgroup.procs"), std::process::id().to_string());
+        remove(&hierarchy.ours());
+    }
+    result
+}
+
+/// Makes this process's own cgroup and enters it. A cpuset has no CPUs until it is given some (cgroups(7)).
+fn join_own(hierarchy: &Hierarchy) -> std::io::Result<()> {
+    let ours = hierarchy.ours();
+    fs::create_dir(&ours)?;
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if hierarchy.kind == "cgroup" && ours.join(file).is_file() {
+            fs::write(ours.join(file), fs::read(hierarchy.here.join(file))?)?;
+        }
+    }
+    fs::write(ours.join("cgroup.procs"), std::process::id().to_string())
+}
+
+/// Removes what a killed test host left: its name holds its process ID.
+fn sweep(hierarchy: &Hierarchy) {
+    for entry in fs::read_dir(&hierarchy.here).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(pid) = name.strip_prefix(PREFIX)
+            && !Path::new("/proc").join(pid).is_dir()
+        {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn remove(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    // Dead processes leave their cgroup a moment after they are reaped.
+    for _ in 0..200 {
+        if fs::remove_dir(cgroup).is_ok() || !cgroup.is_dir() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    eprintln!("coracle-test-host: {} could not be removed", cgroup.display());
+}
+
+/// Waits for the first process inside; its death ends all others there.
+fn limited(mut child: Child, limit: Duration) -> Result<ExitCode, String> {
+    let end = Instant::now() + limit;
+    loop {
+        match child.try_wait().map_err(|error| error.to_string())? {
+            Some(status) => return Ok(exit_code(code(status))),
+            None if Instant::now() < end => thread::sleep(Duration::from_millis(2)),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("stopped after {} seconds", limit.as_secs()));
+            }
+        }
+    }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// The first process inside: builds the host, runs the command, reaps whatever loses its parent.
+fn init(v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| format!("prctl: {errno}"))?;
+    let hierarchies = hierarchies();
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| format!("unshare: {errno}"))?;
+    build(v1_only, &hierarchies).map_err(|(what, errno)| format!("mount {what}: {errno}"))?;
+    let loopback = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();
+    loopback.map_err(|error| format!("busybox ip (install busybox-static): {error}"))?;
+    let (program, args) = command.split_first().ok_or("no command")?;
+    let child =
+        Command::new(program).args(args).spawn().map_err(|error| format!("start {program}: {error}"))?;
+    let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
+    loop {
+        match wait() {
+            Ok(WaitStatus::Exited(ended, code)) if ended.as_raw() == pid => return Ok(exit_code(code)),
+            Ok(WaitStatus::Signaled(ended, signal, _)) if ended.as_raw() == pid => {
+                return Ok(exit_code(128 + signal as i32));
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(format!("wait: {errno}")),
+        }
+    }
+}
+
+fn build(v1_only: bool, hierarchies: &[Hierarchy]) -> Result<(), (String, Errno)> {
+    let attach = |kind: &str, point: &Path, options: &str| {
+        mount(Some(kind), point, Some(kind), MsFlags::empty(), Some(options))
+            .map_err(|errno| (format!("{kind} on {}", point.display()), errno))
+    };
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .map_err(|errno| ("/ as private".to_owned(), errno))?;
+    attach("proc", Path::new("/proc"), "")?;
+    attach("sysfs", Path::new("/sys"), "")?;
+    attach("tmpfs", Path::new("/run"), "mode=755,size=4g")?;
+    attach("tmpfs", Path::new("/var/lib"), "mode=755,size=4g")?;
+    let unified = hierarchies.iter().any(|hierarchy| hierarchy.point == Path::new("/sys/fs/cgroup"));
+    if !unified {
+        attach("tmpfs", Path::new("/sys/fs/cgroup"), "mode=755")?;
+    }
+    for hierarchy in hierarchies {
+        if v1_only && hierarchy.kind == "cgroup2" {
+            continue;
+        }
+        let _ = fs::create_dir(&hierarchy.point);
+        attach(&hierarchy.kind, &hierarchy.point, &hierarchy.options)?;
+    }
+    Ok(())
+}

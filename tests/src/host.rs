@@ -1,0 +1,203 @@
+//! The test host: what one privileged test runs on, and how it gets there.
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use coracle_fixtures::hostile::CANARY;
+use coracle_fixtures::spec::Spec;
+
+use crate::bundle::Bundle;
+use crate::command::{self, Outcome};
+use crate::oracle::Snapshot;
+
+/// Set inside the test host: the name of the test that it was made for.
+const INSIDE: &str = "CORACLE_TEST_HOST";
+/// Where a test keeps its files; the one place that the oracle does not look at.
+const WORK: &str = "/run/test";
+
+/// The machine as one test sees it.
+pub struct Host {
+    runtime: PathBuf,
+    count: Cell<u32>,
+    name: String,
+}
+
+/// Runs a test on a host of its own, and the leak oracle around it.
+///
+/// # Panics
+/// When the test fails or leaves anything behind.
+pub fn privileged<F: FnOnce(&Host)>(test: F) {
+    on_host(&[], test);
+}
+
+/// The same on a host without the unified cgroup hierarchy: the v1 controllers alone.
+///
+/// # Panics
+/// When the test fails or leaves anything behind.
+pub fn privileged_v1<F: FnOnce(&Host)>(test: F) {
+    on_host(&["--v1-only"], test);
+}
+
+fn on_host<F: FnOnce(&Host)>(options: &[&str], test: F) {
+    let name = name_of(&test);
+    match std::env::var(INSIDE) {
+        Ok(inside) if inside == name => inside_host(name, test),
+        _ => enter_host(&name, options),
+    }
+}
+
+/// A closure's type is named after the function that holds it: `lifecycle::create::{{closure}}`.
+fn name_of<F>(_: &F) -> String {
+    let path = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
+    path.split_once("::").map_or(path, |(_, name)| name).to_owned()
+}
+
+/// Runs this very test again, on a new host.
+fn enter_host(name: &str, options: &[&str]) {
+    let executable = std::env::current_exe().expect("the path of the tests");
+    let directory = executable.ancestors().nth(2).expect("tests are built two levels deep");
+    let output = Command::new(directory.join("coracle-test-host"))
+        .args(options)
+        .arg(&executable)
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, name)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .output()
+        .expect("start coracle-test-host");
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told);
+    let ran = told.contains("test result: ok. 1 passed");
+    assert!(output.status.success() && ran, "{name} failed on its host:\n{told}");
+}
+
+fn inside_host<F: FnOnce(&Host)>(name: String, test: F) {
+    fs::create_dir_all(WORK).expect("make the test's directory");
+    plant_canary();
+    make_state_roots();
+    let host = Host { runtime: runtime_path(), count: Cell::new(0), name };
+    let before = Snapshot::take(&host.runtime);
+    test(&host);
+    if let Some(difference) = before.difference(&host.runtime) {
+        panic!("the test left the host changed:\n{difference}");
+    }
+}
+
+fn plant_canary() {
+    let canary = Path::new(CANARY);
+    fs::create_dir_all(canary.join("directory")).expect("make the canary");
+    for file in ["file", "directory/file"] {
+        fs::write(canary.join(file), "untouched").expect("write the canary");
+    }
+}
+
+/// A runtime's root directory of states stays, once made (as mount(8)'s own does); what lies in it must not.
+fn make_state_roots() {
+    for path in ["/run/coracle", "/run/runc", "/run/crun"] {
+        fs::DirBuilder::new().mode(0o700).create(path).expect("make a runtime's root directory");
+    }
+    fs::create_dir("/run/mount").expect("make the directory of mount(8)");
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests are a folder of the repository").to_owned()
+}
+
+fn binary(variable: &str, name: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| repository().join("target/bin").join(name), PathBuf::from)
+}
+
+fn runtime_path() -> PathBuf {
+    binary("CORACLE_RUNTIME", "coracle")
+}
+
+impl Host {
+    /// The runtime under test.
+    pub fn runtime(&self) -> &Path {
+        &self.runtime
+    }
+
+    /// The program `coracle-image`.
+    pub fn image_program(&self) -> PathBuf {
+        binary("CORACLE_IMAGE", "coracle-image")
+    }
+
+    /// Whether the runtime under test is ours; some tests are about what only it does.
+    pub fn is_coracle(&self) -> bool {
+        self.runtime.file_name() == Some(OsStr::new("coracle"))
+    }
+
+    /// A new name, for a container or a file.
+    pub fn name(&self, what: &str) -> String {
+        self.count.set(self.count.get() + 1);
+        format!("{what}-{}", self.count.get())
+    }
+
+    /// A new, empty directory of the test.
+    pub fn directory(&self) -> PathBuf {
+        let path = Path::new(WORK).join(self.name("directory"));
+        fs::create_dir_all(&path).expect("make a directory");
+        path
+    }
+
+    /// A bundle with a busybox root and this specification.
+    pub fn bundle(&self, spec: Spec) -> Bundle<'_> {
+        Bundle::new(self, spec)
+    }
+
+    /// A container that sleeps, created and started.
+    pub fn sleeper(&self) -> crate::Container<'_> {
+        self.bundle(Spec::new().args(["sleep", "1000"])).start()
+    }
+
+    /// Runs the runtime with these arguments, nothing on its standard input.
+    pub fn call<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
+        self.call_in(&self.directory(), args)
+    }
+
+    /// The same from a working directory.
+    pub fn call_in<S: AsRef<OsStr>>(&self, directory: &Path, args: &[S]) -> Outcome {
+        let streams = self.directory();
+        let mut command = Command::new(&self.runtime);
+        command::run(command.args(args).current_dir(directory).stdin(Stdio::null()), &streams)
+    }
+
+    /// Runs a shell script of the host, in which `$RUNTIME` is the runtime.
+    pub fn shell(&self, script: &str) -> Outcome {
+        let streams = self.directory();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).env("RUNTIME", &self.runtime).current_dir(&streams);
+        command::run(command.stdin(Stdio::null()), &streams)
+    }
+
+    /// Records that this test could not run, and why; the test then returns. `make test` counts these.
+    pub fn skip(&self, reason: &str) {
+        let line = format!("skipped: {}: {reason}\n", self.name);
+        let path = std::env::var_os("CORACLE_SKIPS")
+            .map_or_else(|| repository().join("target/skipped"), PathBuf::from);
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("record a skipped test");
+    }
+
+    /// Whether the runtime under test is ours; records a skipped test if not.
+    pub fn needs_coracle(&self, what: &str) -> bool {
+        if !self.is_coracle() {
+            self.skip(&format!("only coracle has {what}"));
+        }
+        self.is_coracle()
+    }
+
+    /// Whether a program is installed; records a skipped test if not.
+    pub fn needs_program(&self, program: &str) -> bool {
+        let installed = command::is_installed(program);
+        if !installed {
+            self.skip(&format!("{program} is not installed"));
+        }
+        installed
+    }
+}

@@ -1,0 +1,164 @@
+//! The leak oracle: the whole of a test host as a set of lines, and the difference of two such sets.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirEntry, Metadata};
+use std::hash::{DefaultHasher, Hasher};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What the kernel tears down after the last user has gone may take this long.
+const SETTLING: Duration = Duration::from_secs(2);
+
+/// Directories whose whole content is compared, bytes included: runtime state, image stores, the canary.
+const PRIVATE: [&str; 2] = ["/run", "/var/lib"];
+/// Directories of the machine itself, compared by their entries' attributes.
+const SHARED: [&str; 3] = ["/", "/etc", "/dev"];
+/// What changes without any leak: the tests' own files; terminals of other people; places everyone writes to.
+const IGNORED: [&str; 6] = ["/run/test", "/dev/pts", "/dev/shm", "/dev/ptmx", "/dev/tty", "/tmp"];
+
+/// All that a test host holds at one moment, a line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    lines: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// Takes stock. `binary` is the runtime under test, whose own bytes must not change either.
+    pub fn take(binary: &Path) -> Self {
+        let mut lines = BTreeSet::new();
+        processes(&mut lines);
+        mounts(&mut lines);
+        interfaces(&mut lines);
+        for directory in cgroup_hierarchies() {
+            cgroups(&directory, &mut lines);
+        }
+        for directory in PRIVATE {
+            files(Path::new(directory), &mut lines);
+        }
+        for directory in SHARED {
+            entries(Path::new(directory)).iter().for_each(|entry| describe(entry, &mut lines));
+        }
+        lines.insert(format!("runtime {}", content(binary)));
+        Self { lines }
+    }
+
+    /// Waits until the host is again what it was, and says what still differs after two seconds.
+    pub fn difference(&self, binary: &Path) -> Option<String> {
+        let end = Instant::now() + SETTLING;
+        loop {
+            let now = Self::take(binary);
+            if now == *self {
+                return None;
+            }
+            if Instant::now() > end {
+                return Some(self.tell(&now));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn tell(&self, now: &Self) -> String {
+        let left = now.lines.difference(&self.lines).map(|line| format!("  left: {line}\n"));
+        let gone = self.lines.difference(&now.lines).map(|line| format!("  gone: {line}\n"));
+        left.chain(gone).collect()
+    }
+}
+
+fn entries(directory: &Path) -> Vec<DirEntry> {
+    fs::read_dir(directory).map(|list| list.flatten().collect()).unwrap_or_default()
+}
+
+fn processes(lines: &mut BTreeSet<String>) {
+    for entry in entries(Path::new("/proc")) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        lines.insert(format!("process {name} {}", command.trim_end()));
+        for namespace in entries(&entry.path().join("ns")) {
+            if let Ok(target) = fs::read_link(namespace.path()) {
+                lines.insert(format!("namespace {}", target.display()));
+            }
+        }
+    }
+}
+
+/// The mount table without the numbers that differ from one mount to the next.
+fn mounts(lines: &mut BTreeSet<String>) {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
+    let mut times = std::collections::BTreeMap::new();
+    for line in table.lines() {
+        let fields: Vec<&str> = line.split(' ').skip(2).collect();
+        *times.entry(fields.join(" ")).or_insert(0) += 1;
+    }
+    lines.extend(times.into_iter().map(|(mount, times)| format!("mount {mount} ({times} times)")));
+}
+
+fn interfaces(lines: &mut BTreeSet<String>) {
+    for entry in entries(Path::new("/sys/class/net")) {
+        lines.insert(format!("interface {}", entry.file_name().to_string_lossy()));
+    }
+}
+
+/// Where the hierarchies of cgroups are mounted.
+pub fn cgroup_hierarchies() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");
+    let is_cgroup = |line: &&str| line.contains(" - cgroup ") || line.contains(" - cgroup2 ");
+    let point = |line: &str| PathBuf::from(line.split(' ').nth(4).expect("mountinfo has mount points"));
+    let points: BTreeSet<PathBuf> = table.lines().filter(is_cgroup).map(point).collect();
+    points.into_iter().collect()
+}
+
+fn cgroups(directory: &Path, lines: &mut BTreeSet<String>) {
+    lines.insert(format!("cgroup {}", directory.display()));
+    for entry in entries(directory) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            cgroups(&entry.path(), lines);
+        }
+    }
+}
+
+fn files(directory: &Path, lines: &mut BTreeSet<String>) {
+    for entry in entries(directory) {
+        let path = entry.path();
+        if IGNORED.iter().any(|ignored| path == Path::new(ignored)) {
+            continue;
+        }
+        describe(&entry, lines);
+        let kind = entry.file_type().expect("a file has a type");
+        if kind.is_dir() {
+            files(&path, lines);
+        } else if kind.is_file() {
+            lines.insert(format!("content {} {}", path.display(), content(&path)));
+        }
+    }
+}
+
+fn describe(entry: &DirEntry, lines: &mut BTreeSet<String>) {
+    let path = entry.path();
+    if IGNORED.iter().any(|ignored| path == Path::new(ignored)) {
+        return;
+    }
+    let Ok(found) = fs::symlink_metadata(&path) else { return };
+    let target = fs::read_link(&path).unwrap_or_default();
+    lines.insert(format!("file {} {}{}", path.display(), attributes(&found), target.display()));
+}
+
+/// Type, mode and owner; the size and the time of change too for what is not a directory of many users.
+fn attributes(found: &Metadata) -> String {
+    let base = format!("{:o} {}:{}", found.mode(), found.uid(), found.gid());
+    let kind = found.file_type();
+    if kind.is_dir() || kind.is_char_device() || kind.is_block_device() {
+        return format!("{base} {}", found.rdev());
+    }
+    format!("{base} {} {}.{} ", found.size(), found.mtime(), found.mtime_nsec())
+}
+
+fn content(path: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&fs::read(path).unwrap_or_default());
+    hasher.finish()
+}

@@ -1,0 +1,183 @@
+//! Limits, read back from cgroupfs, and the membership of every process.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+
+use coracle_tests::cgroup::{hierarchies_of, is_unified, members, read};
+use coracle_tests::{Host, Spec, privileged, privileged_v1};
+use serde_json::json;
+
+fn sleeping() -> Spec {
+    Spec::new().args(["sleep", "1000"])
+}
+
+/// Limits of every kind that is asked for in daily life, on a container that runs.
+fn limits_are_written(host: &Host) {
+    let spec = sleeping()
+        .memory(64 << 20)
+        .cpu(500)
+        .pids(64)
+        .set("/linux/resources/memory/reservation", 32 << 20)
+        .set("/linux/resources/cpu/shares", 512)
+        .set("/linux/resources/cpu/cpus", "0")
+        .cgroup("/limited");
+    let container = host.bundle(spec).start();
+    let expect =
+        |file: &str, value: &str| assert_eq!(read("/limited", file).as_deref(), Some(value), "{file}");
+    expect("pids.max", "64");
+    expect("cpuset.cpus", "0");
+    if is_unified() {
+        expect("memory.max", "67108864");
+        expect("memory.low", "33554432");
+        expect("cpu.max", "50000 100000");
+    } else {
+        expect("memory.limit_in_bytes", "67108864");
+        expect("memory.soft_limit_in_bytes", "33554432");
+        expect("cpu.cfs_quota_us", "50000");
+        expect("cpu.cfs_period_us", "100000");
+        expect("cpu.shares", "512");
+    }
+    container.remove();
+}
+
+fn every_process_is_in_every_hierarchy(host: &Host) {
+    let spec =
+        Spec::new().script("sleep 1001 & sleep 1002 & wait").memory(64 << 20).pids(10).cgroup("/members");
+    let container = host.bundle(spec).start();
+    container.exec_with(&["--detach"], &["sleep", "1003"]).succeeds();
+    let pids = host.call(&["ps", "--format", "json", container.id()]).succeeds().json();
+    let pids: Vec<i32> =
+        pids.as_array().unwrap().iter().map(|pid| pid.as_i64().unwrap().try_into().unwrap()).collect();
+    assert!(pids.len() >= 2, "{pids:?}");
+    let hierarchies = hierarchies_of("/members");
+    assert!(!hierarchies.is_empty());
+    for directory in hierarchies {
+        let inside = members(&directory);
+        assert!(
+            pids.iter().all(|pid| inside.contains(pid)),
+            "{}: {inside:?} lacks some of {pids:?}",
+            directory.display()
+        );
+    }
+    container.remove();
+}
+
+#[test]
+fn limits_are_written_as_asked() {
+    privileged(|host| limits_are_written(host));
+}
+
+#[test]
+fn limits_are_written_without_a_unified_tree() {
+    privileged_v1(|host| limits_are_written(host));
+}
+
+#[test]
+fn every_process_is_in_the_cgroup_of_every_hierarchy() {
+    privileged(|host| every_process_is_in_every_hierarchy(host));
+}
+
+#[test]
+fn every_process_is_in_the_cgroup_without_a_unified_tree() {
+    privileged_v1(|host| every_process_is_in_every_hierarchy(host));
+}
+
+#[test]
+fn a_container_that_takes_too_much_memory_is_killed() {
+    privileged(|host| {
+        // tail keeps what it reads until its end; /dev/zero has none.
+        let spec = Spec::new().args(["tail", "/dev/zero"]).memory(16 << 20);
+        host.bundle(spec).run().exits(137);
+    });
+}
+
+#[test]
+fn more_processes_than_allowed_are_refused() {
+    privileged(|host| {
+        let spec = Spec::new().pids(5).script("for i in 1 2 3 4 5 6 7 8; do sleep 2 & done; wait");
+        let run = host.bundle(spec).run();
+        assert!(run.stderr.contains("fork"), "{run:?}");
+    });
+}
+
+#[test]
+fn cpu_time_is_throttled() {
+    privileged(|host| {
+        let spec = Spec::new().cpu(100).cgroup("/throttled").script("while :; do :; done");
+        let container = host.bundle(spec).start();
+        coracle_tests::command::eventually("throttled periods", || {
+            let stat = read("/throttled", "cpu.stat").unwrap();
+            let count = stat.lines().find_map(|line| line.strip_prefix("nr_throttled ")).unwrap().to_owned();
+            count != "0"
+        });
+        container.remove();
+    });
+}
+
+#[test]
+fn no_path_still_gives_a_cgroup_of_its_own() {
+    privileged(|host| {
+        let bundle = host.bundle(sleeping().memory(64 << 20));
+        let config = bundle.directory().join("config.json");
+        let mut document: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        document["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+        fs::write(&config, document.to_string()).unwrap();
+        let container = bundle.start();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let its = fs::read_to_string(format!("/proc/{}/cgroup", container.pid())).unwrap();
+        let memory = |text: &str| {
+            text.lines().find(|line| line.contains("memory") || line.starts_with("0::")).unwrap().to_owned()
+        };
+        assert_ne!(memory(&own), memory(&its));
+        container.remove();
+    });
+}
+
+#[test]
+fn a_nested_path_is_made_and_removed_with_its_container() {
+    privileged(|host| {
+        for hierarchy in coracle_tests::oracle::cgroup_hierarchies() {
+            let _ = fs::create_dir(hierarchy.join("parent"));
+        }
+        let container = host.bundle(sleeping().pids(10).cgroup("/parent/child")).start();
+        assert_eq!(read("/parent/child", "pids.max").as_deref(), Some("10"));
+        container.remove();
+        assert!(hierarchies_of("/parent/child").is_empty());
+        for directory in hierarchies_of("/parent") {
+            fs::remove_dir(directory).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_path_that_climbs_stays_below_the_root() {
+    privileged(|host| {
+        let spec = Spec::new().cgroup("/../../../escape");
+        let run = host.bundle(spec).run();
+        assert!(run.code == 0 || !run.stderr.is_empty(), "{run:?}");
+    });
+}
+
+#[test]
+fn a_memory_limit_that_is_too_low_to_start_is_told() {
+    privileged(|host| {
+        let run = host.bundle(Spec::new().memory(4096)).run();
+        if run.code == 0 {
+            return;
+        }
+        assert!(!run.stderr.is_empty(), "a silent failure: {run:?}");
+    });
+}
+
+#[test]
+fn bad_limits_are_named() {
+    privileged(|host| {
+        let spec = Spec::new().set("/linux/resources/cpu/cpus", "nonsense");
+        host.bundle(spec).run().fails_with(&["nonsense"]);
+        let spec = Spec::new()
+            .set("/linux/resources/cpu/quota", json!(10))
+            .set("/linux/resources/cpu/period", json!(100_000));
+        host.bundle(spec).run().fails_with(&["quota"]);
+    });
+}

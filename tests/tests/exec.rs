@@ -1,0 +1,199 @@
+//! `exec`: one more process in a running container.
+
+use std::fs;
+use std::process::Stdio;
+
+use coracle_tests::{Spec, command, privileged};
+use serde_json::json;
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    privileged(|host| {
+        let container = host.sleeper();
+        container.exec(&["sh", "-c", "exit 0"]).exits(0);
+        container.exec(&["sh", "-c", "exit 42"]).exits(42);
+        container.exec(&["sh", "-c", "kill -KILL $$"]).exits(137);
+        container.remove();
+    });
+}
+
+#[test]
+fn it_is_in_every_namespace_of_the_container() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let script = "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done";
+        let inside = container.exec(&["sh", "-c", script]).succeeds().lines();
+        let first = container.exec(&["sh", "-c", &script.replace("self", "1")]).succeeds().lines();
+        assert_eq!(inside, first);
+        container.remove();
+    });
+}
+
+#[test]
+fn it_is_in_every_cgroup_of_the_container() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let inside = container.exec(&["cat", "/proc/self/cgroup"]).succeeds().text();
+        let first = container.exec(&["cat", "/proc/1/cgroup"]).succeeds().text();
+        assert_eq!(inside, first);
+        container.remove();
+    });
+}
+
+#[test]
+fn options_set_environment_directory_and_user() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let run = container.exec_with(&["--env", "EXTRA=yes"], &["sh", "-c", "echo $EXTRA $PATH"]).succeeds();
+        assert!(run.text().starts_with("yes /usr/local/sbin"), "{run:?}");
+        let run = container.exec_with(&["--cwd", "/home/user"], &["pwd"]).succeeds();
+        assert_eq!(run.text(), "/home/user");
+        let run = container.exec_with(&["--user", "1000:2000"], &["sh", "-c", "id -u; id -g"]).succeeds();
+        assert_eq!(run.lines(), ["1000", "2000"]);
+        container.remove();
+    });
+}
+
+#[test]
+fn a_process_document_says_it_all() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let file = host.directory().join("process.json");
+        let process = json!({
+            "user": {"uid": 1000, "gid": 1000, "additionalGids": [2000]},
+            "args": ["sh", "-c", "id -u; id -G; pwd; echo $WORD; exit 3"],
+            "env": ["PATH=/bin", "WORD=from-a-file"],
+            "cwd": "/tmp"
+        });
+        fs::write(&file, process.to_string()).unwrap();
+        let run = host.call(&["exec", "--process", file.to_str().unwrap(), container.id()]).exits(3);
+        assert_eq!(run.lines(), ["1000", "1000 2000", "/tmp", "from-a-file"]);
+        container.remove();
+    });
+}
+
+#[test]
+fn capabilities_are_the_containers_own() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let script = "grep ^Cap /proc/self/status";
+        let inside = container.exec(&["sh", "-c", script]).succeeds().text();
+        let first = container.exec(&["grep", "^Cap", "/proc/1/status"]).succeeds().text();
+        assert_eq!(inside, first);
+        let more = container.exec_with(&["--cap", "CAP_NET_ADMIN"], &["sh", "-c", script]).succeeds().text();
+        let bit = |text: &str, set: &str| {
+            let line = text.lines().find(|line| line.starts_with(set)).unwrap().to_owned();
+            u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap() >> 12 & 1
+        };
+        assert_eq!((bit(&inside, "CapEff"), bit(&more, "CapEff")), (0, 1));
+        assert_eq!(bit(&more, "CapInh"), 0);
+        container.remove();
+    });
+}
+
+#[test]
+fn detached_it_returns_with_a_pid_file() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let file = host.directory().join("pid");
+        let options = ["--detach", "--pid-file", file.to_str().unwrap()];
+        container.exec_with(&options, &["sleep", "1001"]).succeeds();
+        let pid = fs::read_to_string(&file).unwrap();
+        command::eventually("the command runs", || {
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap() == "sleep\x001001\x00"
+        });
+        container.remove();
+    });
+}
+
+#[test]
+fn a_command_that_is_not_there_is_named() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let run = container.exec(&["no-such-command"]);
+        run.fails_with(&["no-such-command", "executable file not found in $PATH"]);
+        container.exec(&["/no/such/file"]).fails_with(&["no such file or directory"]);
+        container.exec(&["/etc/passwd"]).fails_with(&["permission denied"]);
+        container.exec_with(&["--cwd", "/nowhere"], &["true"]).fails_with(&["/nowhere"]);
+        container.remove();
+    });
+}
+
+#[test]
+fn a_stopped_container_takes_no_more() {
+    privileged(|host| {
+        let container = host.bundle(Spec::new()).start();
+        container.becomes("stopped");
+        container.exec(&["true"]).fails_with(&["stopped"]);
+        container.call("delete").succeeds();
+    });
+}
+
+#[test]
+fn a_bad_user_is_an_error_and_never_root() {
+    privileged(|host| {
+        // runc 1.1 takes 4294967296 as root.
+        if !host.needs_coracle("a strict reading of users") {
+            return;
+        }
+        let container = host.sleeper();
+        for user in ["1000abc", "-1", "4294967296", "0x3e8", "1000:", "1000:x"] {
+            let run = container.exec_with(&["--user", user], &["id", "-u"]);
+            let taken = run.text();
+            assert!(run.code != 0 || taken == "1000", "--user {user:?} was taken as {taken}");
+        }
+        container.remove();
+    });
+}
+
+#[test]
+fn streams_are_handed_through() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let script = format!("printf 'a\\0b' | $RUNTIME exec {} sh -c 'cat; echo error >&2'", container.id());
+        let run = host.shell(&script).succeeds();
+        assert_eq!((run.stdout.as_slice(), run.stderr.as_str()), (b"a\0b".as_slice(), "error\n"));
+        container.remove();
+    });
+}
+
+#[test]
+fn a_signal_to_the_runtime_reaches_the_command() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let mut command = std::process::Command::new(host.runtime());
+        let script = "trap 'exit 9' TERM; echo ready >/tmp/ready; while :; do sleep 0.02; done";
+        command.args(["exec", container.id(), "sh", "-c", script]).stdin(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let ready = container.bundle().rootfs().join("tmp/ready");
+        command::eventually("the command runs", || ready.exists());
+        command::tool("kill", &["-TERM", &child.id().to_string()]);
+        assert_eq!(command::code(command::wait(&mut child, "exec")), 9);
+        container.remove();
+    });
+}
+
+#[test]
+fn it_obeys_the_containers_seccomp_profile() {
+    privileged(|host| {
+        let rules = json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99}]);
+        let spec = Spec::new().seccomp("SCMP_ACT_ALLOW", &rules).args(["sleep", "1000"]);
+        let container = host.bundle(spec).start();
+        let run = container.exec(&["mkdir", "/tmp/new"]);
+        assert!(run.code == 1 && !run.stderr.is_empty(), "{run:?}");
+        container.remove();
+    });
+}
+
+#[test]
+fn inherited_descriptors_do_not_reach_the_command() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let script =
+            format!("exec $RUNTIME exec {} ls -l /proc/self/fd 3</ 4</root 7</dev/zero", container.id());
+        let listing = host.shell(&script).succeeds();
+        let open = listing.lines().iter().filter(|line| line.starts_with('l')).count();
+        assert_eq!(open, 4, "{}", listing.text());
+        container.remove();
+    });
+}

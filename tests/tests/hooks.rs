@@ -1,0 +1,137 @@
+//! Hooks: which run where and in which order, and what a failing one does.
+
+use std::fs;
+use std::path::PathBuf;
+
+use coracle_tests::{Host, Spec, privileged};
+use serde_json::json;
+
+const HOST_SIDE: [&str; 5] = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
+
+fn log(host: &Host) -> PathBuf {
+    host.directory().join("log")
+}
+
+#[test]
+fn they_run_in_the_order_of_the_specification() {
+    privileged(|host| {
+        let log = log(host);
+        let mut spec = Spec::new();
+        for kind in HOST_SIDE {
+            spec = spec.hook(kind, &["/bin/sh", "-c", &format!("echo {kind} >> {}", log.display())]);
+        }
+        // This one runs inside, in the container's root.
+        spec = spec.hook("startContainer", &["/bin/sh", "-c", "echo startContainer > /hooked"]);
+        let bundle = host.bundle(spec.args(["cat", "/hooked"]));
+        assert_eq!(bundle.run().succeeds().text(), "startContainer");
+        let order = fs::read_to_string(&log).unwrap();
+        assert_eq!(order.lines().collect::<Vec<_>>(), HOST_SIDE);
+    });
+}
+
+#[test]
+fn each_gets_the_state_on_its_standard_input() {
+    privileged(|host| {
+        let log = log(host);
+        let mut spec = Spec::new().set("/annotations/key", "value");
+        for kind in ["createRuntime", "createContainer", "poststart", "poststop"] {
+            spec = spec.hook(kind, &["/bin/sh", "-c", &format!("cat >> {0}; echo >> {0}", log.display())]);
+        }
+        let bundle = host.bundle(spec);
+        bundle.run().succeeds();
+        let told = fs::read_to_string(&log).unwrap();
+        let states: Vec<serde_json::Value> =
+            told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(states.len(), 4);
+        for state in &states {
+            assert_eq!(state["id"], bundle.id());
+            assert_eq!(state["bundle"], bundle.directory().to_str().unwrap());
+            assert_eq!(state["annotations"]["key"], "value");
+        }
+        assert_eq!(states[3]["status"], "stopped");
+    });
+}
+
+#[test]
+fn they_wait_for_their_moment() {
+    privileged(|host| {
+        let log = log(host);
+        let mut spec = Spec::new().args(["sleep", "1000"]);
+        for kind in HOST_SIDE {
+            spec = spec.hook(kind, &["/bin/sh", "-c", &format!("echo {kind} >> {}", log.display())]);
+        }
+        let read =
+            || fs::read_to_string(&log).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>();
+        let container = host.bundle(spec).create();
+        // runc 1.1 runs poststart at the end of create.
+        let waiting = read();
+        let early = if host.is_coracle() { 3 } else { waiting.len() };
+        assert_eq!(waiting, HOST_SIDE[..early]);
+        container.call("start").succeeds();
+        assert_eq!(read().last().unwrap(), "poststart");
+        container.remove();
+        assert_eq!(read().last().unwrap(), "poststop");
+    });
+}
+
+#[test]
+fn the_environment_is_the_hooks_own() {
+    privileged(|host| {
+        let log = log(host);
+        let hook = json!({"path": "/usr/bin/env", "args": ["env"], "env": ["ONLY=this"]});
+        let script = format!("env > {}", log.display());
+        let shell = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["ONLY=this"]});
+        let spec = Spec::new().push("/hooks/createRuntime", hook).push("/hooks/createRuntime", shell);
+        host.bundle(spec.env("LD_PRELOAD=./evil.so")).run();
+        let told = fs::read_to_string(&log).unwrap();
+        assert!(told.lines().any(|line| line == "ONLY=this"), "{told}");
+        assert!(
+            !told.contains("LD_PRELOAD") && !told.contains("PATH=/usr/local/sbin:/usr/local/bin:/usr"),
+            "{told}"
+        );
+    });
+}
+
+#[test]
+fn a_failing_hook_before_the_start_stops_the_container() {
+    privileged(|host| {
+        for kind in ["prestart", "createRuntime", "createContainer", "startContainer"] {
+            let bundle =
+                host.bundle(Spec::new().hook(kind, &["/bin/sh", "-c", "exit 3"]).args(["echo", "ran"]));
+            let run = bundle.run();
+            assert_ne!(run.code, 0, "{kind}");
+            assert_eq!(run.text(), "", "{kind}: the command ran all the same");
+            assert!(run.stderr.to_lowercase().contains("hook"), "{kind}: {}", run.stderr);
+        }
+    });
+}
+
+#[test]
+fn a_failing_poststop_hook_does_not_keep_the_container() {
+    privileged(|host| {
+        let container = host.bundle(Spec::new().hook("poststop", &["/bin/false"])).start();
+        container.becomes("stopped");
+        container.call("delete");
+        host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}
+
+#[test]
+fn a_hook_that_takes_too_long_is_killed() {
+    privileged(|host| {
+        let hook = json!({"path": "/bin/sleep", "args": ["sleep", "1003"], "timeout": 1});
+        let begin = std::time::Instant::now();
+        let run = host.bundle(Spec::new().push("/hooks/createRuntime", hook)).run();
+        assert_ne!(run.code, 0);
+        assert!(begin.elapsed().as_secs() < 20);
+    });
+}
+
+#[test]
+fn a_hook_that_is_not_there_is_named() {
+    privileged(|host| {
+        host.bundle(Spec::new().hook("createRuntime", &["/no/such/hook"]))
+            .run()
+            .fails_with(&["/no/such/hook"]);
+    });
+}

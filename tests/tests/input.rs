@@ -1,0 +1,188 @@
+//! Bad input: each one clear line, a failure, nothing left.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+use std::path::Path;
+
+use coracle_tests::{Host, Outcome, Spec, privileged};
+
+/// What `create` and `run` say of a bundle whose `config.json` is this text; both must say it.
+fn refused(host: &Host, config: &str, words: &[&str]) {
+    let bundle = host.bundle(Spec::new());
+    fs::write(bundle.directory().join("config.json"), config).unwrap();
+    bundle.try_create().fails_with(words);
+    bundle.run().fails_with(words);
+    host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+}
+
+fn one_line(run: &Outcome) {
+    assert_eq!(run.stderr.trim_end().lines().count(), 1, "{}", run.stderr);
+    assert!(run.stderr.starts_with("coracle: "), "{}", run.stderr);
+}
+
+#[test]
+fn a_missing_config_is_named() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new());
+        fs::remove_file(bundle.directory().join("config.json")).unwrap();
+        bundle.try_create().fails_with(&["config.json"]);
+        bundle.run().fails_with(&["config.json"]);
+    });
+}
+
+#[test]
+fn a_config_that_is_no_document_is_refused() {
+    privileged(|host| {
+        for config in ["", "{", "null", "[]", "\"text\"", "{\"ociVersion\": 1}", "\u{0}\u{1}"] {
+            refused(host, config, &[]);
+        }
+    });
+}
+
+#[test]
+fn a_config_without_a_process_or_arguments_is_refused() {
+    privileged(|host| {
+        let without = |object: &str, field: &str| Spec::new().remove(object, field).json().to_string();
+        refused(host, &without("", "root"), &["root"]);
+        refused(host, &Spec::new().set("/process/args", serde_json::json!([])).json().to_string(), &["args"]);
+    });
+}
+
+#[test]
+fn a_bundle_that_is_not_there_is_named() {
+    privileged(|host| {
+        host.call(&["run", "--bundle", "/no/such/bundle", "nobody"]).fails_with(&["/no/such/bundle"]);
+    });
+}
+
+#[test]
+fn an_unknown_command_or_flag_is_named() {
+    privileged(|host| {
+        host.call(&["no-such-verb"]).fails_with(&["no-such-verb"]);
+        host.call(&["state", "--no-such-flag", "x"]).fails_with(&["no-such-flag"]);
+    });
+}
+
+#[test]
+fn missing_arguments_are_told() {
+    privileged(|host| {
+        for verb in ["create", "run", "start", "state", "kill", "delete", "exec", "ps"] {
+            host.call(&[verb]).fails_with(&[]);
+        }
+    });
+}
+
+#[test]
+fn unknown_properties_are_ignored() {
+    privileged(|host| {
+        let spec =
+            Spec::new().set("/org.example.unknown", "x").set("/linux/unknownField", 1).args(["echo", "ran"]);
+        assert_eq!(host.bundle(spec).run().succeeds().text(), "ran");
+    });
+}
+
+#[test]
+fn failures_are_one_line_and_name_the_program() {
+    privileged(|host| {
+        if !host.needs_coracle("errors of one line") {
+            return;
+        }
+        one_line(&host.bundle(Spec::new().args(["no-such-command"])).run());
+        one_line(&host.bundle(Spec::new().set("/root/path", "nowhere")).try_create());
+        one_line(&host.call(&["state", "nobody"]));
+        one_line(&host.call(&["no-such-verb"]));
+    });
+}
+
+#[test]
+fn a_log_file_gets_the_failure_as_json() {
+    privileged(|host| {
+        let log = host.directory().join("log.json");
+        let bundle = host.bundle(Spec::new().args(["no-such-command"]));
+        let directory = bundle.directory().to_str().unwrap();
+        let options = ["--log", log.to_str().unwrap(), "--log-format", "json"];
+        host.call(&[&options[..], &["run", "--bundle", directory, bundle.id()]].concat()).fails_with(&[]);
+        let text = fs::read_to_string(&log).unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(last["level"], "error");
+        assert!(last["msg"].as_str().unwrap().contains("executable file not found in $PATH"), "{last}");
+    });
+}
+
+#[test]
+fn spec_writes_a_config_that_runs() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new());
+        fs::remove_file(bundle.directory().join("config.json")).unwrap();
+        host.call_in(bundle.directory(), &["spec"]).succeeds();
+        let config: serde_json::Value =
+            serde_json::from_slice(&fs::read(bundle.directory().join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["process"]["args"][0], "sh");
+        host.call_in(bundle.directory(), &["spec"]).fails_with(&["config.json"]);
+    });
+}
+
+#[test]
+fn version_and_help_are_there() {
+    privileged(|host| {
+        assert!(host.call(&["--version"]).succeeds().text().contains("version"));
+        let help = host.call(&["--help"]).succeeds().text();
+        for verb in ["create", "start", "state", "kill", "delete", "run", "exec", "ps", "list", "spec"] {
+            assert!(help.contains(verb), "{verb} is not in the help");
+        }
+    });
+}
+
+#[test]
+fn features_tell_what_is_built_in() {
+    privileged(|host| {
+        let features = host.call(&["features"]).succeeds().json();
+        assert!(features["ociVersionMax"].is_string());
+        let namespaces = features["linux"]["namespaces"].as_array().unwrap();
+        assert!(
+            ["pid", "mount", "network", "uts", "ipc"].iter().all(|kind| namespaces.contains(&(*kind).into()))
+        );
+        assert!(features["mountOptions"].as_array().unwrap().contains(&"rbind".into()));
+    });
+}
+
+/// Every document of `fixtures/specs/invalid` is refused with the words beside it.
+#[test]
+fn invalid_specifications_are_refused_with_the_expected_words() {
+    privileged(|host| {
+        if !host.needs_coracle("these words") {
+            return;
+        }
+        let cases = specifications("invalid");
+        assert!(!cases.is_empty());
+        for path in cases {
+            let words = fs::read_to_string(path.with_extension("expect")).unwrap();
+            let words: Vec<&str> = words.lines().collect();
+            refused(host, &fs::read_to_string(&path).unwrap(), &words);
+        }
+    });
+}
+
+/// Every document of `fixtures/specs/valid` runs and prints what is beside it.
+#[test]
+fn valid_specifications_run() {
+    privileged(|host| {
+        let cases = specifications("valid");
+        assert!(!cases.is_empty());
+        for path in cases {
+            let bundle = host.bundle(Spec::new());
+            fs::copy(&path, bundle.directory().join("config.json")).unwrap();
+            let expected = fs::read_to_string(path.with_extension("expect")).unwrap();
+            assert_eq!(bundle.run().succeeds().text(), expected.trim_end(), "{}", path.display());
+        }
+    });
+}
+
+fn specifications(kind: &str) -> Vec<std::path::PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/specs").join(kind);
+    let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    files
+}

@@ -1,0 +1,234 @@
+//! `run`: the container's exit code comes back, its streams are handed through.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Stdio;
+
+use coracle_tests::{Spec, command, privileged};
+use serde_json::json;
+
+#[test]
+fn the_exit_code_is_the_containers() {
+    privileged(|host| {
+        host.bundle(Spec::new().script("exit 0")).run().exits(0);
+        host.bundle(Spec::new().script("exit 7")).run().exits(7);
+        host.bundle(Spec::new().script("exit 255")).run().exits(255);
+    });
+}
+
+#[test]
+fn a_signal_becomes_128_and_its_number() {
+    privileged(|host| {
+        // The first process of a PID namespace gets no signal that it does not handle from inside: the shell's
+        // child is killed, and the shell says so in the same way.
+        host.bundle(Spec::new().script("sh -c 'kill -TERM $$'; exit $?")).run().exits(143);
+        let bundle = host.bundle(Spec::new().args(["sleep", "1000"]));
+        let mut run = bundle.command("run").spawn().unwrap();
+        command::eventually("the container runs", || {
+            let state = host.call(&["state", bundle.id()]);
+            state.code == 0 && state.json()["status"] == "running"
+        });
+        host.call(&["kill", bundle.id(), "KILL"]).succeeds();
+        assert_eq!(command::code(command::wait(&mut run, "run")), 137);
+    });
+}
+
+#[test]
+fn a_signal_to_the_runtime_reaches_the_container() {
+    privileged(|host| {
+        let spec =
+            Spec::new().script("trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.02; done");
+        let bundle = host.bundle(spec);
+        let mut child = bundle.command("run").stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut ready = [0; 6];
+        stdout.read_exact(&mut ready).unwrap();
+        command::tool("kill", &["-TERM", &child.id().to_string()]);
+        assert_eq!(command::code(command::wait(&mut child, "run")), 9);
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "caught\n");
+    });
+}
+
+#[test]
+fn a_command_that_is_not_there_is_named() {
+    privileged(|host| {
+        let run = host.bundle(Spec::new().args(["no-such-command"])).run();
+        run.clone().fails_with(&["no-such-command", "executable file not found in $PATH"]);
+        let run = host.bundle(Spec::new().args(["/no/such/file"])).run();
+        run.clone().fails_with(&["/no/such/file", "no such file or directory"]);
+    });
+}
+
+#[test]
+fn a_file_that_can_not_be_executed_is_named() {
+    privileged(|host| {
+        let spec = Spec::new().args(["/etc/passwd"]);
+        host.bundle(spec).run().fails_with(&["/etc/passwd", "permission denied"]);
+    });
+}
+
+#[test]
+fn run_deletes_the_container_at_its_end() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new());
+        bundle.run().succeeds();
+        host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+        bundle.run().succeeds();
+    });
+}
+
+#[test]
+fn streams_carry_every_byte() {
+    privileged(|host| {
+        let bytes: Vec<u8> = (0..300_000_u32).map(|at| u8::try_from(at * 7 % 256).unwrap()).collect();
+        let run = host.bundle(Spec::new().args(["cat"])).input(bytes.clone()).run().succeeds();
+        assert!(run.stdout == bytes, "{} bytes came back of {}", run.stdout.len(), bytes.len());
+    });
+}
+
+#[test]
+fn pipes_are_handed_through_and_closed() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().script("cat; echo error >&2"));
+        let mut command = bundle.command("run");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"one\ntwo\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.stdout, b"one\ntwo\n");
+        assert_eq!(output.stderr, b"error\n");
+    });
+}
+
+#[test]
+fn standard_output_and_error_stay_apart() {
+    privileged(|host| {
+        let run = host.bundle(Spec::new().script("echo out; echo err >&2")).run().succeeds();
+        assert_eq!((run.text().as_str(), run.stderr.as_str()), ("out", "err\n"));
+    });
+}
+
+#[test]
+fn the_environment_is_exactly_the_specifications() {
+    privileged(|host| {
+        let spec = Spec::new().env("ONE=1").env("EMPTY=").env("SPACED= a b ").args(["env"]);
+        let mut lines = host.bundle(spec).run().succeeds().lines();
+        lines.retain(|line| {
+            !["PWD", "SHLVL", "HOME", "PATH", "TERM"].contains(&line.split('=').next().unwrap())
+        });
+        assert_eq!(lines, ["ONE=1", "EMPTY=", "SPACED= a b "]);
+    });
+}
+
+#[test]
+fn home_comes_from_the_users_entry_in_passwd() {
+    privileged(|host| {
+        let home = |spec: Spec| host.bundle(spec.script("echo $HOME")).run().succeeds().text();
+        assert_eq!(home(Spec::new()), "/root");
+        assert_eq!(home(Spec::new().user(1000, 1000)), "/home/user");
+        assert_eq!(home(Spec::new().env("HOME=/elsewhere")), "/elsewhere");
+    });
+}
+
+#[test]
+fn the_working_directory_is_the_specifications() {
+    privileged(|host| {
+        let spec = Spec::new().set("/process/cwd", "/home/user").args(["pwd"]);
+        assert_eq!(host.bundle(spec).run().succeeds().text(), "/home/user");
+    });
+}
+
+#[test]
+fn a_relative_working_directory_is_refused() {
+    privileged(|host| {
+        host.bundle(Spec::new().set("/process/cwd", "home")).run().fails_with(&["cwd"]);
+    });
+}
+
+#[test]
+fn a_pid_file_holds_the_first_process() {
+    privileged(|host| {
+        let file = host.directory().join("pid");
+        let path = file.to_str().unwrap().to_owned();
+        let bundle = host.bundle(Spec::new().args(["sleep", "1000"])).options(["--pid-file", &path]);
+        let container = bundle.create();
+        assert_eq!(fs::read_to_string(&file).unwrap(), container.pid().to_string());
+        container.call("start").succeeds();
+        container.remove();
+    });
+}
+
+#[test]
+fn detached_it_returns_while_the_container_runs() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().args(["sleep", "1000"])).options(["--detach"]);
+        bundle.run().succeeds();
+        let state = host.call(&["state", bundle.id()]).succeeds().json();
+        assert_eq!(state["status"], "running");
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+    });
+}
+
+#[test]
+fn a_missing_command_leaves_nothing_when_detached() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().args(["no-such-command"])).options(["--detach"]);
+        bundle.run().fails_with(&["no-such-command"]);
+        host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+    });
+}
+
+#[test]
+fn preserved_descriptors_reach_the_container_and_no_others() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().script("ls -l /proc/self/fd | grep -c '^l' ; cat <&3"));
+        fs::write(bundle.directory().join("three"), "from three").unwrap();
+        let script = format!(
+            "cd {} && exec $RUNTIME run --preserve-fds 1 {} 3<three 4</dev/zero 5</",
+            bundle.directory().display(),
+            bundle.id()
+        );
+        let run = host.shell(&script).succeeds();
+        // 0, 1, 2, 3 and the directory that ls itself reads.
+        assert_eq!(run.lines(), ["5", "from three"]);
+    });
+}
+
+#[test]
+fn inherited_descriptors_do_not_reach_the_container() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().script("ls -l /proc/self/fd"));
+        let script = format!(
+            "cd {} && exec $RUNTIME run {} 3</ 4</etc/passwd 5</dev/zero 9</root",
+            bundle.directory().display(),
+            bundle.id()
+        );
+        let listing = host.shell(&script).succeeds();
+        let open = listing.lines().iter().filter(|line| line.starts_with('l')).count();
+        assert_eq!(open, 4, "0, 1, 2 and the directory that ls reads\n{}", listing.text());
+    });
+}
+
+#[test]
+fn no_pivot_moves_the_root_instead() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().script("ls /bin/busybox; ls -d /host-canary || echo hidden"));
+        let run = bundle.options(["--no-pivot"]).run().succeeds();
+        assert_eq!(run.lines(), ["/bin/busybox", "hidden"]);
+    });
+}
+
+#[test]
+fn a_container_has_a_session_keyring_of_its_own_unless_told_otherwise() {
+    privileged(|host| {
+        let keys = || Spec::new().set("/linux/maskedPaths", json!([])).args(["cat", "/proc/keys"]);
+        let own = host.bundle(keys());
+        let name = format!("_ses.{}", own.id());
+        let listing = own.run().succeeds().text();
+        assert!(listing.contains(&name), "{name} is not in {listing}");
+        let shared = host.bundle(keys()).options(["--no-new-keyring"]).run().succeeds().text();
+        assert!(!shared.contains("_ses.container"), "{shared}");
+    });
+}

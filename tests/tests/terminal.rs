@@ -1,0 +1,140 @@
+//! Terminals: sent over a console socket by `create` and `exec`, or kept by `run`.
+
+use coracle_tests::terminal::ConsoleSocket;
+use coracle_tests::{Spec, command, privileged};
+use serde_json::json;
+
+#[test]
+fn create_sends_the_terminal_over_the_console_socket() {
+    privileged(|host| {
+        let socket = ConsoleSocket::new(&host.directory());
+        let spec =
+            Spec::new().set("/process/terminal", true).script("tty; read line; echo got:$line; sleep 1000");
+        let bundle = host.bundle(spec).options(["--console-socket", socket.path()]);
+        let container = bundle.create();
+        let mut terminal = socket.receive();
+        container.call("start").succeeds();
+        terminal.read_until("/dev/pts/0");
+        terminal.type_line("hello");
+        terminal.read_until("got:hello");
+        container.remove();
+    });
+}
+
+#[test]
+fn the_console_is_the_terminal() {
+    privileged(|host| {
+        let socket = ConsoleSocket::new(&host.directory());
+        let spec = Spec::new()
+            .set("/process/terminal", true)
+            .script("stat -c %t /dev/console; echo to-console > /dev/console; [ -t 0 ] && [ -t 1 ] && echo is-a-tty; sleep 1000");
+        let container = host.bundle(spec).options(["--console-socket", socket.path()]).create();
+        let mut terminal = socket.receive();
+        container.call("start").succeeds();
+        // Major number 136 is that of Unix98 terminals.
+        let text = terminal.read_until("is-a-tty");
+        assert!(text.contains("88") && text.contains("to-console"), "{text}");
+        container.remove();
+    });
+}
+
+#[test]
+fn the_console_has_the_size_asked_for() {
+    privileged(|host| {
+        let socket = ConsoleSocket::new(&host.directory());
+        let spec = Spec::new()
+            .set("/process/terminal", true)
+            .set("/process/consoleSize", json!({"height": 33, "width": 77}))
+            .args(["sleep", "1000"]);
+        let container = host.bundle(spec).options(["--console-socket", socket.path()]).create();
+        let terminal = socket.receive();
+        container.call("start").succeeds();
+        assert_eq!(terminal.size(), (33, 77));
+        container.remove();
+    });
+}
+
+#[test]
+fn a_terminal_without_a_socket_is_refused_by_create() {
+    privileged(|host| {
+        let spec = Spec::new().set("/process/terminal", true);
+        host.bundle(spec).try_create().fails_with(&["console"]);
+    });
+}
+
+#[test]
+fn a_socket_without_a_terminal_is_refused_by_create() {
+    privileged(|host| {
+        let socket = ConsoleSocket::new(&host.directory());
+        let bundle = host.bundle(Spec::new()).options(["--console-socket", socket.path()]);
+        bundle.try_create().fails_with(&["console"]);
+    });
+}
+
+#[test]
+fn exec_sends_a_terminal_too() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let socket = ConsoleSocket::new(&host.directory());
+        let options = ["--tty", "--detach", "--console-socket", socket.path()];
+        container.exec_with(&options, &["sh", "-c", "tty; read line; echo got:$line"]).succeeds();
+        let mut terminal = socket.receive();
+        terminal.type_line("word");
+        terminal.read_until("got:word");
+        container.remove();
+    });
+}
+
+#[test]
+fn run_keeps_the_terminal_and_hands_it_on() {
+    privileged(|host| {
+        if !host.needs_program("script") {
+            return;
+        }
+        let spec =
+            Spec::new().set("/process/terminal", true).script("tty; [ -t 1 ] && echo is-a-tty; exit 5");
+        let bundle = host.bundle(spec);
+        let script = format!(
+            "cd {} && script --quiet --return --command \"$RUNTIME run {}\" /dev/null </dev/null",
+            bundle.directory().display(),
+            bundle.id()
+        );
+        let run = host.shell(&script).exits(5);
+        assert!(run.text().contains("is-a-tty"), "{run:?}");
+    });
+}
+
+#[test]
+fn the_terminal_belongs_to_the_containers_user() {
+    privileged(|host| {
+        let socket = ConsoleSocket::new(&host.directory());
+        let spec = Spec::new()
+            .user(1000, 1000)
+            .set("/process/terminal", true)
+            .script("stat -c owner:%u $(tty); sleep 1000");
+        let container = host.bundle(spec).options(["--console-socket", socket.path()]).create();
+        let mut terminal = socket.receive();
+        container.call("start").succeeds();
+        terminal.read_until("owner:1000");
+        container.remove();
+    });
+}
+
+#[test]
+fn no_process_keeps_the_terminal_of_a_container_that_ended() {
+    privileged(|host| {
+        let socket = ConsoleSocket::new(&host.directory());
+        let spec = Spec::new().set("/process/terminal", true).script("echo bye");
+        let container = host.bundle(spec).options(["--console-socket", socket.path()]).create();
+        let mut terminal = socket.receive();
+        container.call("start").succeeds();
+        terminal.read_until("bye");
+        container.becomes("stopped");
+        command::eventually("the last open end is ours", || {
+            let open =
+                command::tool("sh", &["-c", "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c /dev/pts/ || true"]);
+            open.trim() == "0"
+        });
+        container.call("delete").succeeds();
+    });
+}
