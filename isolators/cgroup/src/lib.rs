@@ -3,6 +3,13 @@
 //! Each isolator owns one controller. From what the specification sets, and nothing else, it makes a short list
 //! of values and files ([`limit::Setting`]) and writes it into the open directories of the container's own group.
 //! What the running version of cgroups can't do is an error that names the field; nothing is ignored.
+//!
+//! The cgroups-rs crate is not what writes here; the tests use it as a second reader. It works by path, and
+//! finds the hierarchies anew in mountinfo for each group: to make a container's groups, limit memory, processor
+//! and tasks, and remove them takes it 102 system calls and 0.56 ms, against 68 and 0.39 ms by open directories
+//! (medians of 100 on one machine, Linux 6.18, eight version 1 hierarchies). It can't name the field of a
+//! specification that a write failed for, and it always brings a D-Bus client with its executor and threads (about
+//! fifty more crates), where the runtime may start none before the container.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +25,8 @@ mod rdma;
 mod net;
 mod devices;
 mod unified;
+#[cfg(test)]
+mod parity;
 #[cfg(test)]
 mod testing;
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use coracle_isolator::{Cgroup, CgroupVersion, Error, Handles, Isolator};
+use coracle_isolator::{Cgroup, CgroupVersion, Error, Handles, Isolator, Usage};
 use coracle_sys::file;
 use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::Value;
@@ -89,6 +89,20 @@ impl Group {
     pub(crate) fn update(&self, isolator: &dyn Isolator, resources: &LinuxResources) {
         let container = Handles { id: "test", pidfd: None, cgroup: &self.group, spec: &Spec::default() };
         isolator.update(&container, resources).unwrap();
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What all of `isolators` tell of the group.
+    pub(crate) fn usage(&self, isolators: &[Box<dyn Isolator>]) -> Usage {
+        let container = Handles { id: "test", pidfd: None, cgroup: &self.group, spec: &Spec::default() };
+        let mut usage = Usage::default();
+        for isolator in isolators {
+            usage.merge(isolator.usage(&container).unwrap());
+        }
+        usage
     }
 
     /// Runs a shell's command in the group.
