@@ -1,1 +1,28 @@
-//! coracle
+//! Coracle: a native container runtime for Linux, composed of isolators.
+//!
+//! The command line comes in at [`cli`], goes to one file of [`commands`], and that is a short list of
+//! [`stages`]. What happens inside the container, up to execve(2), is in [`init`]; all that the two sides say to
+//! each other is in [`handshake`].
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod error;
+mod told;
+pub mod self_image;
+pub mod commands;
+pub mod stages;
+pub mod handshake;
+pub mod init;
+pub mod isolators;
+pub mod hooks;
+pub mod cgroup;
+pub mod state;
+pub mod image;
+pub mod time;
+
+/// Writes `text` to the standard output. Nobody may be left to read it; that is no failure of ours.
+pub(crate) fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}

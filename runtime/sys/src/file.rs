@@ -36,7 +36,13 @@ pub const CWD: BorrowedFd<'static> = nix::fcntl::AT_FDCWD;
 ///
 /// # Errors
 /// `EXDEV` or `ELOOP` where the path leads out of what `resolve` allows.
-pub fn open(dir: BorrowedFd<'_>, path: impl AsRef<Path>, flags: i32, mode: u32, resolve: Resolve) -> Result<OwnedFd> {
+pub fn open(
+    dir: BorrowedFd<'_>,
+    path: impl AsRef<Path>,
+    flags: i32,
+    mode: u32,
+    resolve: Resolve,
+) -> Result<OwnedFd> {
     let path = path.as_ref();
     let name = c_string(path.as_os_str().as_bytes(), "openat2")?;
     let flags = flags | libc::O_CLOEXEC;
@@ -336,7 +342,8 @@ pub fn chown(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
 /// `EFBIG` where the file holds more than `most` bytes, and whatever read(2) says.
 pub fn read_all(fd: OwnedFd, most: u64) -> Result<Vec<u8>> {
     let call = format!("read([{}])", fd.as_raw_fd());
-    let mut bytes = Vec::new();
+    // Most files that are read here are small, and procfs and cgroupfs tell no size: one read, and one for the end.
+    let mut bytes = Vec::with_capacity(usize::try_from(most.min(8191)).unwrap_or(0) + 1);
     let mut file = std::fs::File::from(fd).take(most + 1);
     file.read_to_end(&mut bytes).map_err(|e| io_error(&call, &e))?;
     if bytes.len() as u64 > most { Err(Error::new(call, Errno::EFBIG)) } else { Ok(bytes) }

@@ -70,30 +70,27 @@ pub fn set_capabilities(sets: &Capabilities) -> Result<()> {
     let data = [half(0), half(32)];
     // SAFETY: a version 3 header and two data blocks, as that version asks.
     let ret = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
-    check(ret, || {
-        format!("capset({:#x}, {:#x}, {:#x})", sets.effective, sets.permitted, sets.inheritable)
-    })
-    .map(drop)
+    check(ret, || format!("capset({:#x}, {:#x}, {:#x})", sets.effective, sets.permitted, sets.inheritable))
+        .map(drop)
 }
 
-/// Takes out of the bounding set what `keep` doesn't hold, up to `last`, the highest capability that the
-/// kernel knows (`PR_CAPBSET_DROP`). Does nothing where the thread lacks `CAP_SETPCAP`.
+/// Takes out of the bounding set what `keep` doesn't hold (`PR_CAPBSET_DROP`). Does nothing where the thread
+/// lacks `CAP_SETPCAP`.
 ///
 /// # Errors
 /// None that a kernel is known to give.
-pub fn limit_bounding(keep: u64, last: u32) -> Result<()> {
+pub fn limit_bounding(keep: u64) -> Result<()> {
     if capabilities()?.effective & CAP_SETPCAP == 0 {
         return Ok(());
     }
-    for capability in (0..=last).filter(|c| keep & (1 << c) == 0) {
-        prctl(libc::PR_CAPBSET_DROP, u64::from(capability), 0)?;
+    for capability in (0..64_u64).filter(|c| keep & (1 << c) == 0) {
+        match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
+            // Beyond the last capability that this kernel knows.
+            Err(e) if e.errno() == Errno::EINVAL => break,
+            other => other?,
+        };
     }
     Ok(())
-}
-
-/// The highest capability that the running kernel knows. Asking for one beyond it is `EINVAL`.
-pub fn last_capability() -> u32 {
-    (0..64).take_while(|c| prctl(libc::PR_CAPBSET_READ, *c, 0).is_ok()).last().unwrap_or(0) as u32
 }
 
 /// Raises the ambient capabilities of `set` (`PR_CAP_AMBIENT_RAISE`, Linux 4.3).

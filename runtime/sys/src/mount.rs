@@ -223,10 +223,8 @@ fn set_raw(fd: BorrowedFd<'_>, raw: &libc::mount_attr, recursive: bool) -> Resul
             size_of::<libc::mount_attr>(),
         )
     };
-    check(ret, || {
-        format!("mount_setattr({}, set {:#x}, clear {:#x})", show(&fd), raw.attr_set, raw.attr_clr)
-    })
-    .map(drop)
+    check(ret, || format!("mount_setattr({}, set {:#x}, clear {:#x})", show(&fd), raw.attr_set, raw.attr_clr))
+        .map(drop)
 }
 
 /// Attaches the detached mount `mount` on the file or directory `target` (move_mount(2)).

@@ -47,11 +47,7 @@ impl Exit {
 ///
 /// # Errors
 /// `ENOSPC` where there are too many namespaces, `EPERM`, and `ENODEV` where the cgroup is gone.
-pub fn spawn(
-    namespaces: i32,
-    cgroup: Option<BorrowedFd<'_>>,
-    child: impl FnOnce() -> i32,
-) -> Result<Child> {
+pub fn spawn(namespaces: i32, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce() -> i32) -> Result<Child> {
     debug_assert_eq!(threads(), 1, "a process with threads must not be cloned");
     let mut pidfd: i32 = -1;
     // SAFETY: clone_args is a plain structure of integers, for which zero is a valid value.
@@ -257,6 +253,28 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     check(ret, || format!("close_range({first}, ~0, CLOEXEC)")).map(drop)
 }
 
+/// Closes every descriptor from 3 on but those of `keep` (close_range(2), Linux 5.9). For a cloned child, which
+/// has copies of descriptors that belong to its parent: locks, and ends of sockets whose closing somebody awaits.
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn close_all_but(keep: &[i32]) -> Result<()> {
+    let mut keep: Vec<u32> =
+        keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for last in keep.into_iter().map(|fd| fd.checked_sub(1)).chain([Some(u32::MAX)]).flatten() {
+        if first <= last {
+            // SAFETY: the owners of these descriptors live in the parent; in this copy of its memory nothing
+            // uses or drops them, since a child never returns to its parent's frames.
+            let ret = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            check(ret, || format!("close_range({first}, {last})"))?;
+        }
+        first = last.saturating_add(2);
+    }
+    Ok(())
+}
+
 /// Lets the descriptor `fd` live through execve(2).
 ///
 /// # Errors
@@ -291,13 +309,8 @@ pub fn set_stream(fd: BorrowedFd<'_>, stream: i32) -> Result<()> {
 /// Where `/dev/null` can't be opened.
 pub fn open_streams() -> Result<()> {
     while let Some(closed) = (0..3).find(|n| !is_open(*n)) {
-        let null = crate::file::open(
-            crate::file::CWD,
-            "/dev/null",
-            libc::O_RDWR,
-            0,
-            crate::file::Resolve::Host,
-        )?;
+        let null =
+            crate::file::open(crate::file::CWD, "/dev/null", libc::O_RDWR, 0, crate::file::Resolve::Host)?;
         if null.as_raw_fd() == closed {
             keep_on_exec(closed)?;
             std::mem::forget(null);

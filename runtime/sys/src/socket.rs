@@ -15,12 +15,8 @@ use crate::error::{Error, Result, named, show};
 /// # Errors
 /// `EMFILE`.
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
-    let made = nix::sys::socket::socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    );
+    let made =
+        nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
     named(made, || "socketpair()".to_owned())
 }
 
@@ -34,13 +30,8 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
     let iov = [IoSlice::new(bytes)];
     loop {
-        let sent = nix::sys::socket::sendmsg::<()>(
-            socket.as_raw_fd(),
-            &iov,
-            control,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        );
+        let sent =
+            nix::sys::socket::sendmsg::<()>(socket.as_raw_fd(), &iov, control, MsgFlags::MSG_NOSIGNAL, None);
         match sent {
             Err(Errno::EINTR) => {}
             other => return named(other, || format!("sendmsg({})", show(&socket))).map(drop),
@@ -140,10 +131,10 @@ pub fn connect_stream(path: &str) -> Result<OwnedFd> {
 
 fn connect_as(path: &str, kind: SockType) -> Result<OwnedFd> {
     let call = || format!("connect({path:?})");
-    let socket = named(
-        nix::sys::socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None),
-        || "socket()".to_owned(),
-    )?;
+    let socket =
+        named(nix::sys::socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None), || {
+            "socket()".to_owned()
+        })?;
     let address = named(UnixAddr::new(path), call)?;
     named(nix::sys::socket::connect(socket.as_raw_fd(), &address), call)?;
     Ok(socket)

@@ -82,7 +82,5 @@ pub fn make_raw(fd: BorrowedFd<'_>) -> Result<Termios> {
 /// # Errors
 /// `ENOTTY`.
 pub fn restore(fd: BorrowedFd<'_>, settings: &Termios) -> Result<()> {
-    named(nix::sys::termios::tcsetattr(fd, SetArg::TCSANOW, settings), || {
-        format!("tcsetattr({})", show(&fd))
-    })
+    named(nix::sys::termios::tcsetattr(fd, SetArg::TCSANOW, settings), || format!("tcsetattr({})", show(&fd)))
 }

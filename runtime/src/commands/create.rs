@@ -1,0 +1,38 @@
+//! `create`: builds a container whose first process waits for `start`.
+
+use crate::cli::{self, Global};
+use crate::error::{Context, Result};
+use crate::isolators;
+use crate::self_image;
+use crate::stages::plan::Wish;
+use crate::stages::{cleanup, isolate, plan, prepare, spawn, spec};
+use crate::state::{Phase, State};
+
+/// Creates the container.
+///
+/// # Errors
+/// Whatever a stage fails with; then nothing is left of the container.
+pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
+    self_image::protect()?;
+    // Whoever creates does not stay: the terminal needs another holder.
+    let options = &cli::Launch { detach: true, ..options.clone() };
+    let id = &options.id;
+    let isolators = isolators::built_in()?;
+    let attempt = || -> Result<()> {
+        let loaded = spec::load(&options.bundle)?;
+        let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
+        let state = State::create(&global.root, id)?;
+        cleanup::undo_on_failure(&global.root, id, &isolators, || {
+            let claimed = prepare::claim(plan, state, &isolators, None)?;
+            let mut prepared = prepare::prepare(claimed, &isolators)?;
+            global.warn(prepared.warnings.drain(..));
+            let waiting = spawn::spawn(prepared, options, true)?;
+            let mut isolated = isolate::isolate(waiting, &isolators)?;
+            isolated.container.record.phase = Phase::Created;
+            isolated.container.save()?;
+            super::write_pid_file(options, isolated.ready.child.pid)
+        })
+    };
+    attempt().context(|| format!("creating container {id:?}"))?;
+    Ok(0)
+}

@@ -1,0 +1,31 @@
+//! `delete`: removes a container and everything that was made for it.
+
+use crate::cli::Global;
+use crate::error::{Code, Error, Result};
+use crate::isolators;
+use crate::stages::cleanup;
+use crate::state::{State, Status};
+
+/// Removes container `id`: one that has stopped, or with `force` any, and then one that there is not, too.
+///
+/// # Errors
+/// `IllegalState` where it runs and `force` is not given.
+pub fn delete(global: &Global, id: &str, force: bool) -> Result<u8> {
+    let state = match State::open(&global.root, id) {
+        Err(e) if force && e.code() == Code::NotFound => return Ok(0),
+        other => other?,
+    };
+    // A record that can't be read must not keep its container for ever, if it is to go by force.
+    let status = match state.record() {
+        Err(e) if !force => return Err(e),
+        record => record.ok().flatten().map(|record| record.status()),
+    };
+    if let Some(status @ (Status::Running | Status::Created)) = status
+        && !force
+    {
+        let why = format!("cannot delete container {id:?} that is not stopped: {status}");
+        return Err(Error::new(Code::IllegalState, why).hint("kill it first, or use delete --force"));
+    }
+    global.warn(cleanup::remove(state, &isolators::built_in()?)?);
+    Ok(0)
+}

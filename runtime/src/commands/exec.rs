@@ -1,0 +1,161 @@
+//! `exec`: runs one more process in a container.
+
+use coracle_isolator::{CgroupVersion, Config, Kind};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
+
+use crate::cgroup::Tree;
+use crate::cli::{self, Global};
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::plan::Launch;
+use crate::stages::plan::namespaces::{self, Namespaces};
+use crate::stages::plan::process::ProcessPlan;
+use crate::stages::watch::Watch;
+use crate::stages::{isolate, plan, release, spawn, spec};
+use crate::state::{Record, State, Status};
+use crate::{isolators, self_image};
+
+/// Runs the process and returns its exit code.
+///
+/// # Errors
+/// `IllegalState` where the container has stopped.
+pub fn exec(global: &Global, options: &cli::Exec) -> Result<u8> {
+    self_image::protect()?;
+    let id = &options.id;
+    let watch = (!options.launch.detach).then(Watch::begin).transpose()?;
+    let running = launch(global, options).context(|| format!("executing in container {id:?}"))?;
+    let Some(watch) = watch else { return Ok(0) };
+    Ok(u8::try_from(watch.watch(running)?.code()).unwrap_or(255))
+}
+
+fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
+    // Looked at only: a long `start` of one process must not keep others out.
+    let state = State::open_unlocked(&global.root, &options.id)?;
+    let record = state.record()?.ok_or_else(|| not_running(Status::Creating))?;
+    let (status, first) = (record.status(), record.process);
+    let target = first.and_then(|first| first.open()).filter(|_| status != Status::Creating);
+    let target = target.ok_or_else(|| not_running(status))?;
+    let mut spec = spec::parse(&state.config()?)?;
+    let process = process(options, &spec)?;
+    plan::checks::check_process(&process)?;
+    spec.set_process(Some(process));
+    let kinds = namespaces::kinds(&spec)?;
+    let launch = prepare(global, &record, &spec)?;
+    let tree = record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), |place| place.open())?;
+    let birth = (options.id.as_str(), record.bundle.as_path());
+    let born = spawn::spawn_into(&launch, (target, kinds), &tree, birth, &options.launch)?;
+    let ready = isolate::go(born)?;
+    super::write_pid_file(&options.launch, ready.child.pid)?;
+    release::release_process(ready)
+}
+
+fn not_running(status: Status) -> Error {
+    Error::new(Code::IllegalState, format!("cannot exec in a {status} container"))
+}
+
+fn prepare(global: &Global, record: &Record, spec: &Spec) -> Result<Launch> {
+    let version = record.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
+    let config = Config { id: &record.id, kind: Kind::Oci, bundle: &record.bundle, spec, cgroup: version };
+    let mut adjusted = isolators::built_in()?.process(&config)?;
+    global.warn(adjusted.warnings.drain(..));
+    let process = adjusted.spec.process().as_ref().map(ProcessPlan::new);
+    let mut process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+    process.adjust(&mut adjusted);
+    Ok(Launch { namespaces: Namespaces::default(), inside: None, process })
+}
+
+/// The process to run: from `--process` as it is, else the container's own with what the options change.
+fn process(options: &cli::Exec, spec: &Spec) -> Result<Process> {
+    if let Some(path) = &options.process {
+        return spec::load_process(path);
+    }
+    let own = spec.process().clone();
+    let mut process = own.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+    process.set_args(Some(options.args.clone()));
+    process.set_terminal(Some(options.tty));
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(options.env.iter().cloned());
+    process.set_env(Some(env));
+    if let Some(cwd) = &options.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    if let Some(user) = &options.user {
+        process.set_user(parse_user(user, process.user())?);
+    }
+    if !options.additional_gids.is_empty() {
+        let mut user = process.user().clone();
+        let mut groups = user.additional_gids().clone().unwrap_or_default();
+        groups.extend(&options.additional_gids);
+        user.set_additional_gids(Some(groups));
+        process.set_user(user);
+    }
+    if options.no_new_privileges {
+        process.set_no_new_privileges(Some(true));
+    }
+    add_capabilities(&mut process, &options.capabilities)?;
+    Ok(process)
+}
+
+/// `UID[:GID]`, in decimal digits and nothing else: what a shell, or an image, would make of `0x3e8` or ` 1000`
+/// must not end as root (CVE-2026-30892).
+fn parse_user(text: &str, own: &User) -> Result<User> {
+    let number = |digits: &str| {
+        let is_plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        digits.parse::<u32>().ok().filter(|n| is_plain && *n != u32::MAX).ok_or_else(|| {
+            Error::new(Code::Usage, format!("--user {text:?} is not UID[:GID]")).hint("use numbers")
+        })
+    };
+    let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
+    let mut user = own.clone();
+    user.set_uid(number(uid)?);
+    if let Some(gid) = gid {
+        user.set_gid(number(gid)?);
+    }
+    Ok(user)
+}
+
+/// Adds capabilities to every set but ambient and inheritable (CVE-2022-29162).
+fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut sets = process.capabilities().clone().unwrap_or_default();
+    for name in names {
+        let named: std::result::Result<Capability, _> = serde_json::from_value(name.clone().into());
+        let capability =
+            named.map_err(|_| Error::new(Code::Usage, format!("there is no capability {name:?}")))?;
+        add(&mut sets, capability);
+    }
+    process.set_capabilities(Some(sets));
+    Ok(())
+}
+
+fn add(sets: &mut LinuxCapabilities, capability: Capability) {
+    let with = |set: &Option<_>| {
+        let mut set: std::collections::HashSet<Capability> = set.clone().unwrap_or_default();
+        set.insert(capability);
+        Some(set)
+    };
+    let (bounding, effective, permitted) =
+        (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
+    sets.set_bounding(bounding);
+    sets.set_effective(effective);
+    sets.set_permitted(permitted);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_numbers_are_users() {
+        let own = User::default();
+        for bad in
+            ["", "root", "-1", "0x3e8", " 1000", "1000 ", "1000:", ":0", "4294967295", "4294967296", "٠"]
+        {
+            let error = parse_user(bad, &own).unwrap_err().to_string();
+            assert!(error.contains("is not UID[:GID]"), "{bad}: {error}");
+        }
+        let user = parse_user("1000:50", &own).unwrap();
+        assert_eq!((user.uid(), user.gid()), (1000, 50));
+    }
+}

@@ -1,0 +1,80 @@
+//! `run`: a container's whole life.
+
+use std::path::{Path, PathBuf};
+
+use coracle_isolator_host::Registry;
+
+use crate::cli::{self, Global, ImageRun};
+use crate::error::{Context, Result};
+use crate::stages::plan::{Plan, Wish};
+use crate::stages::release::Running;
+use crate::stages::watch::Watch;
+use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
+use crate::state::{Record, State};
+use crate::{image, isolators, self_image};
+
+/// Runs the container of a bundle, or of an image, and returns the exit code of its first process.
+///
+/// # Errors
+/// Whatever a stage fails with; then nothing is left of the container.
+pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> Result<u8> {
+    self_image::protect()?;
+    let id = &options.id;
+    let doing = || format!("running container {id:?}");
+    let isolators = isolators::built_in()?;
+    let watch = (!options.detach).then(Watch::begin).transpose()?;
+    let running = match from {
+        None => from_bundle(global, options, &isolators),
+        Some(wanted) => from_image(global, options, wanted, &isolators),
+    };
+    let running = running.context(doing)?;
+    let Some(watch) = watch else { return Ok(0) };
+    let exit = watch.watch(running);
+    if !options.keep {
+        let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators));
+        global.warn(removed.context(doing)?);
+    }
+    Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))
+}
+
+fn from_bundle(global: &Global, options: &cli::Launch, isolators: &Registry) -> Result<Running> {
+    let id = &options.id;
+    let loaded = spec::load(&options.bundle)?;
+    let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
+    let state = State::create(&global.root, id)?;
+    cleanup::undo_on_failure(&global.root, id, isolators, || {
+        launch(global, plan, state, (options, isolators, None))
+    })
+}
+
+/// The bundle of an image is a side effect itself, so the container's record stands before it.
+fn from_image(
+    global: &Global,
+    options: &cli::Launch,
+    wanted: &ImageRun,
+    isolators: &Registry,
+) -> Result<Running> {
+    let id = &options.id;
+    let store = wanted.store.clone().unwrap_or_else(|| PathBuf::from(image::STORE));
+    let state = State::create(&global.root, id)?;
+    cleanup::undo_on_failure(&global.root, id, isolators, || {
+        state.write(&Record::new(id, Some(&store)))?;
+        let bundle = image::make_bundle(&store, id, wanted)?;
+        let plan = plan::plan(spec::load(&bundle)?, Wish { id, cgroups: global.cgroups })?;
+        launch(global, plan, state, (options, isolators, Some(&store)))
+    })
+}
+
+/// What a launch needs beside the plan: options, isolators, and the store of a bundle that is an image's.
+type With<'a> = (&'a cli::Launch, &'a Registry, Option<&'a Path>);
+
+fn launch(global: &Global, plan: Plan, state: State, with: With<'_>) -> Result<Running> {
+    let (options, isolators, store) = with;
+    let claimed = prepare::claim(plan, state, isolators, store)?;
+    let mut prepared = prepare::prepare(claimed, isolators)?;
+    global.warn(prepared.warnings.drain(..));
+    let waiting = spawn::spawn(prepared, options, false)?;
+    let isolated = isolate::isolate(waiting, isolators)?;
+    super::write_pid_file(options, isolated.ready.child.pid)?;
+    release::release(isolated)
+}

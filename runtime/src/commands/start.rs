@@ -1,0 +1,41 @@
+//! `start`: lets the first process of a created container execute.
+
+use coracle_sys::socket;
+
+use crate::cli::Global;
+use crate::error::{Code, Context, Error, Result};
+use crate::handshake::{DOOR, Ready};
+use crate::stages::prepare::Container;
+use crate::stages::{release, spec};
+use crate::state::{State, Status};
+
+/// Starts the container.
+///
+/// # Errors
+/// `IllegalState` where it is not `created`.
+pub fn start(global: &Global, id: &str) -> Result<u8> {
+    let attempt = || -> Result<()> {
+        let state = State::open(&global.root, id)?;
+        let record = state.record()?.ok_or_else(|| not_created("creating"))?;
+        if record.status() != Status::Created {
+            return Err(not_created(&record.status().to_string()));
+        }
+        let spec = spec::parse(&state.config()?)?;
+        let word = Ready::resume(socket::connect(state.dir(), DOOR)?);
+        let mut container = Container { state, record, spec };
+        let started = release::start(&mut container, word);
+        container.state.close_door();
+        if started.as_ref().is_err_and(|e| e.code() == Code::Hook) {
+            // A container whose poststart hook fails is stopped (runtime-spec 1.3, runtime.md, "Lifecycle").
+            container.record.process.map_or(Ok(()), |first| first.kill())?;
+        }
+        started
+    };
+    attempt().context(|| format!("starting container {id:?}"))?;
+    Ok(0)
+}
+
+fn not_created(status: &str) -> Error {
+    Error::new(Code::IllegalState, format!("cannot start a container in the {status} state"))
+        .hint("only a created one can be started, and only once")
+}

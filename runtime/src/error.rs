@@ -1,0 +1,234 @@
+//! What users and their programs are told when something fails.
+//!
+//! An error is made where the failure is seen, gets its context on the way up ("creating container \"web\""),
+//! crosses from the container's child to the runtime as it is, and is printed once, in `main`.
+
+use std::fmt;
+
+use coracle_sys as sys;
+use serde::{Deserialize, Serialize};
+
+/// The result of everything that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What kind of failure it is: stable, for programs (`code` in JSON).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The command line can't be understood.
+    Usage,
+    /// The bundle's `config.json` is missing, malformed or contradicts itself.
+    InvalidSpec,
+    /// A field of the spec that this version doesn't honour, or that this kernel can't.
+    Unsupported,
+    /// There is no such container or image.
+    NotFound,
+    /// The container's ID is taken.
+    Exists,
+    /// The container is in a state that doesn't allow the command.
+    IllegalState,
+    /// The program is not in the container.
+    ProgramNotFound,
+    /// The program is there but can't be executed.
+    ProgramNotExecutable,
+    /// An image is malformed, corrupt or larger than what is accepted.
+    Image,
+    /// An isolator refused or failed.
+    Isolator,
+    /// A hook failed.
+    Hook,
+    /// A system call failed.
+    System,
+}
+
+impl Code {
+    /// The exit code of `run` and `exec`, as Docker's and podman's users know them. Other commands exit with 1.
+    pub fn of_launch(self) -> u8 {
+        match self {
+            Self::ProgramNotFound => 127,
+            Self::ProgramNotExecutable => 126,
+            _ => 125,
+        }
+    }
+}
+
+/// A failure, for a person (its `Display`) and for a program (its JSON).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Error {
+    code: Code,
+    /// What was being done, innermost first.
+    doing: Vec<String>,
+    why: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    syscall: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    errno: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    hint: Option<String>,
+}
+
+impl Error {
+    /// A failure of kind `code`, because of `why`.
+    pub fn new(code: Code, why: impl Into<String>) -> Self {
+        Self { code, doing: Vec::new(), why: why.into(), syscall: None, errno: None, hint: None }
+    }
+
+    /// The same with the way out.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same with what was being done.
+    #[must_use]
+    pub fn doing(mut self, doing: impl Into<String>) -> Self {
+        self.doing.push(doing.into());
+        self
+    }
+
+    /// The same as another kind of failure.
+    #[must_use]
+    pub fn code_is(mut self, code: Code) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The errno of the system call that failed, where one did.
+    pub fn errno(&self) -> Option<sys::Errno> {
+        self.errno.map(sys::Errno::from_raw)
+    }
+
+    /// The failure as one JSON object: `level`, `time` and `msg` as runc's clients expect them in a log, and
+    /// `code`, `phase`, `syscall`, `errno`, `hint` for programs that want to know.
+    pub fn to_json(&self, time: &str) -> serde_json::Value {
+        let mut object = serde_json::json!({
+            "level": "error", "time": time, "msg": self.to_string(), "code": self.code,
+        });
+        let phase = self.doing.last();
+        let errno = self.errno().map(|e| format!("{e:?}"));
+        for (key, value) in [
+            ("phase", phase),
+            ("syscall", self.syscall.as_ref()),
+            ("errno", errno.as_ref()),
+            ("hint", self.hint.as_ref()),
+        ] {
+            if let Some(value) = value {
+                object[key] = value.as_str().into();
+            }
+        }
+        object
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for doing in self.doing.iter().rev() {
+            write!(f, "{doing}: ")?;
+        }
+        f.write_str(&self.why)?;
+        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, "; {hint}"))
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<sys::Error> for Error {
+    fn from(error: sys::Error) -> Self {
+        Self {
+            syscall: Some(error.syscall().to_owned()),
+            errno: Some(error.errno() as i32),
+            ..Self::new(Code::System, error.to_string())
+        }
+    }
+}
+
+impl From<coracle_isolator::Error> for Error {
+    fn from(error: coracle_isolator::Error) -> Self {
+        Self {
+            syscall: error.syscall().map(str::to_owned),
+            errno: error.errno().map(|errno| errno as i32),
+            ..Self::new(Code::Isolator, error.to_string())
+        }
+    }
+}
+
+impl From<coracle_image::Error> for Error {
+    fn from(error: coracle_image::Error) -> Self {
+        use coracle_image::Kind;
+        let code = match error.kind() {
+            Kind::Usage => Code::Usage,
+            Kind::NotFound | Kind::NotUnpacked => Code::NotFound,
+            Kind::Exists => Code::Exists,
+            Kind::Unsupported => Code::Unsupported,
+            Kind::Malformed | Kind::Corrupt | Kind::Limit => Code::Image,
+            Kind::System => Code::System,
+        };
+        Self {
+            syscall: error.call().map(|call| call.syscall().to_owned()),
+            errno: error.errno().map(|errno| errno as i32),
+            ..Self::new(code, error.to_string())
+        }
+    }
+}
+
+/// Adds to a failure what was being done.
+pub trait Context<T> {
+    /// Adds what `doing` says, such as "creating container \"web\"".
+    ///
+    /// # Errors
+    /// The same failure, with its context.
+    fn context<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
+    fn context<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|error| error.into().doing(doing()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure() -> Error {
+        let call = sys::Error::new("openat2([3], \"rootfs\")", sys::Errno::ENOENT);
+        let result: Result<()> =
+            Err::<(), _>(call).context(|| "opening the root").context(|| "creating \"web\"");
+        result.unwrap_err()
+    }
+
+    #[test]
+    fn an_error_reads_from_the_outside_in() {
+        let expected =
+            "creating \"web\": opening the root: openat2([3], \"rootfs\"): no such file or directory";
+        assert_eq!(failure().to_string(), expected);
+    }
+
+    #[test]
+    fn a_hint_comes_last() {
+        let error = Error::new(Code::Usage, "no such command").hint("see coracle help");
+        assert_eq!(error.to_string(), "no such command; see coracle help");
+    }
+
+    #[test]
+    fn json_keeps_call_and_errno() {
+        let json = failure().to_json("now");
+        assert_eq!(json["syscall"], "openat2");
+        assert_eq!(json["errno"], "ENOENT");
+        assert_eq!(json["code"], "system");
+        assert_eq!(json["phase"], "creating \"web\"");
+    }
+
+    #[test]
+    fn an_error_survives_the_way_out_of_the_child() {
+        let sent = serde_json::to_vec(&failure()).unwrap();
+        let received: Error = serde_json::from_slice(&sent).unwrap();
+        assert_eq!(received.to_string(), failure().to_string());
+    }
+}

@@ -1,0 +1,258 @@
+//! All that the runtime and the container's child ever say to each other.
+//!
+//! ```text
+//!   runtime                       child
+//!      | ----------- Go ----------> |   it is isolated: build the inside
+//!      | <---- Ready | Failed ----- |
+//!      | ---------- Exec ---------> |   become the user's program
+//!      | <---- (end) | Failed ----- |   the socket closes on execve
+//! ```
+//!
+//! The words go over a socket pair that both are born with. Where `create` ends before `start` begins, the
+//! second half goes over a connection that `start` makes to a socket in the container's state directory; the
+//! words and their order are the same. Each side is a type for each moment, so a word out of order does not
+//! compile; one that arrives out of order is an error.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use coracle_sys::socket;
+
+use crate::error::{Code, Context, Error, Result};
+
+const GO: u8 = b'G';
+const READY: u8 = b'R';
+const EXEC: u8 = b'E';
+const FAILED: u8 = b'F';
+
+/// The longest message: a failure with all of its context.
+const LONGEST: usize = 16 * 1024;
+
+/// The name of the socket in a container's state directory on which a created child waits for `start`.
+pub const DOOR: &str = "start.sock";
+
+/// The two ends of a conversation.
+///
+/// # Errors
+/// `EMFILE`.
+pub fn begin() -> Result<(Cloned, Waiting)> {
+    let (outside, inside) = socket::pair()?;
+    Ok((Cloned { socket: outside }, Waiting { socket: inside }))
+}
+
+/// The runtime's side: the child exists and waits for Go.
+#[derive(Debug)]
+pub struct Cloned {
+    socket: OwnedFd,
+}
+
+impl Cloned {
+    /// Says Go and waits until the child is ready.
+    ///
+    /// # Errors
+    /// What the child says went wrong, or that it died.
+    pub fn go(self) -> Result<Ready> {
+        // A child that failed before Go has said so and closed its end: what it said is still to be heard.
+        let said = say(self.socket.as_fd(), GO);
+        match hear(self.socket.as_fd())? {
+            Some(READY) if said.is_err() => Err(out_of_order(READY, "the end")),
+            Some(READY) => Ok(Ready { socket: self.socket }),
+            Some(other) => Err(out_of_order(other, "Ready")),
+            None => Err(Error::new(Code::System, "the container's process died before it was ready")),
+        }
+    }
+}
+
+/// The runtime's side: the child is ready to execute.
+#[derive(Debug)]
+pub struct Ready {
+    socket: OwnedFd,
+}
+
+impl Ready {
+    /// Takes the conversation up with a child that `create` left waiting.
+    pub fn resume(connection: OwnedFd) -> Self {
+        Self { socket: connection }
+    }
+
+    /// Says Exec and waits until the user's program has taken the child's place.
+    ///
+    /// # Errors
+    /// What the child says went wrong.
+    pub fn exec(self) -> Result<()> {
+        say(self.socket.as_fd(), EXEC)?;
+        match hear(self.socket.as_fd())? {
+            None => Ok(()),
+            Some(other) => Err(out_of_order(other, "the end")),
+        }
+    }
+}
+
+/// The child's side: it waits for Go.
+#[derive(Debug)]
+pub struct Waiting {
+    socket: OwnedFd,
+}
+
+impl Waiting {
+    /// Waits for Go. `None`: the runtime is gone, and the child should go too.
+    ///
+    /// # Errors
+    /// A word out of order.
+    pub fn wait(self) -> Result<Option<Building>> {
+        match hear(self.socket.as_fd())? {
+            Some(GO) => Ok(Some(Building { socket: self.socket })),
+            Some(other) => Err(out_of_order(other, "Go")),
+            None => Ok(None),
+        }
+    }
+
+    /// The descriptor's number: what a child must not close.
+    pub fn descriptor(&self) -> i32 {
+        self.socket.as_raw_fd()
+    }
+
+    /// Says what went wrong before Go.
+    pub fn failed(&self, error: &Error) {
+        say_failed(self.socket.as_fd(), error);
+    }
+}
+
+/// The child's side: it builds the inside of the container.
+#[derive(Debug)]
+pub struct Building {
+    socket: OwnedFd,
+}
+
+impl Building {
+    /// Says what went wrong.
+    pub fn failed(&self, error: &Error) {
+        say_failed(self.socket.as_fd(), error);
+    }
+
+    /// Says Ready and waits for Exec: on the same socket, or on the listening socket `door`. `None`: the
+    /// runtime is gone, and the child should go too.
+    ///
+    /// # Errors
+    /// A word out of order.
+    pub fn ready(self, door: Option<OwnedFd>) -> Result<Option<Executing>> {
+        say(self.socket.as_fd(), READY)?;
+        let Some(door) = door else {
+            return match hear(self.socket.as_fd())? {
+                Some(EXEC) => Ok(Some(Executing { socket: self.socket })),
+                Some(other) => Err(out_of_order(other, "Exec")),
+                None => Ok(None),
+            };
+        };
+        drop(self.socket);
+        loop {
+            // A `start` that was killed before it said Exec leaves the door open for the next one.
+            let connection = socket::accept(door.as_fd())?;
+            if let Ok(Some(EXEC)) = hear(connection.as_fd()) {
+                return Ok(Some(Executing { socket: connection }));
+            }
+        }
+    }
+}
+
+/// The child's side: it becomes the user's program; its socket closes by itself on execve.
+#[derive(Debug)]
+pub struct Executing {
+    socket: OwnedFd,
+}
+
+impl Executing {
+    /// Says what went wrong.
+    pub fn failed(&self, error: &Error) {
+        say_failed(self.socket.as_fd(), error);
+    }
+}
+
+fn say(socket: BorrowedFd<'_>, word: u8) -> Result<()> {
+    socket::send(socket, &[word], &[]).context(|| "talking to the container's first process")
+}
+
+/// Nobody may be left to hear it; then there is nobody to tell.
+fn say_failed(socket: BorrowedFd<'_>, error: &Error) {
+    let mut message = vec![FAILED];
+    message.extend(serde_json::to_vec(error).unwrap_or_default());
+    message.truncate(LONGEST);
+    let _ = socket::send(socket, &message, &[]);
+}
+
+/// The next word; the failure that the other side tells of; or `None` at the end.
+fn hear(socket: BorrowedFd<'_>) -> Result<Option<u8>> {
+    let Some((message, _)) = socket::receive(socket, LONGEST)? else { return Ok(None) };
+    match message.as_slice() {
+        [FAILED, told @ ..] => Err(serde_json::from_slice(told).unwrap_or_else(|_| {
+            Error::new(Code::System, format!("the container said: {}", String::from_utf8_lossy(told)))
+        })),
+        [word] => Ok(Some(*word)),
+        _ => Err(out_of_order(0, "one word")),
+    }
+}
+
+fn out_of_order(heard: u8, expected: &str) -> Error {
+    let heard = char::from(heard);
+    Error::new(Code::System, format!("the conversation is out of order: {heard:?} instead of {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_but_go_is_refused_by_a_waiting_child() {
+        for word in [READY, EXEC, b'?'] {
+            let (outside, inside) = begin().unwrap();
+            say(outside.socket.as_fd(), word).unwrap();
+            let error = inside.wait().unwrap_err().to_string();
+            assert!(error.contains("instead of Go"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_word_but_ready_is_refused_after_go() {
+        for word in [GO, EXEC, b'?'] {
+            let (outside, inside) = begin().unwrap();
+            say(inside.socket.as_fd(), word).unwrap();
+            let error = outside.go().unwrap_err().to_string();
+            assert!(error.contains("instead of Ready"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_word_but_exec_is_refused_by_a_ready_child() {
+        for word in [GO, READY, b'?'] {
+            let (outside, inside) = begin().unwrap();
+            say(outside.socket.as_fd(), GO).unwrap();
+            say(outside.socket.as_fd(), word).unwrap();
+            let building = inside.wait().unwrap().unwrap();
+            assert!(building.ready(None).unwrap_err().to_string().contains("instead of Exec"));
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_is_gone_ends_the_child() {
+        let (outside, inside) = begin().unwrap();
+        drop(outside);
+        assert!(inside.wait().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_failure_inside_is_told_outside_in_the_same_words() {
+        let (outside, inside) = begin().unwrap();
+        let error = Error::new(Code::ProgramNotFound, "executable file not found in $PATH");
+        inside.failed(&error);
+        let heard = outside.go().unwrap_err();
+        assert_eq!(heard.to_string(), error.to_string());
+        assert_eq!(heard.code(), Code::ProgramNotFound);
+    }
+
+    #[test]
+    fn a_child_that_dies_is_an_error() {
+        let (outside, inside) = begin().unwrap();
+        drop(inside);
+        // The socket's end is seen either when saying Go or when waiting for Ready.
+        assert!(outside.go().is_err());
+    }
+}

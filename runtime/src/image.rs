@@ -1,0 +1,86 @@
+//! Containers from images: what the runtime asks of the image store.
+
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use coracle_image::bundle::{self, Bundle};
+use coracle_image::store::Store;
+
+use crate::cli::ImageRun;
+use crate::error::{Code, Context, Error, Result};
+use crate::self_image;
+
+/// The image store's usual place.
+pub const STORE: &str = "/var/lib/coracle";
+
+/// Makes the bundle of container `id` from an image; unpacks the image first where it isn't.
+///
+/// # Errors
+/// `NotFound` where the store has no such image.
+pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf> {
+    let attempt = || -> coracle_image::Result<Bundle> {
+        bundle::make(&Store::open(store)?, &wanted.reference, id, &wanted.options)
+    };
+    let made = match attempt() {
+        Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
+            unpack(store, &wanted.reference)?;
+            attempt()
+        }
+        other => other,
+    };
+    Ok(made.context(|| format!("making a bundle of image {:?}", wanted.reference))?.path)
+}
+
+/// Removes what [`make_bundle`] made. What is gone already is no error.
+///
+/// # Errors
+/// `EBUSY` where the snapshot's files are in use.
+pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
+    let removed = Store::open(store).and_then(|store| bundle::remove(&store, id));
+    removed.context(|| format!("removing the snapshot of container {id:?}"))
+}
+
+/// Unpacking takes threads and decompressors, which the runtime doesn't link: the image tool does it.
+fn unpack(store: &Path, reference: &str) -> Result<()> {
+    let program = beside()?;
+    #[expect(clippy::disallowed_methods, reason = "the runtime's own helper, before any container exists")]
+    let status = Command::new(&program).arg("--store").arg(store).arg("unpack").arg(reference).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Error::new(Code::System, format!("unpacking {reference:?} failed with {status}"))),
+        Err(e) => Err(Error::new(Code::System, format!("{program:?} can't be run: {e}"))),
+    }
+}
+
+/// Becomes the image tool.
+///
+/// # Errors
+/// Where it is not installed beside the runtime.
+pub fn hand_over(args: Vec<OsString>) -> Error {
+    let attempt = || -> Result<Error> {
+        let program = c_string(beside()?.into_os_string())?;
+        let args: Vec<CString> = std::iter::once(Ok(program.clone()))
+            .chain(args.into_iter().map(c_string))
+            .collect::<Result<_>>()?;
+        let env: Vec<CString> = std::env::vars_os()
+            .map(|(mut key, value)| {
+                key.push("=");
+                key.push(value);
+                c_string(key)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Error::from(coracle_sys::process::execute(&program, &args, &env))
+            .hint("it is installed beside coracle"))
+    };
+    attempt().unwrap_or_else(|error| error)
+}
+
+fn beside() -> Result<PathBuf> {
+    Ok(self_image::origin()?.with_file_name("coracle-image"))
+}
+
+fn c_string(text: OsString) -> Result<CString> {
+    CString::new(text.into_vec()).map_err(|_| Error::new(Code::Usage, "an argument holds a NUL byte"))
+}

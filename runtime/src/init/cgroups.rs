@@ -1,0 +1,78 @@
+//! The container's own view of the cgroup hierarchies (runtime-spec 1.3, config-linux.md, "cgroup" mounts).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::file;
+use coracle_sys::mount::{self, Attributes, attr};
+
+use super::mounts::{attach, target};
+use crate::cgroup::{Hierarchy, Place};
+use crate::error::{Context, Result};
+use crate::stages::plan::mounts::MountPlan;
+
+const SAFE: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+
+/// Mounts the hierarchies as the host has them: the unified tree alone on version 2, else a directory each. Each
+/// shows the container's own cgroup as its root: by itself in a cgroup namespace (`in_namespace`), which only has
+/// to be looked at from inside, else by binding that directory alone.
+pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, place: &Place, in_namespace: bool) -> Result<()> {
+    let top = target(root, &plan.target, true)?;
+    let read_only = (plan.attributes.set | plan.recursive.set) & attr::RDONLY;
+    let make = |hierarchy: &Hierarchy, path: &Path| {
+        if in_namespace { new(hierarchy, SAFE | read_only) } else { bound(path, SAFE | read_only) }
+    };
+    let all: Vec<_> = place.paths().collect();
+    if let [(only, path)] = all.as_slice()
+        && only.name.is_empty()
+    {
+        let made = make(only, path)?;
+        return attach(plan, made.as_fd(), top.as_fd());
+    }
+    let context = mount::Context::open("tmpfs")?;
+    context.set("mode", b"755")?;
+    let tmpfs = context.mount(SAFE)?;
+    // Attached first: kernels before 6.15 mount nothing on what is still detached.
+    mount::attach(tmpfs.as_fd(), top.as_fd())?;
+    for (hierarchy, path) in &all {
+        let made = make(hierarchy, path);
+        made.and_then(|made| one(tmpfs.as_fd(), hierarchy, &made))
+            .context(|| format!("mounting cgroup hierarchy {:?}", hierarchy.name))?;
+    }
+    let attributes = Attributes { set: read_only, ..plan.attributes };
+    Ok(mount::set_attributes(tmpfs.as_fd(), attributes, false)?)
+}
+
+fn one(tmpfs: BorrowedFd<'_>, hierarchy: &Hierarchy, made: &OwnedFd) -> Result<()> {
+    let dir = target(tmpfs, Path::new(&hierarchy.name), true)?;
+    mount::attach(made.as_fd(), dir.as_fd())?;
+    if hierarchy.name.contains(',') {
+        for name in hierarchy.name.split(',') {
+            file::symlink(&hierarchy.name, tmpfs, name)?;
+        }
+    }
+    Ok(())
+}
+
+fn bound(path: &Path, attributes: u64) -> Result<OwnedFd> {
+    let tree = mount::clone_tree(file::CWD, path, false)?;
+    mount::set_attributes(tree.as_fd(), Attributes { set: attributes, ..Attributes::default() }, false)?;
+    Ok(tree)
+}
+
+fn new(hierarchy: &Hierarchy, attributes: u64) -> Result<OwnedFd> {
+    if hierarchy.unified {
+        return Ok(mount::Context::open("cgroup2")?.mount(attributes)?);
+    }
+    let context = mount::Context::open("cgroup")?;
+    for controller in hierarchy.controllers() {
+        match controller.strip_prefix("name=") {
+            Some(name) => {
+                context.set_flag("none")?;
+                context.set("name", name.as_bytes())?;
+            }
+            None => context.set_flag(&controller)?,
+        }
+    }
+    Ok(context.mount(attributes)?)
+}

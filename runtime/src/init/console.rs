@@ -1,0 +1,67 @@
+//! The terminal of a process that asks for one: a new pseudoterminal of the container's devpts, whose master goes
+//! to whoever looks after it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{mount, process, socket, tty};
+
+use super::Birth;
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::plan::process::ProcessPlan;
+
+/// Opens the terminal of a container's first process and mounts it on `/dev/console`.
+pub(super) fn open(root: BorrowedFd<'_>, plan: &ProcessPlan, birth: &Birth<'_>) -> Result<()> {
+    let Some(socket) = birth.terminal.as_ref().filter(|_| plan.terminal) else { return Ok(()) };
+    let attempt = || -> Result<()> {
+        let peer = open_pair(root, plan, socket.as_fd())?;
+        let source = mount::clone_tree(peer.as_fd(), Path::new(""), false)?;
+        let target = super::mounts::target(root, Path::new("dev/console"), false)?;
+        mount::attach(source.as_fd(), target.as_fd())?;
+        become_terminal(peer)
+    };
+    attempt().context(|| "giving the process a terminal")
+}
+
+/// Opens the terminal of a process that is executed in a container, from inside.
+pub(super) fn open_in_container(plan: &ProcessPlan, birth: &Birth<'_>) -> Result<()> {
+    let Some(socket) = birth.terminal.as_ref().filter(|_| plan.terminal) else { return Ok(()) };
+    let attempt = || -> Result<()> {
+        let root = file::open_dir("/")?;
+        become_terminal(open_pair(root.as_fd(), plan, socket.as_fd())?)
+    };
+    attempt().context(|| "giving the process a terminal")
+}
+
+/// Opens a pair, sends the master away and returns the peer. The peer comes by descriptor: whatever the image
+/// has at the path of its name is not asked (CVE-2025-52565).
+fn open_pair(root: BorrowedFd<'_>, plan: &ProcessPlan, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let devpts = file::open(root, "dev/pts", libc::O_DIRECTORY, 0, Resolve::InRoot)
+        .map_err(Error::from)
+        .map_err(|e| e.hint("a terminal needs a devpts mount at /dev/pts"))?;
+    if file::file_system(devpts.as_fd())? != DEVPTS_SUPER_MAGIC {
+        return Err(Error::new(Code::InvalidSpec, "/dev/pts is no devpts")
+            .hint("a terminal needs a devpts mount at /dev/pts"));
+    }
+    let (master, peer) = tty::open_pair(devpts.as_fd())?;
+    if let Some((rows, columns)) = plan.console_size {
+        tty::set_size(master.as_fd(), rows, columns)?;
+    }
+    if plan.uid != 0 {
+        // The group stays: devpts gives it the one that may write to terminals.
+        file::chown(peer.as_fd(), plan.uid, u32::MAX)?;
+    }
+    socket::send(socket, b"/dev/ptmx", &[master.as_fd()])?;
+    Ok(peer)
+}
+
+const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
+
+fn become_terminal(peer: OwnedFd) -> Result<()> {
+    tty::make_controlling(peer.as_fd())?;
+    for stream in 0..3 {
+        process::set_stream(peer.as_fd(), stream)?;
+    }
+    Ok(())
+}

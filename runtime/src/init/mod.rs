@@ -1,0 +1,219 @@
+//! The child, from birth to execve: it runs inside only, and does what the launch plan says, in this order.
+//!
+//! Nothing here decides anything. What fails is told to the runtime over the handshake and printed there, once.
+
+mod mounts;
+mod cgroups;
+mod devices;
+mod rootfs;
+mod console;
+mod program;
+mod confine;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{identity, namespace, net, process};
+
+use crate::cgroup::{Place, Tree};
+use crate::cli;
+use crate::error::{Code, Context, Error, Result};
+use crate::handshake::Waiting;
+use crate::hooks;
+use crate::stages::plan::Launch;
+use crate::stages::plan::launch::Inside;
+
+/// What the child is born with beside its plan.
+#[derive(Debug)]
+pub struct Birth<'a> {
+    /// The container's ID.
+    pub id: &'a str,
+    /// The bundle, in which hooks run.
+    pub bundle: &'a Path,
+    /// The container's state, for hooks; its PID is not known when the child is born.
+    pub state: serde_json::Value,
+    /// The container's cgroups.
+    pub cgroups: &'a Tree,
+    /// Where they are; `None` where it has none.
+    pub place: Option<&'a Place>,
+    /// Whether it sees them from a cgroup namespace of its own.
+    pub in_cgroup_namespace: bool,
+    /// Namespaces to join, each with its kinds.
+    pub joins: &'a [(i32, OwnedFd)],
+    /// The socket that gets the terminal's master, where the process has a terminal.
+    pub terminal: Option<OwnedFd>,
+    /// The options of the command.
+    pub options: &'a cli::Launch,
+}
+
+/// The child's life. Returns the exit code of a child that did not become the user's program.
+pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<OwnedFd>) -> i32 {
+    if let Err(error) = enter(launch, birth, &word, door.as_ref()) {
+        word.failed(&error);
+        return 1;
+    }
+    let Ok(Some(building)) = word.wait() else { return 1 };
+    let ready = match build(launch, birth) {
+        Ok(ready) => ready,
+        Err(error) => {
+            building.failed(&error);
+            return 1;
+        }
+    };
+    let Ok(Some(executing)) = building.ready(door) else { return 1 };
+    let error = become_program(launch, birth, &ready).unwrap_or_else(|error| error);
+    executing.failed(&error);
+    1
+}
+
+/// Leaves what is the parent's, and enters what is the container's.
+fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<()> {
+    process::die_with_parent(true)?;
+    let preserved = 3..3 + birth.options.preserve_fds.cast_signed();
+    let mut keep: Vec<i32> = preserved.chain(birth.cgroups.descriptors()).collect();
+    keep.extend(birth.joins.iter().map(|(_, fd)| fd.as_raw_fd()));
+    keep.extend(door.into_iter().chain(&birth.terminal).map(AsRawFd::as_raw_fd));
+    keep.push(word.descriptor());
+    process::close_all_but(&keep)?;
+    if let Some(adjustment) = launch.process.oom_score_adj {
+        // The host's procfs: the container's own would be whatever its image makes of it.
+        let text = adjustment.to_string();
+        file::write_to(file::CWD, "/proc/self/oom_score_adj", text.as_bytes(), Resolve::Host)
+            .context(|| "setting process.oomScoreAdj")?;
+    }
+    birth.cgroups.enter()?;
+    for (kinds, fd) in birth.joins {
+        // What only children can join was joined by the parent before this child was born.
+        let own = kinds & !(libc::CLONE_NEWPID | libc::CLONE_NEWTIME);
+        if own != 0 {
+            namespace::join(fd.as_fd(), own).context(|| "joining a namespace")?;
+        }
+    }
+    if launch.namespaces.new_cgroup {
+        namespace::unshare(libc::CLONE_NEWCGROUP)?;
+    }
+    process::new_session()?;
+    Ok(())
+}
+
+/// What is ready when the child says Ready.
+struct Prepared {
+    program: CString,
+}
+
+/// Builds the inside, up to where only the word is missing.
+fn build(launch: &Launch, birth: &Birth<'_>) -> Result<Prepared> {
+    if !birth.options.no_new_keyring {
+        new_keyring(birth.id)?;
+    }
+    if launch.namespaces.new_user() {
+        // In a new user namespace the child is nobody until it becomes the root that was mapped for it.
+        identity::set_group(0)?;
+        identity::set_user(0)?;
+    }
+    if launch.namespaces.new_network() {
+        net::bring_loopback_up().context(|| "bringing the loopback interface up")?;
+    }
+    identity::set_umask(0);
+    let cwd = &launch.process.cwd;
+    match &launch.inside {
+        Some(inside) => build_inside(launch, inside, birth, cwd)?,
+        None => console::open_in_container(&launch.process, birth)?,
+    }
+    program::change_dir(cwd)?;
+    let program = program::find(&launch.process)?;
+    process::die_with_parent(false)?;
+    Ok(Prepared { program })
+}
+
+fn build_inside(launch: &Launch, inside: &Inside, birth: &Birth<'_>, cwd: &Path) -> Result<()> {
+    name_host(inside)?;
+    set_sysctls(inside)?;
+    let root = rootfs::attach(inside)?;
+    for mount in &inside.mounts {
+        mounts::mount(root.as_fd(), mount, birth)?;
+    }
+    devices::make(root.as_fd(), &inside.devices, launch.namespaces.new_user())?;
+    console::open(root.as_fd(), &launch.process, birth)?;
+    run_hooks("createContainer", &inside.create_hooks, birth)?;
+    rootfs::make_dir(root.as_fd(), cwd)?;
+    rootfs::mask(root.as_fd(), inside)?;
+    rootfs::enter(root, inside, birth.options.no_pivot)
+}
+
+fn name_host(inside: &Inside) -> Result<()> {
+    if let Some(name) = &inside.hostname {
+        namespace::set_hostname(name).context(|| "setting hostname")?;
+    }
+    if let Some(name) = &inside.domainname {
+        namespace::set_domainname(name).context(|| "setting domainname")?;
+    }
+    Ok(())
+}
+
+/// Through the host's procfs, whose `/proc/sys` shows the parameters of the namespaces of whoever looks: the
+/// container's own procfs could lead anywhere (CVE-2025-52881).
+fn set_sysctls(inside: &Inside) -> Result<()> {
+    if inside.sysctl.is_empty() {
+        return Ok(());
+    }
+    let parameters = host_proc("sys")?;
+    for (path, value) in &inside.sysctl {
+        file::write_to(parameters.as_fd(), path, value.as_bytes(), Resolve::BeneathNoLinks)
+            .context(|| format!("setting linux.sysctl {path:?}"))?;
+    }
+    Ok(())
+}
+
+/// A directory of the host's procfs, which is verified to be one.
+fn host_proc(name: &str) -> Result<OwnedFd> {
+    let dir = file::open_dir(format!("/proc/{name}"))?;
+    if file::file_system(dir.as_fd())? != nix::sys::statfs::PROC_SUPER_MAGIC.0 {
+        return Err(Error::new(Code::System, format!("/proc/{name} is no procfs")));
+    }
+    Ok(dir)
+}
+
+fn new_keyring(id: &str) -> Result<()> {
+    match namespace::new_session_keyring(&format!("_ses.{id}")) {
+        // A kernel without keys has none to protect.
+        Err(e) if e.errno() == coracle_sys::Errno::ENOSYS => Ok(()),
+        Err(e) => {
+            let error = Error::from(e).hint("--no-new-keyring keeps the caller's");
+            Err(error).context(|| "making the container's session keyring")
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Runs hooks in the child: their input names the child by the PID that the host knows it by.
+fn run_hooks(stage: &str, hooks: &[oci_spec::runtime::Hook], birth: &Birth<'_>) -> Result<()> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let mut state = birth.state.clone();
+    if let Ok(own) = file::read_link(file::CWD, "/proc/self")
+        && let Some(pid) = own.to_str().and_then(|pid| pid.parse::<i32>().ok())
+    {
+        state["pid"] = pid.into();
+    }
+    hooks::run(stage, hooks, &state, birth.bundle)
+}
+
+/// Drops what the user's program must not have, and becomes it. Returns only where that failed.
+fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared) -> Result<Error> {
+    if let Some(inside) = &launch.inside {
+        hooks::run("startContainer", &inside.start_hooks, &birth.state, Path::new("/"))?;
+    }
+    program::own_streams(&launch.process)?;
+    process::reset_signals()?;
+    process::close_on_exec_from(3 + birth.options.preserve_fds)?;
+    for fd in 3..3 + birth.options.preserve_fds.cast_signed() {
+        process::keep_on_exec(fd).context(|| "keeping the descriptors of --preserve-fds")?;
+    }
+    let (args, env) = (program::strings(&launch.process.args)?, program::strings(&launch.process.env)?);
+    confine::confine(&launch.process)?;
+    Ok(program::explain(&launch.process.args[0], process::execute(&ready.program, &args, &env)))
+}

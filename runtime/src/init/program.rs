@@ -1,0 +1,118 @@
+//! The user's program: where it is, in which directory it starts, and what its streams belong to.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, namespace, tty};
+
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::plan::process::ProcessPlan;
+
+/// Changes to the working directory, and makes sure that it is inside the container: a path like
+/// `/proc/self/fd/7` could lead to a directory of the host (CVE-2024-21626).
+pub(super) fn change_dir(cwd: &Path) -> Result<()> {
+    namespace::change_dir(cwd).context(|| "changing to the working directory (process.cwd)")?;
+    if namespace::is_inside()? {
+        return Ok(());
+    }
+    Err(Error::new(Code::InvalidSpec, format!("process.cwd {cwd:?} leads out of the container")))
+}
+
+/// Looks for the program as execvp(3) would, with the container's own `PATH`.
+pub(super) fn find(plan: &ProcessPlan) -> Result<CString> {
+    let name = &plan.args[0];
+    let mut denied = false;
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![name.into()]
+    } else {
+        path_of(&plan.env)
+            .split(':')
+            .map(|dir| Path::new(if dir.is_empty() { "." } else { dir }).join(name))
+            .collect()
+    };
+    for candidate in &candidates {
+        match executable(candidate) {
+            Ok(()) => return c_string(candidate.as_os_str().as_bytes()),
+            Err(Errno::EACCES | Errno::EISDIR) => denied = true,
+            Err(_) => {}
+        }
+    }
+    let doing = format!("executing {name:?}");
+    let error = match (denied, name.contains('/')) {
+        (true, _) => Error::new(Code::ProgramNotExecutable, "permission denied"),
+        (false, true) => Error::new(Code::ProgramNotFound, format!("stat {name}: no such file or directory")),
+        (false, false) => Error::new(Code::ProgramNotFound, "executable file not found in $PATH"),
+    };
+    Err(error).context(|| doing)
+}
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn path_of(env: &[String]) -> &str {
+    env.iter().rev().find_map(|v| v.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH)
+}
+
+/// Whether `path` is a file that somebody may execute. Whether this user may is said by execve(2) itself.
+fn executable(path: &Path) -> std::result::Result<(), Errno> {
+    let fd = file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host).map_err(|e| e.errno())?;
+    let mode = file::stat(fd.as_fd()).map_err(|e| e.errno())?.st_mode;
+    match mode & libc::S_IFMT {
+        libc::S_IFREG if mode & 0o111 != 0 => Ok(()),
+        libc::S_IFDIR => Err(Errno::EISDIR),
+        _ => Err(Errno::EACCES),
+    }
+}
+
+/// The user's words for a failed execve(2), and its exit code.
+pub(super) fn explain(name: &str, error: coracle_sys::Error) -> Error {
+    let errno = error.errno();
+    let explained = Error::from(error);
+    let explained = match errno {
+        Errno::ENOENT => explained
+            .code_is(Code::ProgramNotFound)
+            .hint("the interpreter or loader that it names is missing"),
+        Errno::EACCES => explained.code_is(Code::ProgramNotExecutable),
+        Errno::ENOEXEC => explained
+            .code_is(Code::ProgramNotExecutable)
+            .hint("it is for another machine, or a script without #!"),
+        _ => explained,
+    };
+    explained.doing(format!("executing {name:?}"))
+}
+
+/// Gives pipes and terminals among the standard streams to the user, who could not open `/dev/stdout` else.
+/// Nothing else: a file or device of the host keeps its owner (CVE-2026-88265).
+pub(super) fn own_streams(plan: &ProcessPlan) -> Result<()> {
+    if plan.uid == 0 {
+        return Ok(());
+    }
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        if is_ours_to_give(stream)? {
+            match file::chown(stream, plan.uid, u32::MAX) {
+                Err(e) if !matches!(e.errno(), Errno::EPERM | Errno::EINVAL | Errno::EROFS) => {
+                    return Err(e).context(|| "giving the standard streams to the user");
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_ours_to_give(stream: BorrowedFd<'_>) -> Result<bool> {
+    let kind = file::stat(stream)?.st_mode & libc::S_IFMT;
+    Ok(kind == libc::S_IFIFO || (kind == libc::S_IFCHR && tty::is_terminal(stream)))
+}
+
+/// `strings` as the kernel wants them.
+pub(super) fn strings(strings: &[String]) -> Result<Vec<CString>> {
+    strings.iter().map(|s| c_string(s.as_bytes())).collect()
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::new(Code::InvalidSpec, "a string holds a NUL byte"))
+}

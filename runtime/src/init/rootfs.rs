@@ -1,0 +1,148 @@
+//! The container's root: attached, filled, covered, entered.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::mount::{self, Attributes, Propagation, attr};
+use coracle_sys::{Errno, namespace};
+
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::plan::launch::Inside;
+
+const READ_ONLY: Attributes = Attributes { set: attr::RDONLY, clear: 0, propagation: None };
+
+/// Mounts the root file system over the host's root, in the child's own mount namespace, and returns it. From
+/// here on everything of the container is reached through this descriptor; paths of the host still resolve
+/// from the host's root, which is only covered.
+///
+/// Covering the root, rather than mounting the root file system on its own directory, needs nothing from the
+/// mount that holds that directory: it may be shared, or the root itself.
+pub(super) fn attach(inside: &Inside) -> Result<OwnedFd> {
+    let host = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
+    let (propagation, _) = inside.propagation.unwrap_or((Propagation::Slave, true));
+    let keep_from_host = |propagation| Attributes { propagation: Some(propagation), ..Attributes::default() };
+    mount::set_attributes(host.as_fd(), keep_from_host(propagation), true)?;
+    let rootfs = &inside.rootfs;
+    let root = mount::clone_tree(file::CWD, rootfs, true)
+        .map_err(Error::from)
+        .map_err(|e| if e.errno() == Some(Errno::ENOENT) { e.code_is(Code::InvalidSpec) } else { e })
+        .context(|| format!("opening the root file system {rootfs:?}"))?;
+    if propagation == Propagation::Shared {
+        // Else what is mounted in the container would appear in its root file system on the host, too.
+        mount::set_attributes(host.as_fd(), keep_from_host(Propagation::Private), false)?;
+        mount::set_attributes(root.as_fd(), keep_from_host(Propagation::Private), false)?;
+    }
+    mount::move_over_root(root.as_fd())
+        .map_err(Error::from)
+        .map_err(|e| if e.errno() == Some(Errno::ENOTDIR) { e.code_is(Code::InvalidSpec) } else { e })
+        .context(|| format!("mounting the root file system {rootfs:?}"))?;
+    Ok(root)
+}
+
+/// Makes the directory `path`, an absolute path of the container, where it is missing.
+pub(super) fn make_dir(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    match file::mkdir_all(root, path, 0o755) {
+        // The working directory may be one that only the user can reach, or no directory; changing to it tells.
+        Ok(_) => Ok(()),
+        Err(e) if matches!(e.errno(), Errno::EACCES | Errno::EROFS | Errno::ENOTDIR) => Ok(()),
+        Err(e) => Err(e).context(|| format!("making the working directory {path:?}")),
+    }
+}
+
+/// Covers the masked paths and makes the read-only ones so.
+pub(super) fn mask(root: BorrowedFd<'_>, inside: &Inside) -> Result<()> {
+    for path in &inside.readonly_paths {
+        let Some(target) = existing(root, path)? else { continue };
+        let tree = mount::clone_tree(target.as_fd(), Path::new(""), true);
+        let covered = tree.and_then(|tree| {
+            mount::set_attributes(tree.as_fd(), READ_ONLY, true)?;
+            mount::attach(tree.as_fd(), target.as_fd())
+        });
+        covered.context(|| format!("making {path:?} read-only (linux.readonlyPaths)"))?;
+    }
+    let mut covers = Covers::default();
+    for path in &inside.masked_paths {
+        let Some(target) = existing(root, path)? else { continue };
+        covers.cover(target.as_fd()).context(|| format!("masking {path:?} (linux.maskedPaths)"))?;
+    }
+    Ok(())
+}
+
+/// The file or directory `path` below the root, or `None` where there is none: only then there is nothing to
+/// protect.
+fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
+    match file::open(root, path, libc::O_PATH, 0, Resolve::InRoot) {
+        Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(e) => Err(e).context(|| format!("opening {path:?}")),
+        Ok(fd) => Ok(Some(fd)),
+    }
+}
+
+/// What masked paths are covered with: for directories one empty read-only file system, for files the host's
+/// null device, opened and verified before the container could have a say in what it is (CVE-2025-31133).
+#[derive(Default)]
+struct Covers {
+    null: Option<OwnedFd>,
+    empty: Option<OwnedFd>,
+}
+
+impl Covers {
+    fn cover(&mut self, target: BorrowedFd<'_>) -> Result<()> {
+        let is_dir = file::stat(target)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let slot = if is_dir { &mut self.empty } else { &mut self.null };
+        if slot.is_none() {
+            *slot = Some(if is_dir { empty_dir()? } else { host_null()? });
+        }
+        let Some(cover) = slot else { return Ok(()) };
+        let copy = mount::clone_tree(cover.as_fd(), Path::new(""), false)?;
+        Ok(mount::attach(copy.as_fd(), target)?)
+    }
+}
+
+fn empty_dir() -> Result<OwnedFd> {
+    let context = mount::Context::open("tmpfs")?;
+    context.set("size", b"0")?;
+    context.set("nr_inodes", b"1")?;
+    Ok(context.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?)
+}
+
+/// The host's null device.
+pub(super) fn host_null() -> Result<OwnedFd> {
+    let null = file::open(file::CWD, "/dev/null", libc::O_PATH | libc::O_NOFOLLOW, 0, Resolve::Host)?;
+    let stat = file::stat(null.as_fd())?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFCHR || stat.st_rdev != file::device(1, 3) {
+        return Err(Error::new(Code::System, "the host's /dev/null is not the null device"));
+    }
+    Ok(null)
+}
+
+/// Makes `root` the root directory, for good: nothing of the host is left to be seen.
+pub(super) fn enter(root: OwnedFd, inside: &Inside, no_pivot: bool) -> Result<()> {
+    if inside.readonly {
+        mount::set_attributes(root.as_fd(), READ_ONLY, false).context(|| "making the root read-only")?;
+    }
+    namespace::enter(root.as_fd())?;
+    if no_pivot {
+        namespace::chroot_here()?;
+    } else {
+        let host = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
+        mount::pivot_root_here()
+            .map_err(Error::from)
+            .map_err(|e| e.hint("on an initial ramfs, use --no-pivot"))
+            .context(|| "entering the root file system")?;
+        if inside.propagation.is_some_and(|(p, _)| p == Propagation::Shared) {
+            // The host must not see its own mounts go.
+            let slave = Attributes { propagation: Some(Propagation::Slave), ..Attributes::default() };
+            mount::set_attributes(host.as_fd(), slave, true)?;
+        }
+        mount::detach(Path::new("."))?;
+    }
+    namespace::change_dir(Path::new("/"))?;
+    if let Some((propagation, recursive)) = inside.propagation {
+        let own = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
+        let attributes = Attributes { propagation: Some(propagation), ..Attributes::default() };
+        mount::set_attributes(own.as_fd(), attributes, recursive && propagation != Propagation::Shared)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Keeps containers from writing to the runtime's own executable (CVE-2019-5736).
+//!
+//! A process that enters a container shows its executable there as `/proc/PID/exe`, and a container's root could
+//! open it for writing once nobody executes it any more. So the runtime, before it does anything else, executes
+//! itself again through a detached read-only mount of its own file, through which nobody can write; where that
+//! is not allowed, from a sealed copy in memory. It costs one execve(2). Where the file is on a read-only mount
+//! already nothing is to be done.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::mount::{self, Attributes, attr};
+use coracle_sys::process;
+
+use crate::error::{Code, Context, Error, Result};
+
+/// Where the executable was before it was executed again.
+const ORIGIN: &str = "_CORACLE_ORIGIN";
+
+/// Returns when the running executable can't be written to by anybody it meets, and nobody can look into the
+/// process.
+///
+/// # Errors
+/// Where the kernel allows neither way.
+pub fn protect() -> Result<()> {
+    process::close_on_exec_from(3)?;
+    let own = file::open(file::CWD, "/proc/self/exe", libc::O_PATH, 0, Resolve::Host)
+        .context(|| "opening the runtime's own executable")?;
+    if is_protected(own.as_fd())? {
+        return Ok(process::undumpable()?);
+    }
+    if std::env::var_os(ORIGIN).is_some() {
+        return Err(Error::new(Code::System, "the runtime's own executable can still be written to"));
+    }
+    let image = read_only(own.as_fd()).or_else(|_| sealed())?;
+    let args: Vec<CString> = std::env::args_os().filter_map(|a| CString::new(a.into_vec()).ok()).collect();
+    let origin = file::read_link(file::CWD, "/proc/self/exe")?;
+    let own_variable = [ORIGIN.as_bytes(), b"=", origin.as_bytes()].concat();
+    let env = std::env::vars_os().map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat());
+    let env: Vec<CString> = env.chain([own_variable]).filter_map(|v| CString::new(v).ok()).collect();
+    Err(process::execute_fd(image.as_fd(), &args, &env)).context(|| "executing the runtime's protected image")
+}
+
+fn is_protected(own: BorrowedFd<'_>) -> Result<bool> {
+    Ok(file::is_read_only(own)? || file::file_system(own)? == TMPFS_MAGIC && sealed_self())
+}
+
+const TMPFS_MAGIC: i64 = nix::sys::statfs::TMPFS_MAGIC.0;
+
+fn sealed_self() -> bool {
+    let own = file::open(file::CWD, "/proc/self/exe", libc::O_RDONLY, 0, Resolve::Host);
+    own.is_ok_and(|own| process::is_sealed(own.as_fd()))
+}
+
+fn read_only(own: BorrowedFd<'_>) -> coracle_sys::Result<OwnedFd> {
+    let image = mount::clone_tree(own, Path::new(""), false)?;
+    let attributes = Attributes { set: attr::RDONLY | attr::NOSUID, ..Attributes::default() };
+    mount::set_attributes(image.as_fd(), attributes, false)?;
+    Ok(image)
+}
+
+fn sealed() -> coracle_sys::Result<OwnedFd> {
+    let own = file::open(file::CWD, "/proc/self/exe", libc::O_RDONLY, 0, Resolve::Host)?;
+    process::sealed_copy(own.as_fd(), "coracle")
+}
+
+/// The path that the runtime was started from: the programs that belong to it are beside it.
+///
+/// # Errors
+/// Where procfs is not mounted.
+pub fn origin() -> Result<PathBuf> {
+    match std::env::var_os(ORIGIN) {
+        Some(path) => Ok(path.into()),
+        None => Ok(file::read_link(file::CWD, "/proc/self/exe")?.into()),
+    }
+}

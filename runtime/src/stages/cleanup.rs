@@ -1,0 +1,81 @@
+//! Undoes what a container's record tells of: processes, isolators, cgroups, snapshot, state. Every step can be
+//! done again, and each is attempted whatever became of the others; the record goes last, and only when nothing
+//! is left.
+
+use std::path::Path;
+
+use coracle_isolator_host::Registry;
+use coracle_sys::process;
+
+use crate::error::{Context, Error, Result};
+use crate::hooks;
+use crate::stages::spec;
+use crate::state::{Record, State};
+
+/// Runs `launch`, and where it fails undoes what it did of container `id`, whose record lies below `root`.
+///
+/// # Errors
+/// What `launch` failed with.
+pub fn undo_on_failure<T>(
+    root: &Path,
+    id: &str,
+    isolators: &Registry,
+    launch: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    launch().map_err(|failure| {
+        let undone = State::open(root, id).and_then(|state| remove(state, isolators));
+        match undone {
+            Ok(_) => failure,
+            Err(left) => {
+                let hint = format!("something is left ({left}): run coracle delete --force {id}");
+                failure.hint(hint)
+            }
+        }
+    })
+}
+
+/// Removes the container: kills what is left of it, lets the isolators clean up, removes cgroups, snapshot and
+/// state, and runs the poststop hooks. A poststop hook that fails doesn't keep the container; what it says is
+/// returned (runtime-spec 1.3, runtime.md, "Lifecycle", step 13).
+///
+/// # Errors
+/// The first failure; what could be undone is undone, and the record stays for the next attempt.
+pub fn remove(state: State, isolators: &Registry) -> Result<Option<String>> {
+    let Some(record) = state.record()? else {
+        state.remove()?;
+        return Ok(None);
+    };
+    let mut failures: Vec<Error> = Vec::new();
+    failures.extend(kill(&record).err());
+    failures.extend(isolators.cleanup(&record.id).into_iter().map(Error::from));
+    if let Some(cgroup) = &record.cgroup {
+        failures.extend(cgroup.remove().err());
+    }
+    if let Some(store) = &record.store {
+        failures.extend(crate::image::remove_bundle(store, &record.id).err());
+    }
+    if let Some(first) = failures.into_iter().next() {
+        return Err(first).context(|| format!("removing container {:?}", record.id));
+    }
+    let poststop = run_poststop(&state, &record);
+    state.remove()?;
+    Ok(poststop.err().map(|error| error.to_string()))
+}
+
+/// The first process goes first: where it has a PID namespace of its own, the kernel takes the others with it.
+fn kill(record: &Record) -> Result<()> {
+    if let Some(first) = record.process {
+        first.kill()?;
+    }
+    process::reap_all();
+    record.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.kill().map(drop))
+}
+
+fn run_poststop(state: &State, record: &Record) -> Result<()> {
+    let spec = spec::parse(&state.config()?)?;
+    let hooks = hooks::of(&spec, "poststop");
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    hooks::run("poststop", &hooks, &record.to_state(), &record.bundle)
+}

@@ -1,0 +1,214 @@
+//! The launch plan: all that the child will do, as data. `coracle plan` prints it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use coracle_isolator_host::Adjusted;
+use coracle_sys::mount::Propagation;
+use oci_spec::runtime::{Hook, LinuxDeviceType, Spec};
+use serde::Serialize;
+
+use super::mounts::{self, MountPlan};
+use super::namespaces::{self, Namespaces};
+use super::process::ProcessPlan;
+use super::{below_root, linux};
+use crate::error::{Code, Error, Result};
+
+/// All that the child will do.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Launch {
+    /// The namespaces it is born with and those it joins.
+    pub namespaces: Namespaces,
+    /// The container's inside; `None` for a process that is executed in one that stands.
+    pub inside: Option<Inside>,
+    /// What it becomes.
+    pub process: ProcessPlan,
+}
+
+/// The inside of a container, as the child builds it, in the order of the fields.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inside {
+    /// The host name.
+    pub hostname: Option<String>,
+    /// The NIS domain name.
+    pub domainname: Option<String>,
+    /// Kernel parameters of the container's namespaces, as paths below `/proc/sys`.
+    pub sysctl: BTreeMap<String, String>,
+    /// The root file system's absolute path on the host.
+    pub rootfs: PathBuf,
+    /// How mount events travel between host and container, and whether in the whole tree.
+    #[serde(skip)]
+    pub propagation: Option<(Propagation, bool)>,
+    /// The mounts, in order.
+    pub mounts: Vec<MountPlan>,
+    /// The device nodes.
+    pub devices: Vec<Device>,
+    /// Hooks that run in the container's namespaces before its root is entered.
+    #[serde(skip)]
+    pub create_hooks: Vec<Hook>,
+    /// Paths that are covered, below the root.
+    pub masked_paths: Vec<PathBuf>,
+    /// Paths that are made read-only, below the root.
+    pub readonly_paths: Vec<PathBuf>,
+    /// Whether the root is read-only.
+    pub readonly: bool,
+    /// Hooks that run just before the user's program.
+    #[serde(skip)]
+    pub start_hooks: Vec<Hook>,
+}
+
+/// A device node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    /// Where it goes, below the root.
+    pub target: PathBuf,
+    /// Its type (`S_IFCHR`, `S_IFBLK`, `S_IFIFO`).
+    pub kind: u32,
+    /// Its numbers.
+    pub major: u32,
+    /// Its numbers.
+    pub minor: u32,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// The devices of every container (runtime-spec 1.3, config-linux.md, "Default Devices").
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
+    ("dev/null", 1, 3),
+    ("dev/zero", 1, 5),
+    ("dev/full", 1, 7),
+    ("dev/random", 1, 8),
+    ("dev/urandom", 1, 9),
+    ("dev/tty", 5, 0),
+];
+
+impl Launch {
+    /// The plan of a container of `spec` with its root at `rootfs`, without what isolators decide.
+    ///
+    /// # Errors
+    /// `InvalidSpec`, `Unsupported`.
+    pub fn new(spec: &Spec, rootfs: &Path) -> Result<Self> {
+        let process = spec.process().as_ref().map(ProcessPlan::new);
+        let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+        let namespaces = namespaces::plan(spec)?;
+        Ok(Self { namespaces, inside: Some(Inside::new(spec, rootfs)?), process })
+    }
+
+    /// The plan as the isolators left it.
+    ///
+    /// # Errors
+    /// `InvalidSpec`, `Unsupported`.
+    pub fn adjusted(mut adjusted: Adjusted, rootfs: &Path) -> Result<(Self, Spec)> {
+        let mut launch = Self::new(&adjusted.spec, rootfs)?;
+        launch.process.adjust(&mut adjusted);
+        Ok((launch, adjusted.spec))
+    }
+}
+
+impl Inside {
+    fn new(spec: &Spec, rootfs: &Path) -> Result<Self> {
+        let linux = linux(spec)?;
+        let mounts = spec.mounts().iter().flatten().enumerate();
+        let hooks = spec.hooks().clone().unwrap_or_default();
+        let paths = |list: &Option<Vec<String>>| {
+            list.iter().flatten().map(|p| below_root(Path::new(p))).collect::<Vec<_>>()
+        };
+        let sysctl = linux.sysctl().iter().flatten();
+        Ok(Self {
+            hostname: spec.hostname().clone(),
+            domainname: spec.domainname().clone(),
+            sysctl: sysctl.map(|(name, value)| (sysctl_path(name), value.clone())).collect(),
+            rootfs: rootfs.to_owned(),
+            propagation: linux
+                .rootfs_propagation()
+                .as_deref()
+                .filter(|word| !word.is_empty())
+                .map(mounts::propagation)
+                .transpose()?,
+            mounts: mounts.map(|(index, mount)| mounts::plan(index, mount)).collect::<Result<_>>()?,
+            devices: devices(spec)?,
+            create_hooks: hooks.create_container().clone().unwrap_or_default(),
+            masked_paths: paths(linux.masked_paths()),
+            readonly_paths: paths(linux.readonly_paths()),
+            readonly: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
+            start_hooks: hooks.start_container().clone().unwrap_or_default(),
+        })
+    }
+}
+
+/// Where a kernel parameter is below `/proc/sys`. As sysctl(8) has it, the first of `.` and `/` in the name
+/// separates, and the other is part of a name (an interface `eth0.1`).
+fn sysctl_path(name: &str) -> String {
+    match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
+        Some(b'.') => name
+            .chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                c => c,
+            })
+            .collect(),
+        _ => name.to_owned(),
+    }
+}
+
+/// The default devices, and the configuration's, which may replace them.
+fn devices(spec: &Spec) -> Result<Vec<Device>> {
+    let mut devices: Vec<Device> = DEFAULT_DEVICES
+        .iter()
+        .map(|&(target, major, minor)| Device {
+            target: target.into(),
+            kind: libc::S_IFCHR,
+            major,
+            minor,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        })
+        .collect();
+    for (index, wanted) in linux(spec)?.devices().iter().flatten().enumerate() {
+        let number = |n: i64| u32::try_from(n).unwrap_or(0);
+        let device = Device {
+            target: below_root(wanted.path()),
+            kind: kind(wanted.typ()).ok_or_else(|| {
+                Error::new(Code::InvalidSpec, format!("linux.devices[{index}].type is not b, c, u or p"))
+            })?,
+            major: number(wanted.major()),
+            minor: number(wanted.minor()),
+            mode: wanted.file_mode().unwrap_or(0o666) & 0o7777,
+            uid: wanted.uid().unwrap_or(0),
+            gid: wanted.gid().unwrap_or(0),
+        };
+        devices.retain(|d| d.target != device.target);
+        devices.push(device);
+    }
+    Ok(devices)
+}
+
+fn kind(kind: LinuxDeviceType) -> Option<u32> {
+    match kind {
+        LinuxDeviceType::B => Some(libc::S_IFBLK),
+        LinuxDeviceType::C | LinuxDeviceType::U => Some(libc::S_IFCHR),
+        LinuxDeviceType::P => Some(libc::S_IFIFO),
+        LinuxDeviceType::A => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_separator_of_a_kernel_parameter_decides() {
+        assert_eq!(sysctl_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
+        assert_eq!(sysctl_path("net/ipv4/conf/eth0.1/rp_filter"), "net/ipv4/conf/eth0.1/rp_filter");
+        assert_eq!(sysctl_path("net.ipv4.conf.eth0/1.rp_filter"), "net/ipv4/conf/eth0.1/rp_filter");
+    }
+}

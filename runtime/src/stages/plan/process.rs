@@ -1,0 +1,86 @@
+//! What the container's process is: its words, its identity, its limits.
+
+use std::path::PathBuf;
+
+use coracle_isolator::SeccompProgram;
+use coracle_isolator_host::Adjusted;
+use coracle_sys::identity::Capabilities;
+use oci_spec::runtime::Process;
+use serde::Serialize;
+
+/// A process, as the child becomes it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessPlan {
+    /// The program and its arguments.
+    pub args: Vec<String>,
+    /// Its environment.
+    pub env: Vec<String>,
+    /// Its working directory.
+    pub cwd: PathBuf,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its supplementary groups, and no others.
+    pub groups: Vec<u32>,
+    /// Its mask for new files' permission bits.
+    pub umask: u32,
+    /// Its resource limits: name, soft, hard.
+    pub rlimits: Vec<(String, u64, u64)>,
+    /// How likely the kernel is to kill it for memory.
+    pub oom_score_adj: Option<i32>,
+    /// Whether execve(2) can't give it privileges.
+    pub no_new_privileges: bool,
+    /// Whether it gets a terminal.
+    pub terminal: bool,
+    /// The terminal's rows and columns.
+    pub console_size: Option<(u16, u16)>,
+    /// Its capabilities.
+    #[serde(skip)]
+    pub capabilities: Capabilities,
+    /// Its system call filter.
+    #[serde(skip)]
+    pub seccomp: Option<SeccompProgram>,
+}
+
+/// The umask of a process whose configuration names none: what runc's and crun's users have.
+const UMASK: u32 = 0o022;
+
+impl ProcessPlan {
+    /// The plan of `process`, without what isolators decide.
+    pub fn new(process: &Process) -> Self {
+        let user = process.user();
+        let cell = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+        let limit = |l: &oci_spec::runtime::PosixRlimit| (l.typ().to_string(), l.soft(), l.hard());
+        Self {
+            args: process.args().clone().unwrap_or_default(),
+            env: process.env().clone().unwrap_or_default(),
+            cwd: process.cwd().clone(),
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: user.additional_gids().clone().unwrap_or_default(),
+            umask: user.umask().unwrap_or(UMASK),
+            rlimits: process.rlimits().iter().flatten().map(limit).collect(),
+            oom_score_adj: process.oom_score_adj(),
+            no_new_privileges: process.no_new_privileges().unwrap_or(false),
+            terminal: process.terminal().unwrap_or(false),
+            console_size: process.console_size().map(|b| (cell(b.height()), cell(b.width()))),
+            capabilities: Capabilities::default(),
+            seccomp: None,
+        }
+    }
+
+    /// Takes over what the isolators decided.
+    pub fn adjust(&mut self, adjusted: &mut Adjusted) {
+        let sets = adjusted.capabilities;
+        self.capabilities = Capabilities {
+            bounding: sets.bounding,
+            effective: sets.effective,
+            permitted: sets.permitted,
+            inheritable: sets.inheritable,
+            ambient: sets.ambient,
+        };
+        self.seccomp = adjusted.seccomp.take();
+    }
+}

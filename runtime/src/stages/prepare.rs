@@ -1,0 +1,86 @@
+//! Records what is about to be done, and asks the isolators.
+
+use std::path::Path;
+
+use coracle_isolator::{CgroupVersion, Config};
+use coracle_isolator_host::Registry;
+use oci_spec::runtime::Spec;
+
+use crate::error::{Context, Result};
+use crate::stages::plan::{Launch, Plan};
+use crate::state::{Record, State};
+
+/// A container of which a record stands: from here on there is something to undo.
+#[derive(Debug)]
+pub struct Claimed {
+    plan: Plan,
+    state: State,
+    record: Record,
+}
+
+/// A container whose plan is final.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Who it is.
+    pub container: Container,
+    /// All that its child will do.
+    pub launch: Launch,
+    /// What an isolator could not do and did not stop the launch.
+    pub warnings: Vec<String>,
+}
+
+/// What every later stage knows of the container: its place on disk, its record, its final configuration.
+#[derive(Debug)]
+pub struct Container {
+    /// Its state directory, locked.
+    pub state: State,
+    /// Its record, as it was last written.
+    pub record: Record,
+    /// Its configuration, as the isolators left it.
+    pub spec: Spec,
+}
+
+impl Container {
+    /// Writes the record.
+    ///
+    /// # Errors
+    /// `ENOSPC`.
+    pub fn save(&self) -> Result<()> {
+        self.state.write(&self.record)
+    }
+}
+
+/// Records the container of `plan` in `state`: its configuration, and the cgroups and isolators that are about to
+/// be used. `store`: the image store that its bundle is a snapshot of, which goes when the container goes.
+///
+/// # Errors
+/// `ENOSPC`.
+pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path>) -> Result<Claimed> {
+    let record = Record {
+        oci_version: plan.spec.version().clone(),
+        bundle: plan.bundle.clone(),
+        rootfs: plan.rootfs.clone(),
+        annotations: plan.spec.annotations().clone().unwrap_or_default(),
+        cgroup: plan.cgroup.clone(),
+        isolators: isolators.names().map(str::to_owned).collect(),
+        ..Record::new(&plan.id, store)
+    };
+    state.keep_config(&plan.text)?;
+    state.write(&record)?;
+    Ok(Claimed { plan, state, record })
+}
+
+/// Asks every isolator for its adjustments and makes the final plan of them.
+///
+/// # Errors
+/// Where an isolator refuses, or two adjust one field.
+pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
+    let Claimed { plan, state, record } = claimed;
+    let version = record.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
+    let config =
+        Config { id: &plan.id, kind: plan.kind, bundle: &plan.bundle, spec: &plan.spec, cgroup: version };
+    let mut adjusted = isolators.prepare(&config).context(|| "preparing the isolators")?;
+    let warnings = std::mem::take(&mut adjusted.warnings);
+    let (launch, spec) = Launch::adjusted(adjusted, &plan.rootfs)?;
+    Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
+}

@@ -1,0 +1,59 @@
+//! Lets the process execute the user's program.
+
+use std::os::fd::OwnedFd;
+
+use coracle_sys::process::Child;
+
+use super::isolate::{Isolated, ReadyProcess, reaped};
+use super::prepare::Container;
+use crate::error::Result;
+use crate::handshake::Ready;
+use crate::hooks;
+use crate::state::Phase;
+
+/// A process that executes the user's program.
+#[derive(Debug)]
+pub struct Running {
+    /// The process.
+    pub child: Child,
+    /// As in [`super::spawn::Born`].
+    pub console: Option<OwnedFd>,
+}
+
+/// Releases the container's first process. The container's lock ends with it.
+///
+/// # Errors
+/// What the child says went wrong, or a poststart hook.
+pub fn release(isolated: Isolated) -> Result<Running> {
+    let Isolated { mut container, ready: ReadyProcess { child, word, console } } = isolated;
+    start(&mut container, word)?;
+    Ok(Running { child, console })
+}
+
+/// Says Exec to the first process of `container` and runs the hooks that follow.
+///
+/// # Errors
+/// What the child says went wrong, or a poststart hook.
+pub fn start(container: &mut Container, word: Ready) -> Result<()> {
+    // Before it is so: a crash in between must not leave a running container that is taken for a created one.
+    container.record.phase = Phase::Running;
+    container.save()?;
+    word.exec()?;
+    let hooks = hooks::of(&container.spec, "poststart");
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    hooks::run("poststart", &hooks, &container.record.to_state(), &container.record.bundle)
+}
+
+/// Releases a process that is executed in a container.
+///
+/// # Errors
+/// What the child says went wrong.
+pub fn release_process(ready: ReadyProcess) -> Result<Running> {
+    let ReadyProcess { child, word, console } = ready;
+    match word.exec() {
+        Ok(()) => Ok(Running { child, console }),
+        Err(error) => Err(reaped(&child, error)),
+    }
+}

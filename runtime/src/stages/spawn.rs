@@ -1,0 +1,206 @@
+//! Makes the container's cgroups and clones its first process, which waits.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use coracle_isolator::Cgroup;
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::process::{self, Child};
+use coracle_sys::{namespace, socket};
+
+use super::prepare::{Container, Prepared};
+use crate::cgroup::Tree;
+use crate::cli;
+use crate::error::{Code, Context, Error, Result};
+use crate::handshake::{self, Cloned};
+use crate::init::{self, Birth};
+use crate::stages::plan::Launch;
+use crate::stages::plan::namespaces::Namespaces;
+use crate::state::record::Process;
+
+/// A container whose first process exists and waits for Go.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Who it is.
+    pub container: Container,
+    /// Its first process.
+    pub born: Born,
+    /// Its cgroups.
+    pub cgroup: Cgroup,
+}
+
+/// A process that was cloned and waits for Go.
+#[derive(Debug)]
+pub struct Born {
+    /// The process.
+    pub child: Child,
+    /// The conversation with it.
+    pub cloned: Cloned,
+    /// The socket over which its terminal's master comes, where the runtime itself looks after the terminal.
+    pub console: Option<OwnedFd>,
+}
+
+/// Makes the cgroups and clones the first process into them and into its namespaces. `door`: whether it waits
+/// for a `start` of another process, rather than for the caller's word.
+///
+/// # Errors
+/// `Exists` where a cgroup is in use, `System` where the kernel refuses.
+pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Waiting> {
+    let Prepared { mut container, launch, .. } = prepared;
+    let tree = match &container.record.cgroup {
+        Some(place) => place.make()?,
+        None => Tree::none(),
+    };
+    let joins = open_joins(&launch.namespaces)?;
+    let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
+    let (console, terminal) = console(launch.process.terminal, options)?;
+    let birth = Birth {
+        id: container.state.id(),
+        bundle: &container.record.bundle,
+        state: container.record.to_state(),
+        cgroups: &tree,
+        place: container.record.cgroup.as_ref(),
+        in_cgroup_namespace: launch.namespaces.new_cgroup
+            || launch.namespaces.join.iter().any(|(kind, _)| *kind == libc::CLONE_NEWCGROUP),
+        joins: &joins,
+        terminal,
+        options,
+    };
+    let namespaces = launch.namespaces.clone();
+    let (child, cloned) = clone_child(&launch, birth, door)?;
+    // Before anything else: from here on a crash leaves a process that delete must find.
+    container.record.process = Some(Process::now(child.pid)?);
+    container.save()?;
+    map_ids(child.pid, &namespaces).context(|| "mapping the container's users")?;
+    Ok(Waiting { container, born: Born { child, cloned, console }, cgroup: tree.into_handles() })
+}
+
+/// Clones a process that is to be executed in the container whose first process is `target`: into the
+/// container's cgroups `tree` and, in the child, its namespaces of kinds `kinds`.
+///
+/// # Errors
+/// `System` where the kernel refuses.
+pub fn spawn_into(
+    launch: &Launch,
+    target: (OwnedFd, i32),
+    tree: &Tree,
+    birth: (&str, &Path),
+    options: &cli::Launch,
+) -> Result<Born> {
+    let joins = [(target.1, target.0)];
+    let (console, terminal) = console(launch.process.terminal, options)?;
+    let (id, bundle) = birth;
+    let state = serde_json::Value::Null;
+    let birth = Birth {
+        id,
+        bundle,
+        state,
+        cgroups: tree,
+        place: None,
+        in_cgroup_namespace: true,
+        joins: &joins,
+        terminal,
+        options,
+    };
+    let (child, cloned) = clone_child(launch, birth, None)?;
+    Ok(Born { child, cloned, console })
+}
+
+/// A PID namespace and a time namespace that are joined, and a time namespace that is new, are entered by
+/// children only: the runtime sets them for its next child, and takes that back afterwards.
+const FOR_CHILDREN: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWTIME;
+
+fn clone_child(launch: &Launch, birth: Birth<'_>, door: Option<OwnedFd>) -> Result<(Child, Cloned)> {
+    let (outside, inside) = handshake::begin()?;
+    let own = OwnChildren::remember(launch, &birth)?;
+    for (kinds, fd) in birth.joins.iter().filter(|(kinds, _)| kinds & FOR_CHILDREN != 0) {
+        namespace::join(fd.as_fd(), kinds & FOR_CHILDREN).context(|| "joining a namespace")?;
+    }
+    if launch.namespaces.new_time {
+        namespace::unshare(libc::CLONE_NEWTIME)?;
+        let offsets = launch.namespaces.time_offsets.as_bytes();
+        if !offsets.is_empty() {
+            file::write_to(file::CWD, "/proc/self/timens_offsets", offsets, Resolve::Host)
+                .context(|| "setting linux.timeOffsets")?;
+        }
+    }
+    let mut given = Some((inside, door));
+    let child = process::spawn(launch.namespaces.new, birth.cgroups.unified(), || match given.take() {
+        Some((inside, door)) => init::run(launch, &birth, inside, door),
+        None => 1,
+    });
+    // The parent's copies of the child's ends close here, so that the end of the child is the end of the talk.
+    drop(given);
+    let child = child.context(|| "cloning the container's process")?;
+    own.restore()?;
+    Ok((child, outside))
+}
+
+/// The namespaces that the runtime's own next children (hooks) belong in.
+struct OwnChildren(Vec<OwnedFd>);
+
+impl OwnChildren {
+    fn remember(launch: &Launch, birth: &Birth<'_>) -> Result<Self> {
+        let joined = birth.joins.iter().fold(0, |all, (kinds, _)| all | kinds);
+        let mut own = Vec::new();
+        for (kind, name) in [(libc::CLONE_NEWPID, "pid"), (libc::CLONE_NEWTIME, "time")] {
+            let new_time = kind == libc::CLONE_NEWTIME && launch.namespaces.new_time;
+            if joined & kind != 0 || new_time {
+                own.push(file::open(file::CWD, format!("/proc/self/ns/{name}"), 0, 0, Resolve::Host)?);
+            }
+        }
+        Ok(Self(own))
+    }
+
+    fn restore(self) -> Result<()> {
+        for namespace in self.0 {
+            namespace::join(namespace.as_fd(), 0).context(|| "returning to the runtime's own namespaces")?;
+        }
+        Ok(())
+    }
+}
+
+fn open_joins(namespaces: &Namespaces) -> Result<Vec<(i32, OwnedFd)>> {
+    let open = |(kind, path): &(i32, std::path::PathBuf)| {
+        let fd = file::open(file::CWD, path, libc::O_RDONLY, 0, Resolve::Host)
+            .map_err(Error::from)
+            .map_err(|e| e.code_is(Code::InvalidSpec))
+            .context(|| "opening a namespace of linux.namespaces")?;
+        Ok((*kind, fd))
+    };
+    namespaces.join.iter().map(open).collect()
+}
+
+/// Both ends of the way a terminal's master takes: what the runtime keeps, and what the child gets.
+fn console(terminal: bool, options: &cli::Launch) -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+    match (&options.console_socket, terminal) {
+        (Some(path), true) => {
+            let socket = socket::connect_stream(path).context(|| "connecting to --console-socket")?;
+            Ok((None, Some(socket)))
+        }
+        (Some(_), false) => {
+            Err(Error::new(Code::Usage, "--console-socket is given but process.terminal is false"))
+        }
+        (None, true) if options.detach => {
+            Err(Error::new(Code::Usage, "process.terminal is true, and nobody would hold the terminal")
+                .hint("give a --console-socket"))
+        }
+        (None, true) => {
+            let (keep, give) = socket::pair()?;
+            Ok((Some(keep), Some(give)))
+        }
+        (None, false) => Ok((None, None)),
+    }
+}
+
+/// Writes the ID maps of a new user namespace; nothing where there is none. The child can't have been awaited,
+/// so its PID is still its own.
+fn map_ids(pid: i32, namespaces: &Namespaces) -> Result<()> {
+    if !namespaces.new_user() {
+        return Ok(());
+    }
+    let dir = file::open_dir(format!("/proc/{pid}"))?;
+    file::write_to(dir.as_fd(), "gid_map", namespaces.gid_map.as_bytes(), Resolve::Beneath)?;
+    file::write_to(dir.as_fd(), "uid_map", namespaces.uid_map.as_bytes(), Resolve::Beneath)?;
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! A container on disk.
+//!
+//! `ROOT/ID/` holds `record.json` (what was done and must be undone), `config.json` (the spec as it was when the
+//! container was created) and `start.sock` while the container waits for `start`. The directory itself is the
+//! lock. The record is written before each step that it tells of, by replacing the file as a whole, so whoever
+//! comes after a crash finds at least what was done.
+
+pub mod record;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::Errno;
+use coracle_sys::file::{self, Resolve};
+
+pub use record::{Phase, Record, Status};
+
+use crate::error::{Code, Context, Error, Result};
+
+const RECORD: &str = "record.json";
+const CONFIG: &str = "config.json";
+
+/// The longest record or configuration that is read.
+pub const LONGEST: u64 = 16 << 20;
+
+/// A container's state directory, locked until this is dropped.
+#[derive(Debug)]
+pub struct State {
+    root: OwnedFd,
+    dir: OwnedFd,
+    id: String,
+}
+
+impl State {
+    /// Takes the ID `id` for a new container.
+    ///
+    /// # Errors
+    /// `Exists` where the ID is taken.
+    pub fn create(root: &Path, id: &str) -> Result<Self> {
+        check_id(id)?;
+        let root = open_root(root)?;
+        match file::mkdir(root.as_fd(), id, 0o700) {
+            Err(e) if e.errno() == Errno::EEXIST => {
+                return Err(Error::new(Code::Exists, format!("container with id {id:?} already exists"))
+                    .hint("delete it, or choose another id"));
+            }
+            other => other.context(|| format!("making the state of container {id:?}"))?,
+        }
+        let dir = file::open(root.as_fd(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        file::lock(dir.as_fd(), true)?;
+        Ok(Self { root, dir, id: id.to_owned() })
+    }
+
+    /// Opens the state of container `id` and waits until nobody else has it.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none.
+    pub fn open(root: &Path, id: &str) -> Result<Self> {
+        check_id(id)?;
+        let state = Self::open_unlocked(root, id)?;
+        file::lock(state.dir.as_fd(), true)?;
+        // Whoever had the lock may have removed the container.
+        let still_there = file::stat_at(state.root.as_fd(), id).map(|s| s.st_ino).ok();
+        if still_there != Some(file::stat(state.dir.as_fd())?.st_ino) {
+            return Err(not_found(id));
+        }
+        Ok(state)
+    }
+
+    /// Opens the state of container `id` to look at it only.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none.
+    pub fn open_unlocked(root: &Path, id: &str) -> Result<Self> {
+        check_id(id)?;
+        let root = match file::open_dir(root) {
+            Err(e) if e.errno() == Errno::ENOENT => return Err(not_found(id)),
+            other => other?,
+        };
+        match file::open(root.as_fd(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => Err(not_found(id)),
+            dir => Ok(Self { root, dir: dir?, id: id.to_owned() }),
+        }
+    }
+
+    /// The container's ID.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The directory, in which the socket of a waiting container lies.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Reads the record. `None`: the creator died before it wrote one, and did nothing that it would tell of.
+    ///
+    /// # Errors
+    /// `System` where it is malformed.
+    pub fn record(&self) -> Result<Option<Record>> {
+        let bytes = match file::read(self.dir.as_fd(), RECORD, LONGEST, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => return Ok(None),
+            other => other.context(|| format!("reading the record of container {:?}", self.id))?,
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+            Error::new(Code::System, format!("the record of container {:?} is malformed: {e}", self.id))
+        })
+    }
+
+    /// Replaces the record.
+    ///
+    /// # Errors
+    /// `ENOSPC`.
+    pub fn write(&self, record: &Record) -> Result<()> {
+        let bytes = serde_json::to_vec(record).map_err(|e| Error::new(Code::System, e.to_string()))?;
+        file::replace(self.dir.as_fd(), RECORD, &bytes, 0o600)
+            .context(|| format!("writing the record of container {:?}", self.id))
+    }
+
+    /// Keeps the configuration that the container is created with: the bundle may change later.
+    ///
+    /// # Errors
+    /// `ENOSPC`.
+    pub fn keep_config(&self, text: &[u8]) -> Result<()> {
+        file::replace(self.dir.as_fd(), CONFIG, text, 0o600)
+            .context(|| format!("keeping the configuration of container {:?}", self.id))
+    }
+
+    /// The configuration that the container was created with.
+    ///
+    /// # Errors
+    /// Whatever reading says.
+    pub fn config(&self) -> Result<Vec<u8>> {
+        file::read(self.dir.as_fd(), CONFIG, LONGEST, Resolve::BeneathNoLinks)
+            .context(|| format!("reading the configuration of container {:?}", self.id))
+    }
+
+    /// Takes the socket away that a container waited on.
+    pub fn close_door(&self) {
+        let _ = file::unlink(self.dir.as_fd(), crate::handshake::DOOR);
+    }
+
+    /// Forgets the container. The last step of its removal.
+    ///
+    /// # Errors
+    /// Whatever unlinking says.
+    pub fn remove(self) -> Result<()> {
+        // The record goes last: with it gone nobody would know what is left to undo.
+        for name in [CONFIG, crate::handshake::DOOR] {
+            file::remove_all(self.dir.as_fd(), name)?;
+        }
+        file::remove_all(self.root.as_fd(), &self.id)
+            .context(|| format!("removing the state of container {:?}", self.id))
+    }
+}
+
+/// The IDs of all containers below `root`, in order.
+///
+/// # Errors
+/// Whatever reading says but that there is no such directory.
+pub fn ids(root: &Path) -> Result<Vec<String>> {
+    let dir = match file::open_dir(root) {
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
+        other => other?,
+    };
+    let names = file::list(dir.as_fd())?;
+    let mut ids: Vec<String> =
+        names.into_iter().filter_map(|n| n.into_string().ok()).filter(|n| check_id(n).is_ok()).collect();
+    ids.sort();
+    Ok(ids)
+}
+
+/// The state root. What is above it may be searched by all, as user namespaces need; what is in it may not.
+fn open_root(root: &Path) -> Result<OwnedFd> {
+    match file::open_dir(root) {
+        Err(e) if e.errno() == Errno::ENOENT => {}
+        other => return other.context(|| "opening the directory of states (--root)"),
+    }
+    let base = file::open_dir(if root.is_absolute() { "/" } else { "." })?;
+    file::mkdir_all(base.as_fd(), root, 0o711).context(|| "making the directory of states (--root)")?;
+    Ok(file::open_dir(root)?)
+}
+
+/// A container's ID is a name, nothing that a path could make more of.
+fn check_id(id: &str) -> Result<()> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if id.is_empty() || id.len() > 1024 || id.starts_with('.') || !id.chars().all(good) {
+        let shown: String = id.chars().take(80).collect();
+        return Err(Error::new(Code::Usage, format!("{shown:?} is no container ID"))
+            .hint("use letters, digits and _ + - . (not first), at most 1024"));
+    }
+    Ok(())
+}
+
+fn not_found(id: &str) -> Error {
+    Error::new(Code::NotFound, format!("container {id:?} does not exist")).hint("see coracle list")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_no_path() {
+        for bad in ["", ".", "..", ".hidden", "a/b", "../x", "a\nb", "a b", "ü", &"x".repeat(1025)] {
+            assert!(check_id(bad).is_err(), "{bad:?}");
+        }
+        for good in ["web", "0", "-a", "_x.y+z", "A-1"] {
+            assert!(check_id(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_taken_once() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::create(root.path(), "web").unwrap();
+        let error = State::create(root.path(), "web").unwrap_err();
+        assert_eq!(error.code(), Code::Exists);
+        assert!(error.to_string().contains("already exists"));
+        state.remove().unwrap();
+        State::create(root.path(), "web").unwrap();
+    }
+
+    #[test]
+    fn a_container_without_a_record_can_still_be_opened_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        drop(State::create(root.path(), "web").unwrap());
+        let state = State::open(root.path(), "web").unwrap();
+        assert!(state.record().unwrap().is_none());
+        state.remove().unwrap();
+        assert!(ids(root.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_container_that_does_not_exist_is_not_found() {
+        let root = tempfile::tempdir().unwrap();
+        let error = State::open(root.path(), "web").unwrap_err();
+        assert_eq!(error.to_string(), "container \"web\" does not exist; see coracle list");
+    }
+}

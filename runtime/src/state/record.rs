@@ -1,0 +1,192 @@
+//! What is known of a container: who it is, how far it has come, what must be undone.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use coracle_sys::process;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Place;
+use crate::error::{Code, Error, Result};
+use crate::stages::spec::SPEC_VERSION;
+
+/// How far a container has come, as its creator wrote down. Whether it still lives is asked of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It is being made.
+    Creating,
+    /// Its first process waits for `start`.
+    Created,
+    /// Its first process executes the user's program.
+    Running,
+}
+
+/// The status of a container as the runtime specification names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It is being made.
+    Creating,
+    /// Its first process waits for `start`.
+    Created,
+    /// Its first process executes the user's program.
+    Running,
+    /// Its first process has ended.
+    Stopped,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A process, named for good: a PID is used again, a PID with its start time is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its PID, in the namespace of the runtime.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+impl Process {
+    /// The process `pid` as it is now.
+    ///
+    /// # Errors
+    /// `NotFound` where it is gone.
+    pub fn now(pid: i32) -> Result<Self> {
+        Ok(Self { pid, start_time: process::status(pid)?.start_time })
+    }
+
+    /// Whether it lives; a zombie doesn't.
+    pub fn is_alive(&self) -> bool {
+        process::status(self.pid)
+            .is_ok_and(|s| s.start_time == self.start_time && !matches!(s.state, 'Z' | 'X'))
+    }
+
+    /// A descriptor of this very process; `None` where it is gone.
+    pub fn open(&self) -> Option<OwnedFd> {
+        let pidfd = process::pidfd(self.pid).ok()?;
+        // Asked after opening: if it still has the start time now, the descriptor can't be another's.
+        self.is_alive().then_some(pidfd)
+    }
+
+    /// Kills it and waits, at most ten seconds, until it is gone.
+    ///
+    /// # Errors
+    /// `System` where it waits for the kernel and does not die.
+    pub fn kill(&self) -> Result<()> {
+        let Some(pidfd) = self.open() else { return Ok(()) };
+        match process::signal(pidfd.as_fd(), libc::SIGKILL) {
+            Err(e) if e.errno() != coracle_sys::Errno::ESRCH => return Err(e.into()),
+            _ => {}
+        }
+        let mut poll = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        match nix::poll::poll(&mut poll, nix::poll::PollTimeout::from(10_000_u16)) {
+            Ok(0) => Err(Error::new(Code::System, format!("process {} can't be killed", self.pid))
+                .hint("it waits for the kernel; try again when what it waits for has come")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A container's record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// The container's ID.
+    pub id: String,
+    /// The version of the runtime specification that its configuration names.
+    pub oci_version: String,
+    /// The absolute path of its bundle.
+    pub bundle: PathBuf,
+    /// The absolute path of its root file system.
+    pub rootfs: PathBuf,
+    /// When it was made, as RFC 3339 writes it, in UTC.
+    pub created: String,
+    /// The annotations of its configuration.
+    pub annotations: HashMap<String, String>,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Its first process, once there is one.
+    pub process: Option<Process>,
+    /// Its cgroups. Written before they are made.
+    pub cgroup: Option<Place>,
+    /// The isolators whose `prepare` is about to be called: those to clean up.
+    pub isolators: Vec<String>,
+    /// The image store that its snapshot is mounted from, for a container that was run from an image.
+    pub store: Option<PathBuf>,
+}
+
+impl Record {
+    /// The record of a container of which nothing is known but its ID and the image store that it comes from.
+    pub fn new(id: &str, store: Option<&Path>) -> Self {
+        Self {
+            id: id.to_owned(),
+            oci_version: SPEC_VERSION.to_owned(),
+            bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            created: crate::time::now(),
+            annotations: HashMap::new(),
+            phase: Phase::Creating,
+            process: None,
+            cgroup: None,
+            isolators: Vec::new(),
+            store: store.map(Path::to_owned),
+        }
+    }
+
+    /// Its status now.
+    pub fn status(&self) -> Status {
+        match (self.phase, self.process) {
+            (Phase::Creating, None) => Status::Creating,
+            (_, Some(process)) if process.is_alive() => match self.phase {
+                Phase::Creating => Status::Creating,
+                Phase::Created => Status::Created,
+                Phase::Running => Status::Running,
+            },
+            _ => Status::Stopped,
+        }
+    }
+
+    /// The state that the runtime specification defines, with the fields that runc adds.
+    pub fn to_state(&self) -> serde_json::Value {
+        let status = self.status();
+        let pid = match (status, self.process) {
+            (Status::Stopped, _) | (_, None) => 0,
+            (_, Some(process)) => process.pid,
+        };
+        serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "pid": pid,
+            "status": status,
+            "bundle": self.bundle,
+            "rootfs": self.rootfs,
+            "created": self.created,
+            "annotations": self.annotations,
+            "owner": "",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_not_another_with_its_pid() {
+        let own = Process::now(std::process::id() as i32).unwrap();
+        assert!(own.is_alive());
+        let earlier = Process { start_time: own.start_time - 1, ..own };
+        assert!(!earlier.is_alive());
+        assert!(earlier.open().is_none());
+    }
+}

@@ -1,0 +1,47 @@
+//! How failures and warnings reach people and programs: the only place that prints them.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::cli::Global;
+use crate::error::Error;
+use crate::time;
+
+impl Global {
+    /// Prints a failure, and writes it to the log where there is one: clients of runc read the log.
+    pub fn tell(&self, error: &Error) {
+        print(&error.to_string());
+        let json = error.to_json(&time::now());
+        self.log("error", json["msg"].as_str().unwrap_or_default(), &json);
+    }
+
+    /// Tells what could not be done and did not stop the command: in the log, or where there is none on the
+    /// standard error.
+    pub fn warn(&self, warnings: impl IntoIterator<Item = String>) {
+        for warning in warnings {
+            let json = serde_json::json!({"level": "warning", "time": time::now(), "msg": warning});
+            if self.log.is_none() {
+                print(&format!("warning: {warning}"));
+            }
+            self.log("warning", &warning, &json);
+        }
+    }
+
+    fn log(&self, level: &str, text: &str, json: &serde_json::Value) {
+        let Some(path) = &self.log else { return };
+        let line = if self.log_json {
+            json.to_string()
+        } else {
+            format!("time={:?} level={level} msg={text:?}", time::now())
+        };
+        #[expect(clippy::disallowed_methods, reason = "the operator named the log's path")]
+        let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        if let Err(failure) = log.and_then(|mut log| writeln!(log, "{line}")) {
+            print(&format!("the log {path:?} can't be written: {failure}"));
+        }
+    }
+}
+
+fn print(line: &str) {
+    let _ = writeln!(std::io::stderr(), "coracle: {line}");
+}
