@@ -12,3 +12,8 @@ mod owners;
 mod apply;
 
 pub use registry::{Adjusted, Registry};
+
+/// The examples of the isolator author's guide, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/isolators.md")]
+struct Guide;

@@ -62,10 +62,13 @@ impl Cgroup {
     pub fn write(&self, controller: &str, file: &str, value: &str) -> Result<()> {
         let call = |errno| Error::failed(format!("write({file:?}, {value:?})"), errno).on_path(file);
         let fd = self.open(controller, file, OFlag::O_WRONLY)?;
-        match nix::unistd::write(&fd, value.as_bytes()) {
-            Ok(n) if n == value.len() => Ok(()),
-            Ok(_) => Err(call(Errno::EIO)),
-            Err(errno) => Err(call(errno)),
+        loop {
+            match nix::unistd::write(&fd, value.as_bytes()) {
+                Ok(n) if n == value.len() => return Ok(()),
+                Ok(_) => return Err(call(Errno::EIO)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(call(errno)),
+            }
         }
     }
 
