@@ -3,8 +3,9 @@
 //! The profile of `linux.seccomp` becomes one classic BPF program. The seccompiler crate compiles each rule's
 //! comparisons of arguments. Its whole filters are not used: they know one action for all that matches, one
 //! architecture, and search the system calls one after the other, five instructions each, so that Docker's
-//! profile would be 1,900 instructions long, loaded at every start and walked at every call. [`program`] links
-//! the rules into one search tree an architecture instead.
+//! profile would be 1,900 instructions long for one architecture, loaded at every start and walked at every call.
+//! [`program`] links the rules into one search tree an architecture instead: 676 instructions for three of them,
+//! compiled in 0.09 ms (libseccomp 2.5.4: 1,144 instructions).
 
 mod architecture;
 mod profile;
@@ -26,6 +27,7 @@ use profile::Profile;
 /// - Names that an architecture does not have are skipped.
 /// - The native architecture is always in; a foreign one that the profile does not name is killed
 ///   (`SCMP_ACT_KILL_THREAD`). i386 and x32 beside x86-64, and 32-bit ARM beside 64-bit, have their own numbers.
+///   Arguments are compared in the width of their registers: 32 bits on i386 and ARM, 64 elsewhere, x32 included.
 /// - On i386, a rule without arguments also holds for the call's older form through `socketcall` and `ipc`.
 /// - A system call newer than all that the profile names is answered with `ENOSYS`, not with the default
 ///   action, where that forbids: C libraries fall back on `ENOSYS` alone. A profile whose `defaultErrnoRet` is

@@ -327,7 +327,7 @@ fn a_rule_without_arguments_wins_and_of_several_the_first() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn long_leaves_are_reached_over_long_jumps() {
+fn many_rules_are_reached_and_too_many_refused() {
     let name = |i: u32| Architecture::X86_64.syscalls()[i as usize].1;
     let rules = (0..600_u32).map(|i| {
         let args = json!([{"index": 0, "value": i, "op": "SCMP_CMP_EQ"}]);
@@ -344,6 +344,19 @@ fn long_leaves_are_reached_over_long_jumps() {
     let error = compile(&serde_json::from_value(too_long).unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("linux.seccomp.syscalls: the filter has 4"), "{error}");
     assert!(error.ends_with("instructions, the kernel takes 4096"), "{error}");
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_ragged_profile_is_searched_over_long_jumps() {
+    let names: Vec<&str> =
+        Architecture::X86_64.syscalls().iter().rev().step_by(2).map(|call| call.1).collect();
+    let some = json!([{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]);
+    let rules = vec![rule(&names, "SCMP_ACT_ALLOW", json!([])), rule(&["open"], "SCMP_ACT_LOG", some)];
+    let ragged = profile("SCMP_ACT_ERRNO", &["SCMP_ARCH_X32"], rules);
+    // A jump that skips one without a bound: only where a conditional one would not reach.
+    assert!(program(&ragged).windows(2).any(|two| two[0] as u32 == 0x0100_0035 && two[1] as u16 == 0x05));
+    assert_as_written(&ragged);
 }
 
 #[test]
