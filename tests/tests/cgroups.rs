@@ -13,7 +13,7 @@ fn sleeping() -> Spec {
 }
 
 /// Limits of every kind that is asked for in daily life, on a container that runs.
-fn limits_are_written(host: &Host) {
+fn limits_are_written(host: &Host, path: &str) {
     let spec = sleeping()
         .memory(64 << 20)
         .cpu(500)
@@ -21,10 +21,9 @@ fn limits_are_written(host: &Host) {
         .set("/linux/resources/memory/reservation", 32 << 20)
         .set("/linux/resources/cpu/shares", 512)
         .set("/linux/resources/cpu/cpus", "0")
-        .cgroup("/limited");
+        .cgroup(path);
     let container = host.bundle(spec).start();
-    let expect =
-        |file: &str, value: &str| assert_eq!(read("/limited", file).as_deref(), Some(value), "{file}");
+    let expect = |file: &str, value: &str| assert_eq!(read(path, file).as_deref(), Some(value), "{file}");
     expect("pids.max", "64");
     expect("cpuset.cpus", "0");
     if is_unified() {
@@ -41,16 +40,15 @@ fn limits_are_written(host: &Host) {
     container.remove();
 }
 
-fn every_process_is_in_every_hierarchy(host: &Host) {
-    let spec =
-        Spec::new().script("sleep 1001 & sleep 1002 & wait").memory(64 << 20).pids(10).cgroup("/members");
+fn every_process_is_in_every_hierarchy(host: &Host, path: &str) {
+    let spec = Spec::new().script("sleep 1001 & sleep 1002 & wait").memory(64 << 20).pids(10).cgroup(path);
     let container = host.bundle(spec).start();
     container.exec_with(&["--detach"], &["sleep", "1003"]).succeeds();
     let pids = host.call(&["ps", "--format", "json", container.id()]).succeeds().json();
     let pids: Vec<i32> =
         pids.as_array().unwrap().iter().map(|pid| pid.as_i64().unwrap().try_into().unwrap()).collect();
     assert!(pids.len() >= 2, "{pids:?}");
-    let hierarchies = hierarchies_of("/members");
+    let hierarchies = hierarchies_of(path);
     assert!(!hierarchies.is_empty());
     for directory in hierarchies {
         let inside = members(&directory);
@@ -65,22 +63,22 @@ fn every_process_is_in_every_hierarchy(host: &Host) {
 
 #[test]
 fn limits_are_written_as_asked() {
-    privileged(|host| limits_are_written(host));
+    privileged(|host| limits_are_written(host, "/limited"));
 }
 
 #[test]
 fn limits_are_written_without_a_unified_tree() {
-    privileged_v1(|host| limits_are_written(host));
+    privileged_v1(|host| limits_are_written(host, "/limited"));
 }
 
 #[test]
 fn every_process_is_in_the_cgroup_of_every_hierarchy() {
-    privileged(|host| every_process_is_in_every_hierarchy(host));
+    privileged(|host| every_process_is_in_every_hierarchy(host, "/members"));
 }
 
 #[test]
 fn every_process_is_in_the_cgroup_without_a_unified_tree() {
-    privileged_v1(|host| every_process_is_in_every_hierarchy(host));
+    privileged_v1(|host| every_process_is_in_every_hierarchy(host, "/members"));
 }
 
 #[test]

@@ -113,12 +113,12 @@ fn standard_output_and_error_stay_apart() {
 #[test]
 fn the_environment_is_exactly_the_specifications() {
     privileged(|host| {
-        let spec = Spec::new().env("ONE=1").env("EMPTY=").env("SPACED= a b ").args(["env"]);
+        let spec = Spec::new().env("ONE=1").env("SPACED= a b ").env("EMPTY=").args(["env"]);
         let mut lines = host.bundle(spec).run().succeeds().lines();
         lines.retain(|line| {
             !["PWD", "SHLVL", "HOME", "PATH", "TERM"].contains(&line.split('=').next().unwrap())
         });
-        assert_eq!(lines, ["ONE=1", "EMPTY=", "SPACED= a b "]);
+        assert_eq!(lines, ["ONE=1", "SPACED= a b ", "EMPTY="]);
     });
 }
 
@@ -224,11 +224,11 @@ fn no_pivot_moves_the_root_instead() {
 fn a_container_has_a_session_keyring_of_its_own_unless_told_otherwise() {
     privileged(|host| {
         let keys = || Spec::new().set("/linux/maskedPaths", json!([])).args(["cat", "/proc/keys"]);
-        let own = host.bundle(keys());
-        let name = format!("_ses.{}", own.id());
-        let listing = own.run().succeeds().text();
-        assert!(listing.contains(&name), "{name} is not in {listing}");
-        let shared = host.bundle(keys()).options(["--no-new-keyring"]).run().succeeds().text();
-        assert!(!shared.contains("_ses.container"), "{shared}");
+        // Keyrings are in no namespace: these names must be no other test's.
+        let listing = |bundle: coracle_tests::Bundle<'_>| bundle.run().succeeds().text();
+        let own = listing(host.bundle(keys()).named("keyring-of-its-own"));
+        assert!(own.contains("_ses.keyring-of-its-own"), "{own}");
+        let shared = listing(host.bundle(keys()).named("keyring-of-the-host").options(["--no-new-keyring"]));
+        assert!(!shared.contains("_ses.keyring-of-the-host"), "{shared}");
     });
 }

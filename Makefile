@@ -1,0 +1,74 @@
+# The door to everything: people and CI call the same targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+BIN := $(CURDIR)/target/bin
+PREFIX ?= /usr/local
+# Where the tests write down what they could not run.
+SKIPS := $(CURDIR)/target/skipped
+
+# One static image at a fixed address: nothing to relocate and nothing to load at each start.
+STATIC := -C target-feature=+crt-static -C relocation-model=static
+
+BUILD_NEEDS := gcc:gcc make:make
+DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static
+TEST_NEEDS := $(DEMO_NEEDS) strace:strace umoci:umoci podman:podman runc:runc crun:crun script:bsdutils
+BENCH_NEEDS := $(DEMO_NEEDS) crun:crun runc:runc umoci:umoci perf:linux-perf
+
+# $(call need,PROGRAM:PACKAGE …) installs the packages whose program is missing; silent when none is.
+define need
+	@missing=""; \
+	for pair in $(1); do command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	[ -f /usr/lib/$(shell uname -m)-linux-gnu/libc.a ] || missing="$$missing libc6-dev"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing:$$missing"; export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq; apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+.PHONY: help build demo test unit-test lint bench install clean
+
+help: ## Show what there is to do
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## Build the static release binaries into target/bin
+	$(call need,$(BUILD_NEEDS))
+	@RUSTFLAGS="$(STATIC)" cargo build --quiet --release --target $(HOST) -p coracle -p coracle-image
+	@mkdir -p $(BIN)
+	@for name in coracle coracle-image; do \
+		cmp -s $(TARGET)/$(HOST)/release/$$name $(BIN)/$$name || install -m 755 $(TARGET)/$(HOST)/release/$$name $(BIN)/; \
+	done
+
+demo: build ## Run a container from an image of several layers, with limits, and show all of it (root)
+	$(call need,$(DEMO_NEEDS))
+	@cargo build --quiet -p coracle-fixtures
+	@CORACLE_BIN=$(BIN) FIXTURES=$(TARGET)/debug/coracle-fixtures tests/demo
+
+test: build unit-test ## Run all tests, the privileged ones too (root); says what could not run
+	$(call need,$(TEST_NEEDS))
+	@rm -f $(SKIPS)
+	@cargo test --quiet --no-fail-fast -p coracle-tests -- --test-threads=2
+	@touch $(SKIPS); sort $(SKIPS); echo "skipped tests: $$(wc -l < $(SKIPS))"
+
+unit-test: ## Run the tests that stand beside the code
+	$(call need,$(DEMO_NEEDS))
+	@cargo test --quiet --workspace --exclude coracle-tests
+
+lint: ## Check format and lints of every crate
+	@cargo fmt --check
+	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+
+bench: build ## Measure starts and unpacking beside crun, runc, a bare C program, tar and umoci (root)
+	$(call need,$(BENCH_NEEDS))
+	@cargo build --quiet --release -p coracle-tests --bin coracle-bench
+	@$(TARGET)/release/coracle-bench $(BENCH)
+
+install: build ## Install both binaries below PREFIX (/usr/local)
+	@install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/coracle $(BIN)/coracle-image
+
+clean: ## Remove all that was built
+	@cargo clean --quiet
+	@rm -rf target
