@@ -1,7 +1,7 @@
 //! The built-in isolators for control groups: every field of `linux.resources`, on cgroup version 1 and 2.
 //!
 //! Each isolator owns one controller. From what the specification sets, and nothing else, it makes a short list
-//! of values and files ([`limit::Setting`]) and writes it into the open directories of the container's own group.
+//! of values and files (`limit::Setting`) and writes it into the open directories of the container's own group.
 //! What the running version of cgroups can't do is an error that names the field; nothing is ignored.
 //!
 //! The cgroups-rs crate is not what writes here; the tests use it as a second reader. It works by path, and
