@@ -1,8 +1,8 @@
 //! Images: from an archive to a root file system that a container can run on.
 //!
 //! A [`store::Store`] is an OCI image layout that other tools can read, with unpacked layers and mounted
-//! snapshots beside the blobs. An image goes through it one way: import verifies and keeps its blobs,
-//! unpack makes each layer a directory in overlay form, [`snapshot`] mounts them one over the other, and
+//! snapshots beside the blobs. An image goes through it one way: [`import`](mod@import) verifies and keeps its blobs,
+//! [`unpack`](mod@unpack) makes each layer a directory in overlay form, [`snapshot`] mounts them one over the other, and
 //! [`bundle`] writes the `config.json` that a runtime reads.
 //!
 //! What an image says is never trusted: bytes are digested while they flow, every input has a limit that its
@@ -14,6 +14,10 @@ pub mod error;
 pub mod digest;
 pub mod store;
 pub mod image;
+#[cfg(feature = "unpack")]
+pub mod import;
+#[cfg(feature = "unpack")]
+pub mod unpack;
 mod metadata;
 pub mod snapshot;
 pub mod bundle;

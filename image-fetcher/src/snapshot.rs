@@ -113,7 +113,7 @@ fn assemble(store: &Store, id: &str, directory: BorrowedFd<'_>, record: &Record)
     for name in ["upper", "work", "rootfs"] {
         file::mkdir(directory, name, 0o755)?;
     }
-    let (visible, root) = visible_layers(store, record)?;
+    let (visible, root) = visible_layers(store, &record.layers)?;
     let upper = open_directory(directory, OsStr::new("upper"))?;
     copy_root(root.as_ref().map(AsFd::as_fd), upper.as_fd())?;
 
@@ -143,6 +143,23 @@ fn assemble(store: &Store, id: &str, directory: BorrowedFd<'_>, record: &Record)
     Ok(mount::attach(mounted.as_fd(), rootfs.as_fd())?)
 }
 
+/// Mounts layers read-only one over the other, attached nowhere: a view of them for whoever holds the
+/// descriptor. `layers` are paths below the directory of layers, bottom first, `empty` is one that is hidden
+/// below all of them, since overlayfs takes no single one.
+///
+/// # Errors
+/// Where the kernel refuses.
+#[cfg(feature = "unpack")]
+pub(crate) fn view(store: &Store, layers: &[String], empty: &str) -> Result<OwnedFd> {
+    let root = store.path().join("layers");
+    let overlay = mount::Context::open("overlay")?;
+    for layer in visible_layers(store, layers)?.0.iter().rev() {
+        set_path(&overlay, "lowerdir+", &root.join(layer))?;
+    }
+    set_path(&overlay, "lowerdir+", &root.join(empty))?;
+    Ok(overlay.mount(mount::attr::RDONLY)?)
+}
+
 /// Sets a path of the overlay. fsconfig(2) takes no string longer than 255 bytes.
 fn set_path(overlay: &mount::Context, key: &str, path: &std::path::Path) -> Result<()> {
     let bytes = path.as_os_str().as_encoded_bytes();
@@ -155,9 +172,9 @@ fn set_path(overlay: &mount::Context, key: &str, path: &std::path::Path) -> Resu
 
 /// The layers that count, bottom first, and the topmost root directory that an archive described. A layer
 /// whose root is opaque hides all below it, which overlayfs itself doesn't look at.
-fn visible_layers<'a>(store: &Store, record: &'a Record) -> Result<(&'a [String], Option<OwnedFd>)> {
+fn visible_layers<'a>(store: &Store, layers: &'a [String]) -> Result<(&'a [String], Option<OwnedFd>)> {
     let (mut first, mut root) = (0, None);
-    for (i, name) in record.layers.iter().enumerate().rev() {
+    for (i, name) in layers.iter().enumerate().rev() {
         let layer = open_directory(store.layers(), OsStr::new(name))?;
         let opaque = archive::xattr(layer.as_fd(), OsStr::new("trusted.overlay.opaque"))?;
         let implied = archive::xattr(layer.as_fd(), OsStr::new(metadata::IMPLIED))?.is_some();
@@ -169,7 +186,7 @@ fn visible_layers<'a>(store: &Store, record: &'a Record) -> Result<(&'a [String]
             break;
         }
     }
-    Ok((&record.layers[first..], root))
+    Ok((&layers[first..], root))
 }
 
 /// Gives `upper` the metadata of the root directory `root`; where no layer says anything, those of a usual one.

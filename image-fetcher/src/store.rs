@@ -270,12 +270,6 @@ impl Store {
         }
     }
 
-    /// Whether the store has a blob of that name and size.
-    #[cfg(feature = "unpack")]
-    pub(crate) fn has_blob(&self, digest: &Digest, size: u64) -> bool {
-        file::stat_at(self.blobs.as_fd(), digest.hex()).is_ok_and(|s| s.st_size.unsigned_abs() == size)
-    }
-
     /// Reads and verifies a small blob: a manifest or a config.
     ///
     /// # Errors
@@ -292,6 +286,23 @@ impl Store {
         let by_chain = format!("{}.chain", layer.chain_id.hex());
         let by_diff = layer.diff_id.hex().to_owned();
         [by_diff, by_chain].into_iter().find(|name| file::stat_at(self.layers.as_fd(), name).is_ok())
+    }
+
+    /// Digests all blobs of an image again, and returns what is wrong: with them, or that only some
+    /// of its layers are unpacked.
+    pub fn verify(&self, image: &Image) -> Vec<Error> {
+        let config =
+            Digest::try_from(image.manifest.config().digest()).map(|d| (d, image.manifest.config().size()));
+        let blobs = image.layers.iter().map(|l| Ok((l.digest.clone(), l.size))).chain([config]);
+        let check = |(digest, size): (Digest, u64)| Verified::new(self.blob(&digest)?, digest, size).finish();
+        let mut problems: Vec<Error> = blobs.filter_map(|blob| blob.and_then(check).err()).collect();
+        let is_missing = |layer: &&Layer| self.layer_directory(layer).is_none();
+        let missing = image.layers.iter().filter(is_missing).count();
+        if missing > 0 && missing < image.layers.len() {
+            let why = format!("{missing} of {} layers are not unpacked", image.layers.len());
+            problems.push(Error::new(Kind::NotUnpacked, why));
+        }
+        problems
     }
 
     // Removal.

@@ -1,0 +1,225 @@
+//! The command line: what is asked for, and the call that does it.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+use coracle_image::image::Image;
+use coracle_image::snapshot::{self, Access};
+use coracle_image::store::{DEFAULT_ROOT, Store};
+use coracle_image::unpack::{Limits, unpack};
+use coracle_image::{Context, Error, Kind, Result, import};
+use lexopt::Arg::{Long, Short, Value};
+use lexopt::ValueExt;
+
+use crate::show::{self, Format};
+
+/// What `coracle-image help` prints.
+pub(crate) const HELP: &str = "\
+coracle-image keeps container images: it imports them, unpacks their layers and mounts them.
+
+Usage: coracle-image [--store DIR] COMMAND …
+
+Commands:
+  import PATH [--name REF] [--ref REF]
+                          take the images of an OCI layout (a directory), of an archive of one, or of what
+                          `docker save` wrote; --ref chooses one of several, --name gives it another name
+  ls [--format table|json]
+                          list the images: reference, digest, size, layers, whether they are unpacked
+  inspect REF [--format json|table]
+                          show an image's config, manifest and layers
+  unpack REF [--max-size BYTES] [--max-entries N]
+                          unpack the layers that are not yet, with limits for each of them
+  mount REF [ID] [--read-only]
+                          mount the unpacked layers one over the other, and print where; the ID is made
+                          from the reference unless you say one
+  unmount ID              take the mount away, with all that was written to it
+  verify [REF]            digest all blobs again, and look for the unpacked layers
+  rm REF                  remove the image, and what no other one uses
+  help                    show this
+
+An image is named by its reference as `ls` shows it, with or without `docker.io/library/` and `:latest`, or
+by its digest. The store is /var/lib/coracle unless --store or CORACLE_STORE says otherwise.
+
+Example:
+  skopeo copy docker://docker.io/library/alpine:latest oci-archive:alpine.tar:alpine:latest
+  coracle-image import alpine.tar
+  coracle-image unpack alpine
+  ls $(coracle-image mount alpine try)
+  coracle-image unmount try
+";
+
+/// What all commands may be given.
+#[derive(Default)]
+struct Args {
+    store: Option<PathBuf>,
+    words: Vec<String>,
+    paths: Vec<PathBuf>,
+    name: Option<String>,
+    reference: Option<String>,
+    format: Option<Format>,
+    max_size: Option<u64>,
+    max_entries: Option<u64>,
+    read_only: bool,
+    help: bool,
+    given: Vec<&'static str>,
+}
+
+/// Does what `args` ask for; what it has to say goes to `out`.
+pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Result<()> {
+    let args = parse(args).map_err(|e| usage(e.to_string()))?;
+    let command = args.words.first().cloned().unwrap_or_default();
+    if args.help || command == "help" {
+        return say(out, HELP);
+    }
+    let (most, options): (usize, &[&str]) = match command.as_str() {
+        "import" => (1, &["name", "ref"]),
+        "ls" => (0, &["format"]),
+        "inspect" => (1, &["format"]),
+        "unpack" => (1, &["max-size", "max-entries"]),
+        "mount" => (2, &["read-only"]),
+        "rm" | "unmount" | "verify" => (1, &[]),
+        "" => return Err(usage("no command is given")),
+        other => return Err(usage(format!("there is no command {other:?}"))),
+    };
+    if let Some(option) = args.given.iter().find(|given| !options.contains(given)) {
+        return Err(usage(format!("{command} has no option --{option}")));
+    }
+    if let Some(extra) = args.words.get(most + 1) {
+        return Err(usage(format!("{command} doesn't know what to do with {extra:?}")));
+    }
+    let from_env = || std::env::var_os("CORACLE_STORE").map(PathBuf::from);
+    let path = args.store.clone().or_else(from_env).unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
+    dispatch(&command, &Store::open(path)?, &args, out)
+}
+
+fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Result<()> {
+    let word = |n: usize, what: &str| {
+        args.words.get(n).map(String::as_str).ok_or_else(|| usage(format!("{command} needs {what}")))
+    };
+    match command {
+        "import" => {
+            let path =
+                args.paths.get(1).ok_or_else(|| usage("import needs the path of an archive or layout"))?;
+            let options = import::Options { name: args.name.clone(), reference: args.reference.clone() };
+            let entries = import::import(store, path, &options)?;
+            entries.iter().try_for_each(|e| say(out, &format!("{} {}\n", e.reference, e.descriptor.digest())))
+        }
+        "ls" => say(out, &show::list(store, args.format.unwrap_or(Format::Table))?),
+        "inspect" => {
+            let image = store.image(word(1, "the reference of an image")?)?;
+            say(out, &show::inspect(store, &image, args.format.unwrap_or(Format::Json))?)
+        }
+        "unpack" => {
+            let image = store.image(word(1, "the reference of an image")?)?;
+            let usual = Limits::default();
+            let bytes = args.max_size.unwrap_or(usual.bytes);
+            let limits = Limits { bytes, entries: args.max_entries.unwrap_or(usual.entries), ..usual };
+            let count = unpack(store, &image, &limits)?;
+            say(out, &format!("{}: {count} of {} layers unpacked\n", image.reference, image.layers.len()))
+        }
+        "mount" => {
+            let image = store.image(word(1, "the reference of an image")?)?;
+            let access = if args.read_only { Access::ReadOnly } else { Access::Writable };
+            let id = args.words.get(2).cloned().unwrap_or_else(|| id_of(&image));
+            say(out, &format!("{}\n", snapshot::mount(store, &id, &image, access)?.display()))
+        }
+        "unmount" => snapshot::remove(store, word(1, "the ID of a snapshot")?),
+        "verify" => verify(store, args.words.get(1).map(String::as_str), out),
+        _ => {
+            let entry = store.remove(word(1, "the reference of an image")?)?;
+            say(out, &format!("{} removed\n", entry.reference))
+        }
+    }
+}
+
+fn parse(args: impl Iterator<Item = OsString>) -> std::result::Result<Args, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_args(args);
+    let mut args = Args::default();
+    while let Some(arg) = parser.next()? {
+        let given = match arg {
+            Long("store") => {
+                args.store = Some(parser.value()?.into());
+                continue;
+            }
+            Long("help") | Short('h') => {
+                args.help = true;
+                continue;
+            }
+            Long("name") => {
+                args.name = Some(parser.value()?.string()?);
+                "name"
+            }
+            Long("ref") => {
+                args.reference = Some(parser.value()?.string()?);
+                "ref"
+            }
+            Long("format") => {
+                args.format = Some(parser.value()?.parse()?);
+                "format"
+            }
+            Long("max-size") => {
+                args.max_size = Some(parser.value()?.parse()?);
+                "max-size"
+            }
+            Long("max-entries") => {
+                args.max_entries = Some(parser.value()?.parse()?);
+                "max-entries"
+            }
+            Long("read-only") => {
+                args.read_only = true;
+                "read-only"
+            }
+            Value(value) => {
+                args.words.push(value.to_string_lossy().into_owned());
+                args.paths.push(value.into());
+                continue;
+            }
+            other => return Err(other.unexpected()),
+        };
+        args.given.push(given);
+    }
+    Ok(args)
+}
+
+/// An ID made from an image's reference.
+fn id_of(image: &Image) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '-' };
+    let id: String = image.reference.chars().map(plain).take(200).collect();
+    format!("image-{id}")
+}
+
+/// Digests blobs again. All that is wrong is said, a line each, and the error counts them.
+fn verify(store: &Store, reference: Option<&str>, out: &mut Vec<u8>) -> Result<()> {
+    let entries = match reference {
+        Some(reference) => vec![store.entry(reference)?],
+        None => store.entries()?,
+    };
+    let mut wrong = 0;
+    for entry in &entries {
+        let problems = match store.image(entry.descriptor.digest().as_ref()) {
+            Ok(image) => store.verify(&image),
+            Err(error) => vec![error],
+        };
+        for problem in &problems {
+            say(out, &format!("{}: {problem}\n", entry.reference))?;
+        }
+        if problems.is_empty() {
+            say(out, &format!("{}: ok\n", entry.reference))?;
+        }
+        wrong += problems.len();
+    }
+    if wrong == 0 {
+        return Ok(());
+    }
+    let why = format!("{wrong} problems were found");
+    Err(Error::new(Kind::Corrupt, why).hint("import the image again; `rm` it first where a layer is damaged"))
+}
+
+fn usage(why: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, why).hint("see `coracle-image help`")
+}
+
+fn say(out: &mut Vec<u8>, text: &str) -> Result<()> {
+    out.write_all(text.as_bytes()).map_err(|e| Error::new(Kind::System, e.to_string())).context(|| "printing")
+}

@@ -1,0 +1,241 @@
+//! Unpacking: each layer becomes a directory in overlay form, by itself and beside the others.
+//!
+//! A layer's blob is read, digested, decompressed and digested again by one thread ([`stream`]), parsed
+//! ([`entry`]) and written ([`apply`], [`tree`]) by another; as many layers go on at once as there are
+//! processors. Nearly all layers say all about themselves and are kept by diff ID. One with a hard link to
+//! a file below it, or without entries for its directories, is finished after the others ([`finish`]) and kept
+//! by chain ID.
+//!
+//! All layers of an image are unpacked in one temporary directory, synced once, and get their names when
+//! every digest was right: what has a name below `layers` is whole.
+
+mod apply;
+pub(crate) mod entry;
+mod finish;
+mod limits;
+mod number;
+mod pax;
+pub(crate) mod stream;
+pub(crate) mod tree;
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZero;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, archive};
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::image::{Image, Layer};
+use crate::snapshot;
+use crate::store::Store;
+use apply::apply;
+use entry::Entries;
+use finish::Applied;
+use stream::Stream;
+use tree::Tree;
+
+pub use limits::Limits;
+
+/// The prefix of a temporary directory's name.
+const TEMPORARY: &str = ".new-";
+
+/// An empty directory in it.
+const EMPTY: &str = "empty";
+
+/// Unpacks the layers of `image` that are not unpacked yet, and returns how many that were.
+///
+/// # Errors
+/// [`Kind::Corrupt`], [`Kind::Malformed`] or [`Kind::Limit`] of the first layer that is not right; then none of
+/// them is kept.
+pub fn unpack(store: &Store, image: &Image, limits: &Limits) -> Result<usize> {
+    let unpacking = || format!("unpacking {:?}", image.reference);
+    let _lock = store.lock_layers(image.layers.iter().map(|l| &l.diff_id)).context(unpacking)?;
+    sweep(store).context(unpacking)?;
+    let mut count = 0;
+    // A layer that depends on what is below is unpacked for one place in the image; the same one in another
+    // place, which is rare, takes another round.
+    loop {
+        let missing = missing(store, image);
+        if missing.is_empty() {
+            return Ok(count);
+        }
+        count += missing.len();
+        let batch = Batch::begin(store).context(unpacking)?;
+        let result = batch.run(image, &missing, limits).and_then(|applied| batch.commit(image, applied));
+        let removed = batch.remove();
+        result.and(removed).context(unpacking)?;
+    }
+}
+
+/// The places in the image of the layers that are not unpacked, each diff ID once.
+fn missing(store: &Store, image: &Image) -> Vec<usize> {
+    let mut places: Vec<usize> = Vec::new();
+    for (i, layer) in image.layers.iter().enumerate() {
+        let is_known = places.iter().any(|p| image.layers[*p].diff_id == layer.diff_id);
+        if !is_known && store.layer_directory(layer).is_none() {
+            places.push(i);
+        }
+    }
+    places
+}
+
+/// Removes what a killed process has left: temporary directories that nobody holds a lock of.
+fn sweep(store: &Store) -> Result<()> {
+    for name in file::list(store.layers())? {
+        if !name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            continue;
+        }
+        match file::open(store.layers(), &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Ok(fd) if file::lock(fd.as_fd(), false).is_ok() => archive::remove_tree(store.layers(), &name)?,
+            Ok(_) => {}
+            Err(e) if e.errno() == Errno::ENOENT => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Layers that are unpacked together, in a temporary directory of the store.
+struct Batch<'a> {
+    store: &'a Store,
+    name: String,
+    directory: OwnedFd,
+}
+
+/// A layer with its entries applied, and its place in the image.
+type Done = (usize, Applied);
+
+impl<'a> Batch<'a> {
+    fn begin(store: &'a Store) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{TEMPORARY}{}-{count}", std::process::id());
+        file::mkdir(store.layers(), &name, 0o700)?;
+        let directory = file::open(store.layers(), &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        file::lock(directory.as_fd(), true)?;
+        // Without a set-group-ID bit that a parent's would have brought.
+        file::chmod(directory.as_fd(), 0o700)?;
+        file::mkdir(directory.as_fd(), EMPTY, 0o700)?;
+        Ok(Self { store, name, directory })
+    }
+
+    fn remove(&self) -> Result<()> {
+        Ok(archive::remove_tree(self.store.layers(), &self.name)?)
+    }
+
+    /// Unpacks the layers at `places`, as many at once as there are processors.
+    fn run(&self, image: &Image, places: &[usize], limits: &Limits) -> Result<Vec<Done>> {
+        let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let failed = Mutex::new(None);
+        let work = || {
+            while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let layer = &image.layers[*place];
+                match self.layer(layer, limits) {
+                    Ok(Some(applied)) => lock(&results).push((*place, applied)),
+                    Ok(None) => {}
+                    Err(error) => {
+                        // One failure is enough: the others begin nothing new.
+                        next.store(places.len(), Ordering::Relaxed);
+                        let error = Err::<(), _>(error).context(|| format!("layer {}", layer.digest));
+                        lock(&failed).get_or_insert(error);
+                    }
+                }
+            }
+        };
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        std::thread::scope(|scope| {
+            for _ in 1..processors.min(places.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        match failed.into_inner().unwrap_or_default() {
+            Some(Err(error)) => Err(error),
+            _ => Ok(results.into_inner().unwrap_or_default()),
+        }
+    }
+
+    /// Unpacks one layer; it is returned where what is below has to be known to finish it.
+    fn layer(&self, layer: &Layer, limits: &Limits) -> Result<Option<Applied>> {
+        let blob = self.store.blob(&layer.digest)?;
+        let name = layer.diff_id.hex();
+        file::mkdir(self.directory.as_fd(), name, 0o700)?;
+        let root = file::open(self.directory.as_fd(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        let (source, mut stream) = stream::pair();
+        std::thread::scope(|scope| {
+            scope.spawn(move || source.run(blob, layer, limits));
+            let applied = apply_all(&mut stream, root, limits).or_else(|error| blame(&mut stream, error))?;
+            drop(stream);
+            if applied.needs_below() {
+                return Ok(Some(applied));
+            }
+            applied.finish(None).map(|()| None)
+        })
+    }
+
+    /// Finishes the layers that need those below them, syncs, and gives all layers their names.
+    fn commit(&self, image: &Image, mut done: Vec<Done>) -> Result<()> {
+        done.sort_by_key(|(place, _)| *place);
+        let mut chained = Vec::new();
+        for (place, applied) in done {
+            let layer = &image.layers[place];
+            let below = self.below(image, place).context(|| format!("below layer {}", layer.digest))?;
+            let finished = applied.finish(below.as_ref().map(AsFd::as_fd));
+            finished.context(|| format!("layer {}", layer.digest))?;
+            chained.push(layer);
+        }
+        archive::sync_file_system(self.directory.as_fd())?;
+        for name in file::list(self.directory.as_fd())?.into_iter().filter(|name| name != EMPTY) {
+            let chain = chained.iter().find(|l| name.to_str() == Some(l.diff_id.hex()));
+            let named = chain.map_or_else(|| name.clone(), |l| format!("{}.chain", l.chain_id.hex()).into());
+            match file::rename(self.directory.as_fd(), &name, self.store.layers(), &named) {
+                // A layer of that name is there already, which can't happen while its lock is held.
+                Err(e) if e.errno() == Errno::ENOTEMPTY => {}
+                other => other?,
+            }
+        }
+        Ok(archive::sync(self.store.layers())?)
+    }
+
+    /// The layers below the one at `place`, mounted but nowhere attached; none below the lowest.
+    fn below(&self, image: &Image, place: usize) -> Result<Option<OwnedFd>> {
+        let paths: Vec<String> = image.layers[..place]
+            .iter()
+            .map(|layer| {
+                let unpacked = self.store.layer_directory(layer);
+                unpacked.unwrap_or_else(|| format!("{}/{}", self.name, layer.diff_id.hex()))
+            })
+            .collect();
+        let empty = format!("{}/{EMPTY}", self.name);
+        if paths.is_empty() { Ok(None) } else { snapshot::view(self.store, &paths, &empty).map(Some) }
+    }
+}
+
+/// Applies all entries of a layer, and reads its stream to the end, where it is known to be the right one.
+fn apply_all(stream: &mut Stream, root: OwnedFd, limits: &Limits) -> Result<Applied> {
+    let (mut tree, mut links) = (Tree::new(root), Vec::new());
+    let mut entries = Entries::new(stream, limits);
+    while let Some(entry) = entries.next()? {
+        let path = entry.path.clone();
+        let applied = apply(&mut tree, &mut entries, entry);
+        links.extend(applied.context(|| format!("entry {:?}", String::from_utf8_lossy(&path)))?);
+    }
+    stream.drain()?;
+    Ok(Applied { tree, links })
+}
+
+/// A layer that can't be understood may be one that isn't what its digest says: then that is the reason.
+fn blame<T>(stream: &mut Stream, error: Error) -> Result<T> {
+    match (error.kind(), stream.drain()) {
+        (Kind::Malformed, Err(corrupt)) if corrupt.kind() == Kind::Corrupt => Err(corrupt),
+        _ => Err(error),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
