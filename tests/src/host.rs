@@ -175,6 +175,16 @@ impl Host {
         command::run(command.stdin(Stdio::null()), &streams)
     }
 
+    /// Takes stock of the host in the middle of a test.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::take(&self.runtime)
+    }
+
+    /// What differs from an earlier moment and does not go away.
+    pub fn difference(&self, before: &Snapshot) -> Option<String> {
+        before.difference(&self.runtime)
+    }
+
     /// Records that this test could not run, and why; the test then returns. `make test` counts these.
     pub fn skip(&self, reason: &str) {
         let line = format!("skipped: {}: {reason}\n", self.name);

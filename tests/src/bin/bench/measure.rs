@@ -122,8 +122,8 @@ fn count_waits(script: &str) -> BTreeMap<String, usize> {
 
 /// The system call at the bottom of a kernel stack.
 fn waiting_call(sample: &str) -> String {
-    if sample.contains("cgroup_procs_write") || sample.contains("cgroup1_procs_write") {
-        return "write to cgroup.procs".to_owned();
+    if sample.contains("cgroup") {
+        return "write to a cgroup".to_owned();
     }
     let name = sample.lines().find_map(|line| line.split_once("__x64_sys_").map(|(_, name)| name));
     let name = name.map(|name| name.split(['+', ' ', '(']).next().unwrap_or_default());
@@ -180,7 +180,7 @@ mod tests {
         let counts = count_waits(script);
         assert_eq!(
             counts.into_iter().collect::<Vec<_>>(),
-            [("umount".to_owned(), 1), ("write to cgroup.procs".to_owned(), 1)]
+            [("umount".to_owned(), 1), ("write to a cgroup".to_owned(), 1)]
         );
     }
 }

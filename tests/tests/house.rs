@@ -1,0 +1,227 @@
+//! The house: who may use whom, where unsafe code may live, one version of everything.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Who may use which of ours. A crate that is not named here may use none.
+const MAY_USE: [(&str, &[&str]); 9] = [
+    (
+        "coracle",
+        &[
+            "coracle-image",
+            "coracle-isolator",
+            "coracle-isolator-cgroup",
+            "coracle-isolator-host",
+            "coracle-isolator-linux",
+            "coracle-isolator-volume",
+            "coracle-sys",
+        ],
+    ),
+    ("coracle-image", &["coracle-sys"]),
+    ("coracle-isolator", &["coracle-isolator-abi"]),
+    ("coracle-isolator-host", &["coracle-isolator", "coracle-isolator-abi"]),
+    ("coracle-isolator-cgroup", &["coracle-isolator", "coracle-sys"]),
+    ("coracle-isolator-linux", &["coracle-isolator", "coracle-sys"]),
+    ("coracle-isolator-volume", &["coracle-isolator", "coracle-sys"]),
+    ("coracle-fixtures", &[]),
+    ("coracle-tests", &["coracle-fixtures"]),
+];
+
+/// The crates that may hold unsafe code.
+const UNSAFE_HOMES: [&str; 3] = ["coracle-sys", "coracle-isolator-abi", "coracle-isolator-host"];
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn metadata(more: &[&str]) -> Value {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .args(more)
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Our crates: name, directory, and the package as cargo tells it.
+fn ours() -> Vec<(String, PathBuf, Value)> {
+    let packages = metadata(&["--no-deps"])["packages"].as_array().unwrap().clone();
+    let crate_of = |package: Value| {
+        let manifest = PathBuf::from(package["manifest_path"].as_str().unwrap());
+        (package["name"].as_str().unwrap().to_owned(), manifest.parent().unwrap().to_owned(), package)
+    };
+    packages.into_iter().map(crate_of).collect()
+}
+
+fn dependencies(package: &Value) -> Vec<Value> {
+    package["dependencies"].as_array().unwrap().clone()
+}
+
+/// All Rust files of a crate, without those of crates inside its directory.
+fn sources(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() && !entry.join("Cargo.toml").is_file() && !entry.ends_with("target") {
+            files.extend(sources(&entry));
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            files.push(entry);
+        }
+    }
+    files
+}
+
+/// A line's code, without what follows `//` and without string literals.
+fn code_of(line: &str) -> String {
+    let code = line.split("//").next().unwrap_or_default();
+    code.split('"').step_by(2).collect()
+}
+
+#[test]
+fn each_crate_uses_only_what_it_may() {
+    let allowed: BTreeMap<&str, &[&str]> = MAY_USE.into_iter().collect();
+    for (name, _, package) in ours() {
+        for dependency in dependencies(&package) {
+            let used = dependency["name"].as_str().unwrap();
+            let is_ours = used == "coracle" || used.starts_with("coracle-");
+            let may = allowed.get(name.as_str()).is_some_and(|list| list.contains(&used));
+            assert!(!is_ours || may, "{name} uses {used}, which the house does not allow");
+        }
+    }
+}
+
+#[test]
+fn the_runtime_links_no_network_client() {
+    let packages = ours();
+    let (.., runtime) = packages.iter().find(|(name, ..)| name == "coracle").unwrap();
+    let image =
+        dependencies(runtime).into_iter().find(|dependency| dependency["name"] == "coracle-image").unwrap();
+    assert_eq!(image["uses_default_features"], false);
+    let features: Vec<&str> =
+        image["features"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(!features.contains(&"registry"), "{features:?}");
+}
+
+#[test]
+fn every_version_stands_in_the_workspace_table() {
+    for (name, directory, _) in ours() {
+        let manifest = fs::read_to_string(directory.join("Cargo.toml")).unwrap();
+        let mut section = "";
+        for line in manifest.lines().map(str::trim) {
+            if line.starts_with('[') {
+                section = line;
+                continue;
+            }
+            let is_entry = section.contains("dependencies]") && line.contains('=') && !line.starts_with('#');
+            assert!(
+                !is_entry || line.contains("workspace = true"),
+                "{name} has a version of its own: {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn each_direct_dependency_has_one_version() {
+    let all = metadata(&[]);
+    let direct: BTreeSet<String> = ours()
+        .iter()
+        .flat_map(|(.., package)| dependencies(package))
+        .map(|dependency| dependency["name"].as_str().unwrap().to_owned())
+        .collect();
+    let members = all["workspace_members"].as_array().unwrap();
+    let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for node in
+        all["resolve"]["nodes"].as_array().unwrap().iter().filter(|node| members.contains(&node["id"]))
+    {
+        for dependency in node["dependencies"].as_array().unwrap() {
+            let package = all["packages"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|package| package["id"] == *dependency)
+                .unwrap();
+            let name = package["name"].as_str().unwrap();
+            versions.entry(name).or_default().insert(package["version"].as_str().unwrap());
+        }
+    }
+    for (name, versions) in versions.iter().filter(|(name, _)| direct.contains(**name)) {
+        assert_eq!(versions.len(), 1, "{name} is used in the versions {versions:?}");
+    }
+}
+
+#[test]
+fn every_crate_takes_the_lints_of_the_workspace() {
+    for (name, directory, _) in ours() {
+        let manifest = fs::read_to_string(directory.join("Cargo.toml")).unwrap();
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{name}");
+    }
+}
+
+#[test]
+fn unsafe_code_is_forbidden_at_the_root_of_every_other_crate() {
+    for (name, _, package) in ours().into_iter().filter(|(name, ..)| !UNSAFE_HOMES.contains(&name.as_str())) {
+        for target in package["targets"].as_array().unwrap() {
+            let kind = target["kind"][0].as_str().unwrap();
+            if !["lib", "rlib", "bin", "cdylib"].contains(&kind) {
+                continue;
+            }
+            let path = target["src_path"].as_str().unwrap();
+            let source = fs::read_to_string(path).unwrap();
+            assert!(source.contains("#![forbid(unsafe_code)]"), "{name}: {path}");
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_its_homes_alone() {
+    for (name, directory, _) in ours().into_iter().filter(|(name, ..)| !UNSAFE_HOMES.contains(&name.as_str()))
+    {
+        for path in sources(&directory) {
+            let source = fs::read_to_string(&path).unwrap();
+            let found =
+                source.lines().map(code_of).find(|line| line.split_whitespace().any(|word| word == "unsafe"));
+            assert!(found.is_none(), "{name}: {}: {found:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn lints_are_expected_with_a_reason_and_never_allowed() {
+    for (name, directory, _) in ours() {
+        for path in sources(&directory) {
+            let source = fs::read_to_string(&path).unwrap();
+            let allowed = source
+                .lines()
+                .map(code_of)
+                .find(|line| line.contains("#[allow(") || line.contains("#![allow("));
+            assert!(allowed.is_none(), "{name}: {}: {allowed:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_file_is_called_utils_and_no_function_is_anothers_implementation() {
+    for (name, directory, _) in ours() {
+        for path in sources(&directory) {
+            let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+            assert!(
+                !["utils", "util", "helpers", "misc", "common"].contains(&stem.as_str()),
+                "{name}: {}",
+                path.display()
+            );
+            let source = fs::read_to_string(&path).unwrap();
+            let is_impl = |line: &String| line.trim_start().contains("fn ") && line.contains("_impl(");
+            let found = source.lines().map(code_of).find(is_impl);
+            assert!(found.is_none(), "{name}: {}: {found:?}", path.display());
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! podman with this runtime: what its users do every day.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use coracle_fixtures::small;
+use coracle_tests::cgroup::hierarchies_of;
+use coracle_tests::{Host, Outcome, command, privileged};
+
+const IMAGE: &str = "localhost/coracle/small:latest";
+
+/// podman on directories of the test, with the small image loaded.
+struct Podman<'h> {
+    host: &'h Host,
+    directory: PathBuf,
+}
+
+impl<'h> Podman<'h> {
+    fn new(host: &'h Host) -> Option<Self> {
+        if !host.needs_program("podman") || !host.needs_program("conmon") {
+            return None;
+        }
+        let podman = Self { host, directory: host.directory() };
+        let write = |name: &str, text: &str| fs::write(podman.directory.join(name), text).unwrap();
+        // This machine may lack CAP_SYS_RESOURCE, so no limit may be raised.
+        let limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
+        write("containers.conf", &format!("{limits}[engine]\nevents_logger = \"file\"\n"));
+        write("policy.json", "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}");
+        fs::write(podman.directory.join("image.tar"), small::image().docker_archive_old()).unwrap();
+        let policy = podman.path("policy.json");
+        let archive = podman.path("image.tar");
+        podman.call(&["load", "--signature-policy", &policy, "--input", &archive]).succeeds();
+        Some(podman)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn call(&self, args: &[&str]) -> Outcome {
+        let mut command = Command::new("podman");
+        command
+            .args([
+                "--root",
+                &self.path("root"),
+                "--runroot",
+                &self.path("runroot"),
+                "--tmpdir",
+                &self.path("tmp"),
+            ])
+            .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime"])
+            .arg(self.host.runtime())
+            .args(args)
+            .env("CONTAINERS_CONF", self.path("containers.conf"))
+            .stdin(Stdio::null());
+        command::run(&mut command, &self.host.directory())
+    }
+
+    fn run(&self, options: &[&str], args: &[&str]) -> Outcome {
+        self.call(&[&["run", "--rm", "--network", "none"], options, &[IMAGE], args].concat())
+    }
+
+    /// Removes what podman itself keeps in /run and /var/lib, and conmon's cgroup, which is none of the runtime's.
+    fn clean(&self) {
+        let root = self.path("root");
+        let mounted =
+            || fs::read_to_string("/proc/self/mounts").unwrap().lines().any(|line| line.contains(&root));
+        if mounted() {
+            self.host
+                .shell(&format!("grep -o '{root}[^ ]*' /proc/self/mounts | sort -r | xargs umount"))
+                .succeeds();
+        }
+        for path in [
+            "/run/libpod",
+            "/run/containers",
+            "/run/lock",
+            "/var/lib/containers",
+            "/var/lib/cni",
+            "/run/netns",
+        ] {
+            let _ = fs::remove_dir_all(path);
+        }
+        command::eventually("conmon leaves its cgroup", || {
+            for directory in hierarchies_of("/libpod_parent") {
+                let _ = fs::remove_dir(directory.join("conmon"));
+                let _ = fs::remove_dir(directory);
+            }
+            hierarchies_of("/libpod_parent").is_empty()
+        });
+    }
+}
+
+fn with_podman(host: &Host, test: fn(&Podman<'_>)) {
+    if let Some(podman) = Podman::new(host) {
+        test(&podman);
+        podman.clean();
+    }
+}
+
+#[test]
+fn exit_codes_and_output_come_back() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            assert_eq!(podman.run(&[], &[]).succeeds().text(), "hello from three layers");
+            podman.run(&[], &["sh", "-c", "exit 7"]).exits(7);
+            podman.run(&[], &["no-such-command"]).exits(127);
+            podman.run(&[], &["/etc/passwd"]).exits(126);
+        });
+    });
+}
+
+#[test]
+fn environment_user_directory_and_volumes_arrive() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            let script = ["sh", "-c", "echo $BOAT $WORD; id -u; pwd; cat /volume/file; echo x > /volume/new"];
+            let volume = podman.host.directory();
+            fs::write(volume.join("file"), "from the host\n").unwrap();
+            fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+            let mount = format!("{}:/volume", volume.display());
+            let options = ["--env", "WORD=word", "--user", "1000", "--workdir", "/tmp", "--volume", &mount];
+            let run = podman.run(&options, &script).succeeds();
+            assert_eq!(run.lines(), ["coracle word", "1000", "/tmp", "from the host"]);
+            assert_eq!(fs::read_to_string(volume.join("new")).unwrap(), "x\n");
+        });
+    });
+}
+
+#[test]
+fn a_memory_limit_is_the_cgroups() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            let files = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max";
+            let run = podman.run(&["--memory", "64m"], &["sh", "-c", files]).succeeds();
+            assert_eq!(run.text(), "67108864");
+        });
+    });
+}
+
+#[test]
+fn exec_stop_and_remove_work_on_a_detached_container() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            let detached = ["run", "--detach", "--network", "none", "--name", "web", IMAGE, "sleep", "1000"];
+            podman.call(&detached).succeeds();
+            assert_eq!(
+                podman.call(&["exec", "web", "cat", "/srv/greeting"]).succeeds().text(),
+                "hello from three layers"
+            );
+            podman.call(&["exec", "web", "sh", "-c", "exit 9"]).exits(9);
+            podman.call(&["exec", "web", "no-such-command"]).exits(127);
+            podman.call(&["stop", "--time", "0", "web"]).succeeds();
+            podman.call(&["rm", "web"]).succeeds();
+        });
+    });
+}
+
+#[test]
+fn logs_hold_what_a_detached_container_said() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            let detached =
+                ["run", "--detach", "--network", "none", "--name", "talker", IMAGE, "echo", "said"];
+            podman.call(&detached).succeeds();
+            podman.call(&["wait", "talker"]).succeeds();
+            assert_eq!(podman.call(&["logs", "talker"]).succeeds().text(), "said");
+            podman.call(&["rm", "talker"]).succeeds();
+        });
+    });
+}
