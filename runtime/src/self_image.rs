@@ -21,12 +21,19 @@ use crate::error::{Code, Context, Error, Result};
 const ORIGIN: &str = "_CORACLE_ORIGIN";
 
 /// Returns when the running executable can't be written to by anybody it meets, and nobody can look into the
-/// process.
+/// process. Of the descriptors that the caller left open, the first `preserve` from 3 on are kept for the
+/// container; the others will not outlive the next execve(2).
 ///
 /// # Errors
-/// Where the kernel allows neither way.
-pub fn protect() -> Result<()> {
-    process::close_on_exec_from(3)?;
+/// `Usage` where one to keep is not open: a descriptor of the runtime's own would take its place. `System` where
+/// the kernel allows neither way.
+pub fn protect(preserve: u32) -> Result<()> {
+    if let Some(closed) = (3..3 + preserve.cast_signed()).find(|fd| !process::is_open(*fd)) {
+        let why = format!("--preserve-fds {preserve} needs descriptor {closed}, which is not open");
+        return Err(Error::new(Code::Usage, why));
+    }
+    process::open_streams()?;
+    process::close_on_exec_from(3 + preserve)?;
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_PATH, 0, Resolve::Host)
         .context(|| "opening the runtime's own executable")?;
     if is_protected(own.as_fd())? {

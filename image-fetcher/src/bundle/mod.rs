@@ -6,7 +6,7 @@ mod seccomp;
 mod spec;
 mod user;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use coracle_sys::file;
@@ -59,4 +59,13 @@ pub fn make(store: &Store, reference: &str, id: &str, options: &Options) -> Resu
 /// Where the kernel refuses.
 pub fn remove(store: &Store, id: &str) -> Result<()> {
     snapshot::remove(store, id)
+}
+
+/// The home directory of the user with ID `uid`, as `/etc/passwd` in the root directory `root` has it; `/` where it
+/// has none.
+///
+/// # Errors
+/// [`Kind::Malformed`] and [`Kind::Limit`] where that is no file that can be read as one.
+pub fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String> {
+    Ok(user::look_up(root, &uid.to_string())?.home)
 }

@@ -313,7 +313,8 @@ fn make_parents(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Res
     Ok(())
 }
 
-/// A version 1 cpuset starts without CPUs and memory nodes, and nothing can run in it before it has some.
+/// A version 1 cpuset starts without CPUs and memory nodes, and nothing can run in it before it has some: it gets
+/// its parent's, and the parent its own parent's where it has none either.
 fn inherit_cpuset(
     root: BorrowedFd<'_>,
     hierarchy: &Hierarchy,
@@ -323,15 +324,22 @@ fn inherit_cpuset(
     if hierarchy.unified || !hierarchy.controllers().iter().any(|c| c == "cpuset") {
         return Ok(());
     }
-    let parent = full.parent().unwrap_or(Path::new(""));
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let own = file::read(dir, name, LONGEST, Resolve::Beneath)?;
         if own.trim_ascii().is_empty() {
-            let inherited = file::read(root, parent.join(name), LONGEST, Resolve::BeneathNoLinks)?;
-            file::write_to(dir, name, inherited.trim_ascii(), Resolve::Beneath)?;
+            fill_cpuset(root, full, name)?;
         }
     }
     Ok(())
+}
+
+fn fill_cpuset(root: BorrowedFd<'_>, full: &Path, name: &str) -> Result<Vec<u8>> {
+    let file = full.join(name);
+    let own = file::read(root, &file, LONGEST, Resolve::BeneathNoLinks)?;
+    let Some(parent) = full.parent().filter(|_| own.trim_ascii().is_empty()) else { return Ok(own) };
+    let inherited = fill_cpuset(root, parent, name)?;
+    file::write_to(root, &file, inherited.trim_ascii(), Resolve::BeneathNoLinks)?;
+    Ok(inherited)
 }
 
 /// On version 2 a cgroup has the controllers that its parent passes down (`cgroup.subtree_control`).

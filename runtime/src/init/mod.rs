@@ -213,7 +213,7 @@ fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared) -> Resul
     for fd in 3..3 + birth.options.preserve_fds.cast_signed() {
         process::keep_on_exec(fd).context(|| "keeping the descriptors of --preserve-fds")?;
     }
-    let (args, env) = (program::strings(&launch.process.args)?, program::strings(&launch.process.env)?);
+    let (args, env) = (program::strings(&launch.process.args)?, program::environment(&launch.process)?);
     confine::confine(&launch.process)?;
     Ok(program::explain(&launch.process.args[0], process::execute(&ready.program, &args, &env)))
 }

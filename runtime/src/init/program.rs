@@ -108,6 +108,17 @@ fn is_ours_to_give(stream: BorrowedFd<'_>) -> Result<bool> {
     Ok(kind == libc::S_IFIFO || (kind == libc::S_IFCHR && tty::is_terminal(stream)))
 }
 
+/// The environment of the process: what the configuration says, and `HOME` where it doesn't, as runc's users have it.
+pub(super) fn environment(plan: &ProcessPlan) -> Result<Vec<CString>> {
+    let mut env = strings(&plan.env)?;
+    if !plan.env.iter().any(|variable| variable.starts_with("HOME=")) {
+        let root = file::open_dir("/")?;
+        let home = coracle_image::bundle::home(root.as_fd(), plan.uid).context(|| "looking for HOME")?;
+        env.push(c_string(format!("HOME={home}").as_bytes())?);
+    }
+    Ok(env)
+}
+
 /// `strings` as the kernel wants them.
 pub(super) fn strings(strings: &[String]) -> Result<Vec<CString>> {
     strings.iter().map(|s| c_string(s.as_bytes())).collect()

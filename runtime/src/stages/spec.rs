@@ -48,6 +48,10 @@ pub fn load(bundle: &Path) -> Result<Loaded> {
 /// # Errors
 /// `InvalidSpec` with line and column where it is malformed.
 pub fn parse(text: &[u8]) -> Result<Spec> {
+    // The parser would take a list for an object whose fields come in order.
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::new(Code::InvalidSpec, "it holds no JSON object"));
+    }
     serde_json::from_slice(text).map_err(|e| Error::new(Code::InvalidSpec, e.to_string()))
 }
 

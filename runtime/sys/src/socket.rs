@@ -57,9 +57,8 @@ pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Option<(Vec<u8>, O
             MsgFlags::MSG_CMSG_CLOEXEC,
         );
         let message = match message {
-            Err(Errno::EINTR) => continue,
-            // A peer that died with unread bytes in its queue resets the connection: that is the end, too.
-            Err(Errno::ECONNRESET) => return Ok(None),
+            // A peer that closed with our words unread resets the connection once; what it said is still there.
+            Err(Errno::EINTR | Errno::ECONNRESET) => continue,
             other => named(other, call)?,
         };
         for control in named(message.cmsgs(), call)? {
