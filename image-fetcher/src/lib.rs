@@ -19,6 +19,9 @@ pub mod import;
 #[cfg(feature = "unpack")]
 pub mod unpack;
 mod metadata;
+#[cfg(test)]
+#[cfg(feature = "unpack")]
+mod fixture;
 pub mod snapshot;
 pub mod bundle;
 
