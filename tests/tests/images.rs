@@ -1,0 +1,258 @@
+//! Images: imported in each form, unpacked, mounted, compared with umoci, removed; hostile ones refused.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use coracle_fixtures::hostile::{self, Outcome};
+use coracle_fixtures::image::Image;
+use coracle_fixtures::many::{self, Reader};
+use coracle_fixtures::small;
+use coracle_tests::image::Store;
+use coracle_tests::tree::{difference, tree};
+use coracle_tests::{Host, command, privileged};
+
+/// Every path of a store but its index, which stays when it is empty.
+fn listing(store: &Store<'_>) -> Vec<PathBuf> {
+    tree(store.directory()).into_keys().filter(|path| path != Path::new("index.json")).collect()
+}
+
+/// Unpacks and mounts an image, hands its root to `look`, and takes all away again.
+fn mounted<T>(store: &Store<'_>, name: &str, look: impl FnOnce(&Path) -> T) -> T {
+    store.call(&["unpack", name]).succeeds();
+    let root = store.call(&["mount", name, "looked-at"]).succeeds().text();
+    let seen = look(Path::new(&root));
+    store.call(&["unmount", "looked-at"]).succeeds();
+    seen
+}
+
+fn can_run(host: &Host) -> bool {
+    host.needs_coracle("an image store")
+}
+
+/// The image in each form in which it travels, as paths to import.
+fn forms(host: &Host, image: &Image) -> Vec<PathBuf> {
+    let directory = host.directory();
+    image.write_layout(&directory.join("layout"));
+    let archives = [
+        ("oci.tar", image.oci_archive()),
+        ("docker-old.tar", image.docker_archive_old()),
+        ("docker-new.tar", image.docker_archive_new()),
+    ];
+    let mut paths = vec![directory.join("layout")];
+    for (name, bytes) in archives {
+        fs::write(directory.join(name), bytes).unwrap();
+        paths.push(directory.join(name));
+    }
+    paths
+}
+
+#[test]
+fn each_form_of_an_image_gives_the_same_tree() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        for image in [small::image(), many::image(Reader::Full)] {
+            let mut first = None;
+            for path in forms(host, &image) {
+                let store = Store::new(host);
+                store.import_path(&path, &image.name).succeeds();
+                let seen = mounted(&store, &image.name, tree);
+                let first = first.get_or_insert_with(|| seen.clone());
+                assert_eq!(difference(&seen, first), "", "{}", path.display());
+            }
+        }
+    });
+}
+
+#[test]
+fn the_tree_is_the_one_that_umoci_unpacks() {
+    privileged(|host| {
+        if !can_run(host) || !host.needs_program("umoci") {
+            return;
+        }
+        let image = many::image(Reader::Umoci);
+        let directory = host.directory();
+        image.write_layout(&directory);
+        let bundle = directory.join("bundle");
+        let source = format!("{}:latest", directory.display());
+        command::tool("umoci", &["unpack", "--image", &source, bundle.to_str().unwrap()]);
+        let store = Store::new(host);
+        store.import_path(&directory, &image.name).succeeds();
+        let ours = mounted(&store, &image.name, tree);
+        let difference = difference(&ours, &tree(&bundle.join("rootfs")));
+        assert!(difference.is_empty(), "{difference}");
+    });
+}
+
+#[test]
+fn what_lower_layers_had_and_upper_ones_took_away_is_gone() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let image = many::image(Reader::Full);
+        let store = Store::new(host);
+        store.import(&image);
+        mounted(&store, &image.name, |root| {
+            let list = |path: &str| {
+                let mut names: Vec<String> = fs::read_dir(root.join(path))
+                    .unwrap()
+                    .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                    .collect();
+                names.sort();
+                names
+            };
+            assert_eq!(list("removed"), ["kept"]);
+            assert_eq!(list("opaque"), ["above"]);
+            assert!(list("opaque-empty").is_empty());
+            assert_eq!(list("change/link-to-directory"), ["inside"]);
+            assert_eq!(fs::read_to_string(root.join("change/directory-to-file")).unwrap(), "a file now");
+            assert_eq!(fs::read_to_string(root.join("thin/changed")).unwrap(), "layer 11");
+        });
+    });
+}
+
+#[test]
+fn a_mounted_image_can_be_written_and_stays_what_it_was() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let image = small::image();
+        let store = Store::new(host);
+        store.import(&image);
+        let before = mounted(&store, &image.name, |root| {
+            let before = tree(root);
+            fs::write(root.join("etc/motd"), "changed").unwrap();
+            fs::remove_file(root.join("etc/passwd")).unwrap();
+            before
+        });
+        assert_eq!(difference(&mounted(&store, &image.name, tree), &before), "");
+    });
+}
+
+#[test]
+fn ls_inspect_and_rm_tell_and_remove() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let store = Store::new(host);
+        store.call(&["ls"]).succeeds();
+        let empty = listing(&store);
+        let image = small::image();
+        store.import(&image);
+        assert!(store.call(&["ls"]).succeeds().text().contains("coracle/small"));
+        assert!(store.call(&["inspect", &image.name]).succeeds().text().contains("BOAT=coracle"));
+        store.call(&["unpack", &image.name]).succeeds();
+        store.call(&["verify"]).succeeds();
+        store.call(&["rm", &image.name]).succeeds();
+        assert!(!store.call(&["ls"]).succeeds().text().contains("coracle/small"));
+        assert_eq!(listing(&store), empty);
+    });
+}
+
+#[test]
+fn images_that_share_layers_keep_them_until_the_last_is_removed() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let store = Store::new(host);
+        let first = small::image();
+        let second = Image { name: "coracle/other:latest".to_owned(), ..small::image() };
+        store.import(&first);
+        store.import(&second);
+        store.call(&["unpack", &first.name]).succeeds();
+        store.call(&["rm", &first.name]).succeeds();
+        let greeting =
+            mounted(&store, &second.name, |root| fs::read_to_string(root.join("srv/greeting")).unwrap());
+        assert_eq!(greeting, "hello from three layers\n");
+    });
+}
+
+#[test]
+fn a_blob_that_changed_is_found_and_named() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let store = Store::new(host);
+        let image = small::image();
+        store.import(&image);
+        let digest = coracle_fixtures::layer::digest(&image.layers[0].blob);
+        let blob = store.directory().join(coracle_fixtures::image::blob_path(&image.layers[0].blob));
+        let mut bytes = fs::read(&blob).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&blob, bytes).unwrap();
+        let verify = store.call(&["verify"]).fails_with(&[]);
+        assert!(verify.text().contains(&digest), "{verify:?}");
+        store.call(&["unpack", &image.name]).fails_with(&[&digest]);
+    });
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let store = Store::new(host);
+        store.import_path(Path::new("/no/such/image"), "x").fails_with(&["/no/such/image"]);
+        for verb in ["inspect", "unpack", "rm", "mount"] {
+            store.call(&[verb, "no-such-image"]).fails_with(&["no-such-image"]);
+        }
+        store.call(&["no-such-verb"]).fails_with(&["no-such-verb"]);
+    });
+}
+
+/// Imports and unpacks a hostile image; what is wrong with the outcome, if anything is.
+fn wrong_with(host: &Host, case: &hostile::Hostile) -> Option<String> {
+    let store = Store::new(host);
+    store.call(&["ls"]).succeeds();
+    let (before, empty) = (host.snapshot(), listing(&store));
+    let name = "coracle/hostile:latest";
+    let mut run = store.import_files(&case.files, name);
+    if run.code == 0 {
+        run = store.call(&["unpack", name, "--max-size", "268435456"]);
+    }
+    let mut wrong = String::new();
+    if run.code != 0
+        && (run.stderr.trim_end().lines().count() != 1 || !run.stderr.starts_with("coracle-image: "))
+    {
+        wrong += &format!("not one clear line: {:?}\n", run.stderr);
+    }
+    match case.outcome {
+        Outcome::Refused if run.code == 0 => wrong += "it was taken\n",
+        Outcome::Harmless if run.code == 0 => {
+            let (base, smuggled) = mounted(&store, name, |root| {
+                (root.join("etc/passwd").is_file(), fs::symlink_metadata(root.join("smuggled")).is_ok())
+            });
+            wrong += if base { "" } else { "a forgery hides the layer below\n" };
+            wrong += if smuggled { "an entry was smuggled in\n" } else { "" };
+        }
+        _ => {}
+    }
+    store.call(&["rm", name]);
+    let left: Vec<PathBuf> = listing(&store).into_iter().filter(|path| !empty.contains(path)).collect();
+    if !left.is_empty() {
+        wrong += &format!("left in the store: {left:?}\n");
+    }
+    wrong += &host.difference(&before).unwrap_or_default();
+    (!wrong.is_empty()).then(|| format!("{}: {wrong}", case.name))
+}
+
+#[test]
+fn hostile_images_are_refused_or_do_no_harm() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let wrong: Vec<String> = hostile::all().iter().filter_map(|case| wrong_with(host, case)).collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    });
+}

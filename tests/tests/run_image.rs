@@ -1,0 +1,191 @@
+//! `run --image`: from an image to a running container in one command.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+
+use coracle_fixtures::small;
+use coracle_tests::image::Store;
+use coracle_tests::{Host, Outcome, cgroup, command, privileged};
+
+const IMAGE: &str = "coracle/small:latest";
+
+/// A store with the small image, and containers of it.
+struct Runner<'h> {
+    host: &'h Host,
+    store: Store<'h>,
+}
+
+impl<'h> Runner<'h> {
+    fn new(host: &'h Host) -> Option<Self> {
+        if !host.needs_coracle("run --image") {
+            return None;
+        }
+        let runner = Self { host, store: Store::new(host) };
+        runner.store.import(&small::image());
+        Some(runner)
+    }
+
+    fn run_as(&self, id: &str, options: &[&str], args: &[&str]) -> Outcome {
+        let store = self.store.directory().to_str().unwrap();
+        let head = ["run", "--store", store, "--image", IMAGE];
+        self.host.call(&[&head[..], options, &[id, "--"], args].concat())
+    }
+
+    fn run(&self, options: &[&str], args: &[&str]) -> Outcome {
+        self.run_as(&self.host.name("from-image"), options, args)
+    }
+}
+
+#[test]
+fn without_a_command_the_images_own_runs() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let store = runner.store.directory().to_str().unwrap();
+        let run = host.call(&["run", "--store", store, "--image", IMAGE, "default"]).succeeds();
+        assert_eq!(run.text(), "hello from three layers");
+    });
+}
+
+#[test]
+fn the_exit_status_comes_back() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        runner.run(&[], &["sh", "-c", "exit 7"]).exits(7);
+        runner.run(&[], &["sh", "-c", "kill -TERM $$; exit 9"]).exits(9);
+        runner.run(&[], &["no-such-command"]).exits(127).fails_with(&["no-such-command"]);
+        runner.run(&[], &["/etc/passwd"]).exits(126).fails_with(&["permission denied"]);
+    });
+}
+
+#[test]
+fn environment_directory_and_user_are_the_images_and_the_callers() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let options = ["-e", "WORD=word", "--user", "user"];
+        let run = runner.run(&options, &["sh", "-c", "echo $BOAT $WORD; pwd; id -u; echo $HOME"]).succeeds();
+        assert_eq!(run.lines(), ["coracle word", "/srv", "1000", "/home/user"]);
+    });
+}
+
+#[test]
+fn limits_are_written_and_usage_is_told() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let limits = ["--memory", "64m", "--cpus", "0.5", "--pids", "64", "--detach"];
+        runner.run_as("limited", &limits, &["sleep", "1000"]).succeeds();
+        let pid = host.call(&["state", "limited"]).succeeds().json()["pid"].as_i64().unwrap();
+        let places = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let place = places.lines().find(|line| line.contains("pids") || line.starts_with("0::")).unwrap();
+        let path = place.rsplit(':').next().unwrap();
+        assert_eq!(cgroup::read(path, "pids.max").as_deref(), Some("64"));
+        let stats = host.call(&["stats", "limited"]).succeeds().text();
+        assert!(stats.contains("memory"), "{stats}");
+        host.call(&["delete", "--force", "limited"]).succeeds();
+    });
+}
+
+#[test]
+fn too_much_memory_ends_in_137() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        runner.run(&["--memory", "16m"], &["tail", "/dev/zero"]).exits(137);
+    });
+}
+
+#[test]
+fn the_default_filter_is_on_unless_told_otherwise() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let mode = ["sh", "-c", "sed -n 's/^Seccomp:[^0-9]*//p' /proc/self/status"];
+        assert_eq!(runner.run(&[], &mode).succeeds().text(), "2");
+        assert_eq!(runner.run(&["--seccomp", "unconfined"], &mode).succeeds().text(), "0");
+    });
+}
+
+#[test]
+fn volumes_are_the_hosts_directories() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let directory = host.directory();
+        fs::write(directory.join("file"), "from the host\n").unwrap();
+        let writable = format!("{}:/volume", directory.display());
+        runner.run(&["-v", &writable], &["sh", "-c", "cat /volume/file; echo x > /volume/new"]).succeeds();
+        assert!(directory.join("new").is_file());
+        let fixed = format!("{writable}:ro");
+        let run =
+            runner.run(&["-v", &fixed], &["sh", "-c", "echo x > /volume/more || echo refused"]).succeeds();
+        assert_eq!(run.text(), "refused");
+    });
+}
+
+#[test]
+fn the_network_is_none_or_the_hosts() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let own = fs::read_link("/proc/self/ns/net").unwrap().to_string_lossy().into_owned();
+        let inside = |network: &str| {
+            runner.run(&["--network", network], &["readlink", "/proc/self/ns/net"]).succeeds().text()
+        };
+        assert_ne!(inside("none"), own);
+        assert_eq!(inside("host"), own);
+    });
+}
+
+#[test]
+fn what_one_container_writes_no_other_one_sees() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        runner.run(&[], &["sh", "-c", "echo x > /new"]).succeeds();
+        runner.run(&[], &["ls", "/new"]).exits(1);
+    });
+}
+
+#[test]
+fn two_run_at_once_and_take_an_exec() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        for id in ["one", "two"] {
+            runner.run_as(id, &["--detach"], &["sleep", "1000"]).succeeds();
+        }
+        let greeting = host.call(&["exec", "two", "cat", "/srv/greeting"]).succeeds();
+        assert_eq!(greeting.text(), "hello from three layers");
+        for id in ["one", "two"] {
+            host.call(&["delete", "--force", id]).succeeds();
+        }
+    });
+}
+
+#[test]
+fn an_image_that_is_not_there_is_named() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let store = runner.store.directory().to_str().unwrap();
+        host.call(&["run", "--store", store, "--image", "no-such-image", "x"]).fails_with(&["no-such-image"]);
+    });
+}
+
+#[test]
+fn a_terminal_is_kept_when_asked_for() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let store = runner.store.directory().display();
+        let run = format!("$RUNTIME run --store {store} --image {IMAGE} --tty on-a-terminal -- tty");
+        let run =
+            host.shell(&format!("script --quiet --return --command '{run}' /dev/null </dev/null")).succeeds();
+        assert!(run.text().contains("/dev/pts/0"), "{run:?}");
+    });
+}
+
+#[test]
+fn the_image_command_is_handed_over() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let store = runner.store.directory().to_str().unwrap();
+        let list = host.call(&["image", "--store", store, "ls"]).succeeds().text();
+        assert!(list.contains("coracle/small"), "{list}");
+        command::eventually("nothing is mounted", || {
+            !fs::read_to_string("/proc/self/mounts").unwrap().contains(store)
+        });
+    });
+}
