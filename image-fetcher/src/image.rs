@@ -139,6 +139,9 @@ pub(crate) fn check_document(bytes: &[u8], media_type: &MediaType) -> Result<()>
         let why = "the manifest is ambiguous: it has fields of a manifest and of an index";
         return Err(Error::new(Kind::Malformed, why));
     }
+    if value.get("schemaVersion").and_then(Value::as_u64) != Some(2) {
+        return Err(Error::new(Kind::Malformed, "the manifest's schemaVersion is not 2"));
+    }
     let outer = media_type.to_string();
     match value.get("mediaType").and_then(Value::as_str) {
         Some(inner) if inner != outer => {

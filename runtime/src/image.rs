@@ -46,7 +46,10 @@ pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
 fn unpack(store: &Path, reference: &str) -> Result<()> {
     let program = beside()?;
     #[expect(clippy::disallowed_methods, reason = "the runtime's own helper, before any container exists")]
-    let status = Command::new(&program).arg("--store").arg(store).arg("unpack").arg(reference).status();
+    let mut command = Command::new(&program);
+    // Its report is not the container's output.
+    command.stdout(std::io::stderr());
+    let status = command.arg("--store").arg(store).arg("unpack").arg(reference).status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(Error::new(Code::System, format!("unpacking {reference:?} failed with {status}"))),

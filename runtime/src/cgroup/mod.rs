@@ -177,6 +177,14 @@ impl Place {
         Ok(least)
     }
 
+    /// The same, of which only the last component is the container's own: for a container whose record is lost.
+    #[must_use]
+    pub fn own_only(mut self) -> Self {
+        self.keep =
+            self.at.iter().map(|(_, path)| path.components().count()).min().unwrap_or(1).saturating_sub(1);
+        self
+    }
+
     /// Makes the cgroups and opens them.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
     let Some(watch) = watch else { return Ok(0) };
     let exit = watch.watch(running);
     if !options.keep {
-        let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators));
+        let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
         global.warn(removed.context(doing)?);
     }
     Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))

@@ -7,6 +7,7 @@ use std::path::Path;
 use coracle_isolator_host::Registry;
 use coracle_sys::process;
 
+use crate::cgroup::{self, Place};
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::stages::spec;
@@ -23,7 +24,7 @@ pub fn undo_on_failure<T>(
     launch: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     launch().map_err(|failure| {
-        let undone = State::open(root, id).and_then(|state| remove(state, isolators));
+        let undone = State::open(root, id).and_then(|state| remove(state, isolators, false));
         match undone {
             Ok(_) => failure,
             Err(left) => {
@@ -36,12 +37,17 @@ pub fn undo_on_failure<T>(
 
 /// Removes the container: kills what is left of it, lets the isolators clean up, removes cgroups, snapshot and
 /// state, and runs the poststop hooks. A poststop hook that fails doesn't keep the container; what it says is
-/// returned (runtime-spec 1.3, runtime.md, "Lifecycle", step 13).
+/// returned (runtime-spec 1.3, runtime.md, "Lifecycle", step 13). With `force`, a record that can't be read doesn't
+/// keep it either: what such a container must have made is removed.
 ///
 /// # Errors
 /// The first failure; what could be undone is undone, and the record stays for the next attempt.
-pub fn remove(state: State, isolators: &Registry) -> Result<Option<String>> {
-    let Some(record) = state.record()? else {
+pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Option<String>> {
+    let record = match state.record() {
+        Err(_) if force => Some(guess(&state)),
+        record => record?,
+    };
+    let Some(record) = record else {
         state.remove()?;
         return Ok(None);
     };
@@ -60,6 +66,16 @@ pub fn remove(state: State, isolators: &Registry) -> Result<Option<String>> {
     let poststop = run_poststop(&state, &record);
     state.remove()?;
     Ok(poststop.err().map(|error| error.to_string()))
+}
+
+/// What the record of a container must have said: its cgroups follow from its ID and its configuration, and its
+/// processes are in them.
+fn guess(state: &State) -> Record {
+    let spec = state.config().and_then(|text| spec::parse(&text)).ok();
+    let wanted = spec.as_ref().and_then(|s| s.linux().as_ref()).and_then(|l| l.cgroups_path().as_deref());
+    let mut record = Record::new(state.id(), None);
+    record.cgroup = cgroup::place(state.id(), wanted).ok().map(Place::own_only);
+    record
 }
 
 /// The first process goes first: where it has a PID namespace of its own, the kernel takes the others with it.
