@@ -33,12 +33,14 @@ pub fn protect(preserve: u32) -> Result<()> {
         return Err(Error::new(Code::Usage, why));
     }
     process::open_streams()?;
-    process::close_on_exec_from(3 + preserve)?;
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_PATH, 0, Resolve::Host)
         .context(|| "opening the runtime's own executable")?;
     if is_protected(own.as_fd())? {
+        // The kept ones, too: hooks get none of them, and the container's process asks for them by number.
+        process::close_on_exec_from(3)?;
         return Ok(process::undumpable()?);
     }
+    process::close_on_exec_from(3 + preserve)?;
     if std::env::var_os(ORIGIN).is_some() {
         return Err(Error::new(Code::System, "the runtime's own executable can still be written to"));
     }

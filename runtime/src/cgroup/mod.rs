@@ -296,6 +296,9 @@ fn make_one(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<
             other => {
                 let dir = other?;
                 inherit_cpuset(root, hierarchy, &full, dir.as_fd())?;
+                if hierarchy.name.is_empty() {
+                    pass_controllers_down(root, &full)?;
+                }
                 return Ok(dir);
             }
         }
@@ -303,7 +306,7 @@ fn make_one(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<
     Err(Error::new(Code::System, "its parent is being removed again and again"))
 }
 
-/// Makes what leads to the container's own cgroup; on version 2 with every controller passed down.
+/// Makes what leads to the container's own cgroup.
 fn make_parents(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<()> {
     let mut here = PathBuf::from(&hierarchy.name);
     for component in path.parent().into_iter().flat_map(Path::components) {
@@ -314,9 +317,6 @@ fn make_parents(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Res
         }
         let dir = file::open(root, &here, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
         inherit_cpuset(root, hierarchy, &here, dir.as_fd())?;
-    }
-    if hierarchy.unified {
-        pass_controllers_down(root, hierarchy, path)?;
     }
     Ok(())
 }
@@ -350,18 +350,20 @@ fn fill_cpuset(root: BorrowedFd<'_>, full: &Path, name: &str) -> Result<Vec<u8>>
     Ok(inherited)
 }
 
-/// On version 2 a cgroup has the controllers that its parent passes down (`cgroup.subtree_control`).
-fn pass_controllers_down(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<()> {
-    let mut here = PathBuf::from(&hierarchy.name);
-    for component in path.components() {
-        let file = here.join("cgroup.controllers");
-        let available = file::read(root, &file, LONGEST, Resolve::BeneathNoLinks)?;
-        for controller in String::from_utf8_lossy(&available).split_whitespace() {
-            // One that can't be passed down (it is in use here, or threaded) is missed by the isolator that
-            // needs it, which can say what for.
-            let control = here.join("cgroup.subtree_control");
-            let _ =
-                file::write_to(root, &control, format!("+{controller}").as_bytes(), Resolve::BeneathNoLinks);
+/// On version 2 a cgroup has the controllers that its parent passes down (`cgroup.subtree_control`): those that
+/// are missing on the way to `full` are added.
+fn pass_controllers_down(root: BorrowedFd<'_>, full: &Path) -> Result<()> {
+    let mut here = PathBuf::new();
+    for component in full.components() {
+        let read = |name: &str| file::read(root, here.join(name), LONGEST, Resolve::BeneathNoLinks);
+        let passed = String::from_utf8_lossy(&read("cgroup.subtree_control")?).into_owned();
+        let available = String::from_utf8_lossy(&read("cgroup.controllers")?).into_owned();
+        let is_passed = |name: &str| passed.split_whitespace().any(|p| p == name);
+        for controller in available.split_whitespace().filter(|c| !is_passed(c)) {
+            // One that can't be passed down (processes are in this very cgroup, or it is threaded) is missed by
+            // the isolator that needs it, which can say what for.
+            let file = here.join("cgroup.subtree_control");
+            let _ = file::write_to(root, file, format!("+{controller}").as_bytes(), Resolve::BeneathNoLinks);
         }
         here.push(component);
     }

@@ -9,6 +9,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::Launch;
 use crate::stages::plan::namespaces::{self, Namespaces};
 use crate::stages::plan::process::ProcessPlan;
+use crate::stages::spawn::Target;
 use crate::stages::watch::Watch;
 use crate::stages::{isolate, plan, release, spawn, spec};
 use crate::state::{Record, State, Status};
@@ -32,17 +33,21 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
     let state = State::open_unlocked(&global.root, &options.id)?;
     let record = state.record()?.ok_or_else(|| not_running(Status::Creating))?;
     let (status, first) = (record.status(), record.process);
-    let target = first.and_then(|first| first.open()).filter(|_| status != Status::Creating);
-    let target = target.ok_or_else(|| not_running(status))?;
+    let first = first.and_then(|first| first.open()).filter(|_| status != Status::Creating);
+    let first = first.ok_or_else(|| not_running(status))?;
     let mut spec = spec::parse(&state.config()?)?;
     let process = process(options, &spec)?;
     plan::checks::check_process(&process)?;
     spec.set_process(Some(process));
-    let kinds = namespaces::kinds(&spec)?;
     let launch = prepare(global, &record, &spec)?;
-    let tree = record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), |place| place.open())?;
-    let birth = (options.id.as_str(), record.bundle.as_path());
-    let born = spawn::spawn_into(&launch, (target, kinds), &tree, birth, &options.launch)?;
+    let target = Target {
+        id: &record.id,
+        bundle: &record.bundle,
+        first,
+        kinds: namespaces::kinds(&spec)?,
+        cgroups: record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), |place| place.open())?,
+    };
+    let born = spawn::spawn_into(&launch, target, &options.launch)?;
     let ready = isolate::go(born)?;
     super::write_pid_file(&options.launch, ready.child.pid)?;
     release::release_process(ready)

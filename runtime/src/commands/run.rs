@@ -43,7 +43,7 @@ fn from_bundle(global: &Global, options: &cli::Launch, isolators: &Registry) -> 
     let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {
-        launch(global, plan, state, (options, isolators, None))
+        launch(plan, state, &With { global, options, isolators, store: None })
     })
 }
 
@@ -61,15 +61,21 @@ fn from_image(
         state.write(&Record::new(id, Some(&store)))?;
         let bundle = image::make_bundle(&store, id, wanted)?;
         let plan = plan::plan(spec::load(&bundle)?, Wish { id, cgroups: global.cgroups })?;
-        launch(global, plan, state, (options, isolators, Some(&store)))
+        launch(plan, state, &With { global, options, isolators, store: Some(&store) })
     })
 }
 
-/// What a launch needs beside the plan: options, isolators, and the store of a bundle that is an image's.
-type With<'a> = (&'a cli::Launch, &'a Registry, Option<&'a Path>);
+/// What a launch needs beside the plan.
+struct With<'a> {
+    global: &'a Global,
+    options: &'a cli::Launch,
+    isolators: &'a Registry,
+    /// The store of a bundle that is an image's.
+    store: Option<&'a Path>,
+}
 
-fn launch(global: &Global, plan: Plan, state: State, with: With<'_>) -> Result<Running> {
-    let (options, isolators, store) = with;
+fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
+    let With { global, options, isolators, store } = *with;
     let claimed = prepare::claim(plan, state, isolators, store)?;
     let mut prepared = prepare::prepare(claimed, isolators)?;
     global.warn(prepared.warnings.drain(..));

@@ -51,7 +51,7 @@ fn open_dev(root: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 fn make_one(root: BorrowedFd<'_>, dev: BorrowedFd<'_>, device: &Device) -> Result<()> {
-    let (dir, name) = place(root, dev, device)?;
+    let (dir, name) = place(root, device)?;
     let dir = dir.as_ref().map_or(dev, OwnedFd::as_fd);
     let number = file::device(device.major, device.minor);
     match file::mknod(dir, &name, device.kind | device.mode, number) {
@@ -73,12 +73,7 @@ fn make_one(root: BorrowedFd<'_>, dev: BorrowedFd<'_>, device: &Device) -> Resul
 }
 
 /// The directory that holds a device (`None`: `/dev`), and its name there.
-fn place(
-    root: BorrowedFd<'_>,
-    dev: BorrowedFd<'_>,
-    device: &Device,
-) -> Result<(Option<OwnedFd>, std::ffi::OsString)> {
-    let _ = dev;
+fn place(root: BorrowedFd<'_>, device: &Device) -> Result<(Option<OwnedFd>, std::ffi::OsString)> {
     let no_name = || Error::new(Code::InvalidSpec, "it has no name");
     let name = device.target.file_name().ok_or_else(no_name)?.to_owned();
     let parent = device.target.parent().unwrap_or(Path::new(""));

@@ -72,11 +72,10 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
 fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<()> {
     process::die_with_parent(true)?;
     let preserved = 3..3 + birth.options.preserve_fds.cast_signed();
-    let mut keep: Vec<i32> = preserved.chain(birth.cgroups.descriptors()).collect();
-    keep.extend(birth.joins.iter().map(|(_, fd)| fd.as_raw_fd()));
-    keep.extend(door.into_iter().chain(&birth.terminal).map(AsRawFd::as_raw_fd));
-    keep.push(word.descriptor());
-    process::close_all_but(&keep)?;
+    let given = door.into_iter().chain(&birth.terminal).map(AsRawFd::as_raw_fd);
+    let kept: Vec<i32> = preserved.chain(given).chain([word.descriptor()]).collect();
+    let for_now = birth.cgroups.descriptors().chain(birth.joins.iter().map(|(_, fd)| fd.as_raw_fd()));
+    process::close_all_but(&kept.iter().copied().chain(for_now).collect::<Vec<_>>())?;
     if let Some(adjustment) = launch.process.oom_score_adj {
         // The host's procfs: the container's own would be whatever its image makes of it.
         let text = adjustment.to_string();
@@ -91,11 +90,12 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
             namespace::join(fd.as_fd(), own).context(|| "joining a namespace")?;
         }
     }
+    // What leads back to the host is not held a moment longer than needed.
+    process::close_all_but(&kept)?;
     if launch.namespaces.new_cgroup {
         namespace::unshare(libc::CLONE_NEWCGROUP)?;
     }
-    process::new_session()?;
-    Ok(())
+    Ok(process::new_session()?)
 }
 
 /// What is ready when the child says Ready.

@@ -75,27 +75,33 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
     Ok(Waiting { container, born: Born { child, cloned, console }, cgroup: tree.into_handles() })
 }
 
-/// Clones a process that is to be executed in the container whose first process is `target`: into the
-/// container's cgroups `tree` and, in the child, its namespaces of kinds `kinds`.
+/// A container that stands, for a process that is to be executed in it.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The container's ID.
+    pub id: &'a str,
+    /// Its bundle.
+    pub bundle: &'a Path,
+    /// Its first process.
+    pub first: OwnedFd,
+    /// The kinds of namespaces (`CLONE_NEW*`) that it has of its own, or joined.
+    pub kinds: i32,
+    /// Its cgroups.
+    pub cgroups: Tree,
+}
+
+/// Clones a process into the cgroups and namespaces of `target`.
 ///
 /// # Errors
 /// `System` where the kernel refuses.
-pub fn spawn_into(
-    launch: &Launch,
-    target: (OwnedFd, i32),
-    tree: &Tree,
-    birth: (&str, &Path),
-    options: &cli::Launch,
-) -> Result<Born> {
-    let joins = [(target.1, target.0)];
+pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) -> Result<Born> {
+    let joins = [(target.kinds, target.first)];
     let (console, terminal) = console(launch.process.terminal, options)?;
-    let (id, bundle) = birth;
-    let state = serde_json::Value::Null;
     let birth = Birth {
-        id,
-        bundle,
-        state,
-        cgroups: tree,
+        id: target.id,
+        bundle: target.bundle,
+        state: serde_json::Value::Null,
+        cgroups: &target.cgroups,
         place: None,
         in_cgroup_namespace: true,
         joins: &joins,
