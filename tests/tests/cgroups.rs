@@ -149,11 +149,29 @@ fn a_nested_path_is_made_and_removed_with_its_container() {
 }
 
 #[test]
-fn a_path_that_climbs_stays_below_the_root() {
+fn a_path_that_climbs_is_refused_or_stays_below_the_root() {
     privileged(|host| {
-        let spec = Spec::new().cgroup("/../../../escape");
-        let run = host.bundle(spec).run();
-        assert!(run.code == 0 || !run.stderr.is_empty(), "{run:?}");
+        let bundle = host.bundle(sleeping().cgroup("/../../../escape"));
+        let create = bundle.try_create();
+        if create.code != 0 {
+            create.fails_with(&["cgroup"]);
+            return;
+        }
+        let pid = host.call(&["state", bundle.id()]).succeeds().json()["pid"].clone();
+        let places = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+        assert!(!places.contains(".."), "{places}");
+    });
+}
+
+#[test]
+fn a_whole_life_needs_no_unified_tree() {
+    privileged_v1(|host| {
+        let container = host.bundle(sleeping().memory(64 << 20).pids(16)).create();
+        container.call("start").succeeds();
+        container.exec(&["sh", "-c", "exit 4"]).exits(4);
+        container.remove();
+        host.bundle(Spec::new().memory(16 << 20).args(["tail", "/dev/zero"])).run().exits(137);
     });
 }
 
