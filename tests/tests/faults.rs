@@ -118,22 +118,3 @@ fn delete_killed_at_any_step_can_be_repeated() {
         assert!(leaks.is_empty(), "{leaks}");
     });
 }
-#[test]
-fn a_truncated_state_does_not_keep_a_container_from_being_deleted() {
-    privileged(|host| {
-        if !host.needs_coracle("a state that may be broken") {
-            return;
-        }
-        let before = host.snapshot();
-        let container = host.sleeper();
-        for entry in fs::read_dir(format!("/run/coracle/{}", container.id())).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                let bytes = fs::read(&path).unwrap();
-                fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-            }
-        }
-        host.call(&["delete", "--force", container.id()]).succeeds();
-        assert_eq!(host.difference(&before), None);
-    });
-}

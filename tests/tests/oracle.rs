@@ -1,7 +1,5 @@
 //! The leak oracle itself: whatever is left behind, it tells.
 
-#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
-
 use std::fs;
 use std::process::Command;
 
