@@ -258,3 +258,101 @@ pub(crate) fn layers_in_use(store: &Store) -> Result<BTreeSet<String>> {
     }
     Ok(layers)
 }
+
+#[cfg(test)]
+#[cfg(feature = "unpack")]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests look at files on the host")]
+
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::fixture::{Scratch, Tar};
+
+    fn is_mounted(path: &std::path::Path) -> bool {
+        fs::read_to_string("/proc/self/mountinfo").unwrap().contains(path.to_str().unwrap())
+    }
+
+    fn layers() -> Vec<Vec<u8>> {
+        let root = Tar::default().raw(b"", |h| {
+            h.set_entry_type(tar::EntryType::Directory);
+            h.set_mode(0o711);
+            h.as_old_mut().name[..2].copy_from_slice(b"./");
+        });
+        let lower = root.dir("d/").file("d/gone", b"").file("d/stays", b"1").dir("o/").file("o/old", b"");
+        let upper = Tar::default().dir("d/").file("d/.wh.gone", b"").dir("o/").file("o/.wh..wh..opq", b"");
+        vec![lower.end(), upper.file("o/new", b"").end()]
+    }
+
+    #[test]
+    fn a_snapshot_shows_what_the_layers_are_together_and_leaves_nothing() {
+        let scratch = Scratch::new();
+        scratch.unpack(&layers()).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        let root = mount(&scratch.store, "web", &image, Access::Writable).unwrap();
+        assert!(!root.join("d/gone").exists());
+        assert!(root.join("d/stays").exists());
+        assert!(!root.join("o/old").exists());
+        assert!(root.join("o/new").exists());
+        assert_eq!(fs::metadata(&root).unwrap().mode() & 0o777, 0o711);
+        fs::write(root.join("d/written"), "x").unwrap();
+        let again = mount(&scratch.store, "web", &image, Access::Writable).unwrap_err();
+        assert_eq!(again.kind(), Kind::Exists);
+        for _ in 0..2 {
+            remove(&scratch.store, "web").unwrap();
+            assert!(!is_mounted(&root));
+            assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_read_only_snapshot_of_one_layer_or_none_mounts_too() {
+        for layers in [&layers()[..1], &[]] {
+            let scratch = Scratch::new();
+            scratch.unpack(layers).unwrap();
+            let image = scratch.store.image("image").unwrap();
+            for access in [Access::ReadOnly, Access::Writable] {
+                let root = mount(&scratch.store, "web", &image, access).unwrap();
+                assert_eq!(fs::write(root.join("x"), "").is_ok(), access == Access::Writable);
+                remove(&scratch.store, "web").unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_root_that_is_opaque_hides_all_layers_below() {
+        let scratch = Scratch::new();
+        let upper = Tar::default().file(".wh..wh..opq", b"").file("only", b"");
+        scratch.unpack(&[layers().remove(0), upper.end()]).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        let root = mount(&scratch.store, "web", &image, Access::ReadOnly).unwrap();
+        let names: Vec<_> = fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
+        remove(&scratch.store, "web").unwrap();
+        assert_eq!(names, ["only"]);
+    }
+
+    #[test]
+    fn an_image_that_is_not_unpacked_is_an_error_of_its_own_kind() {
+        let scratch = Scratch::new();
+        scratch.import(&layers()).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        let error = mount(&scratch.store, "web", &image, Access::Writable).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotUnpacked);
+        assert!(error.to_string().ends_with("`coracle-image unpack image` does that"), "{error}");
+        assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn removing_an_image_keeps_the_layers_of_its_snapshots() {
+        let scratch = Scratch::new();
+        scratch.unpack(&layers()).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        mount(&scratch.store, "web", &image, Access::Writable).unwrap();
+        scratch.store.remove("image").unwrap();
+        assert_eq!(file::list(scratch.store.layers()).unwrap().len(), 2);
+        remove(&scratch.store, "web").unwrap();
+        scratch.store.collect().unwrap();
+        assert!(file::list(scratch.store.layers()).unwrap().is_empty());
+    }
+}

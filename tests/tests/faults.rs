@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use coracle_fixtures::small;
+use coracle_tests::image::Store;
 use coracle_tests::{Bundle, Host, Spec, privileged};
 
 /// A system call, and the how-maniest of its kind.
@@ -116,5 +118,21 @@ fn delete_killed_at_any_step_can_be_repeated() {
             }
         }
         assert!(leaks.is_empty(), "{leaks}");
+    });
+}
+
+#[test]
+fn run_of_an_image_killed_at_any_step_leaves_no_snapshot() {
+    privileged(|host| {
+        if !can_sweep(host) {
+            return;
+        }
+        let (store, image) = (Store::new(host), small::image());
+        store.import(&image);
+        store.call(&["unpack", &image.name]).succeeds();
+        let run = format!("run --store {} --image {}", store.directory().display(), image.name);
+        sweep(host, &run, "", 60);
+        let snapshots = fs::read_dir(store.directory().join("snapshots")).unwrap();
+        assert_eq!(snapshots.count(), 0);
     });
 }

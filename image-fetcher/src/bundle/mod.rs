@@ -69,3 +69,44 @@ pub fn remove(store: &Store, id: &str) -> Result<()> {
 pub fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String> {
     Ok(user::look_up(root, &uid.to_string())?.home)
 }
+
+#[cfg(test)]
+#[cfg(feature = "unpack")]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests look at files on the host")]
+
+    use super::*;
+    use crate::fixture::{Scratch, Tar};
+
+    fn scratch() -> Scratch {
+        let scratch = Scratch::new();
+        let passwd = b"root:x:0:0::/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n";
+        scratch.unpack(&[Tar::default().dir("etc/").file("etc/passwd", passwd).end()]).unwrap();
+        scratch
+    }
+
+    #[test]
+    fn a_bundle_has_a_config_that_a_runtime_can_load_and_goes_without_a_trace() {
+        let scratch = scratch();
+        let options = Options { user: Some("web".to_owned()), ..Options::default() };
+        let bundle = make(&scratch.store, "image", "c1", &options).unwrap();
+        let spec = Spec::load(bundle.path.join("config.json")).unwrap();
+        assert_eq!(spec.process().as_ref().unwrap().user().uid(), 33);
+        assert_eq!(spec.hostname().as_deref(), Some("c1"));
+        assert!(bundle.path.join("rootfs/etc/passwd").exists());
+        remove(&scratch.store, "c1").unwrap();
+        remove(&scratch.store, "c1").unwrap();
+        assert!(!bundle.path.exists());
+    }
+
+    #[test]
+    fn a_bundle_that_fails_is_undone() {
+        let scratch = scratch();
+        let options = Options { user: Some("nobody".to_owned()), ..Options::default() };
+        let error = make(&scratch.store, "image", "c1", &options).unwrap_err();
+        let expected = "making a bundle of \"image\": looking up user \"nobody\" in the image: \
+                        the image's /etc/passwd has no user \"nobody\"";
+        assert_eq!(error.to_string(), expected);
+        assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
+    }
+}

@@ -7,6 +7,8 @@ mod archive;
 mod docker;
 mod layout;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::AsFd;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! The last of a layer: what it takes from the layers below, and the metadata of its directories.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,29 +23,51 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
-    /// Whether the layer depends on what is below it: on the target of a hard link, or on the owner and
-    /// permissions of a directory that it has no entry for.
+    /// Whether what is below has to be known to finish the layer: the target of a hard link, the owner and
+    /// permissions of a directory that it has no entry for, and whether there is anything to white out.
     pub(crate) fn needs_below(&self) -> bool {
-        let implied =
-            |(path, directory): (&Vec<u8>, &Directory)| !path.is_empty() && directory.metadata.is_none();
-        !self.links.is_empty() || self.tree.directories.iter().any(implied)
+        let needs = |(path, directory): (&Vec<u8>, &Directory)| {
+            !path.is_empty() && (directory.metadata.is_none() || directory.whiteouts)
+        };
+        !self.links.is_empty() || self.tree.directories.iter().any(needs)
     }
 
     /// Finishes the layer; `below` shows the layers below it as a container would see them, none for the
-    /// lowest.
-    pub(crate) fn finish(mut self, below: Option<BorrowedFd<'_>>) -> Result<()> {
+    /// lowest. Returns whether the layer has become another one than it would be elsewhere.
+    pub(crate) fn finish(mut self, below: Option<BorrowedFd<'_>>) -> Result<Fit> {
+        let mut fit = if self.links.is_empty() { Fit::Anywhere } else { Fit::Here };
         for link in std::mem::take(&mut self.links) {
             let name = || format!("entry {:?}", String::from_utf8_lossy(&link.name));
             link_below(&mut self.tree, &link, below).context(name)?;
         }
         let directories = std::mem::take(&mut self.tree.directories);
         // Backwards, what is in a directory comes before it, since its path is longer.
-        for (path, directory) in directories.into_iter().rev() {
-            let name = || format!("directory {:?}", String::from_utf8_lossy(&path));
-            finish_directory(&self.tree, &path, &directory, below).context(name)?;
+        for (path, directory) in directories.iter().rev() {
+            let name = || format!("directory {:?}", String::from_utf8_lossy(path));
+            let below = below.filter(|_| !is_hidden(&directories, path));
+            let lower = below.and_then(|below| open_lower(below, path));
+            if finish_directory(&self.tree, path, directory, lower).context(name)? == Fit::Here {
+                fit = Fit::Here;
+            }
         }
-        Ok(())
+        Ok(fit)
     }
+}
+
+/// On which layers a finished layer can be put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// On any: it is kept by diff ID.
+    Anywhere,
+    /// On those it was finished for: it is kept by chain ID.
+    Here,
+}
+
+/// Whether the directory at `path`, or one that it is in, hides what is below.
+fn is_hidden(directories: &BTreeMap<Vec<u8>, Directory>, path: &[u8]) -> bool {
+    let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
+    let mut prefixes = slashes.chain([path.len()]).map(|end| &path[..end]);
+    prefixes.any(|prefix| directories.get(prefix).is_some_and(|d| d.opaque))
 }
 
 /// Links to a file of the layers below as overlayfs does: a copy of it gets both names.
@@ -133,40 +156,38 @@ fn copy_file(tree: &mut Tree, source: &Source<'_>, to: &Place, name: &[u8]) -> R
     Ok(archive::set_times(copy.as_fd(), accessed, modified)?)
 }
 
-fn finish_directory(
-    tree: &Tree,
-    path: &[u8],
-    directory: &Directory,
-    below: Option<BorrowedFd<'_>>,
-) -> Result<()> {
+/// Gives a directory its metadata; `lower` is the one below that it is merged with.
+fn finish_directory(tree: &Tree, path: &[u8], directory: &Directory, lower: Option<OwnedFd>) -> Result<Fit> {
     let fd = tree.open(path)?;
     let fd = fd.as_fd();
-    let lower = below.filter(|_| !directory.opaque).and_then(|below| open_lower(below, path));
+    let is_root = path.is_empty();
+    let mut fit = if directory.metadata.is_none() && !is_root { Fit::Here } else { Fit::Anywhere };
+    if directory.whiteouts && lower.is_none() && !is_root {
+        // Overlayfs hides what it merges; in a directory that is not merged, a whiteout would be listed.
+        remove_whiteouts(fd)?;
+        fit = Fit::Here;
+    }
     let [accessed, modified] = match (&directory.metadata, lower) {
         (Some(metadata), _) => {
             set(fd, metadata)?;
             [metadata.accessed, metadata.modified]
         }
         (None, Some(lower)) => metadata::copy(lower.as_fd(), fd)?,
-        (None, None) if path.is_empty() => {
+        (None, None) if is_root => {
             archive::set_xattr(fd, OsStr::new(IMPLIED), b"y")?;
             set_default(fd)?
         }
-        (None, None) => {
-            // Nothing of that name is below, and maybe nothing is in it but whiteouts of nothing.
-            remove_whiteouts(fd)?;
-            match remove_empty(tree, path) {
-                Err(e) if e.errno() == Errno::ENOTEMPTY => set_default(fd)?,
-                other => return Ok(other?),
-            }
-        }
+        // Nothing of that name is below, and maybe nothing was in it but whiteouts of nothing.
+        (None, None) => match remove_empty(tree, path) {
+            Err(e) if e.errno() == Errno::ENOTEMPTY => set_default(fd)?,
+            other => return Ok(other.map(|()| fit)?),
+        },
     };
     if directory.opaque {
-        // In a directory that hides everything below, overlayfs would list them.
-        remove_whiteouts(fd)?;
         archive::set_xattr(fd, OsStr::new("trusted.overlay.opaque"), b"y")?;
     }
-    Ok(archive::set_times(fd, accessed, modified)?)
+    archive::set_times(fd, accessed, modified)?;
+    Ok(fit)
 }
 
 /// A directory that no layer describes: root's, for all to see, of no time.

@@ -1,10 +1,10 @@
 //! Unpacking: each layer becomes a directory in overlay form, by itself and beside the others.
 //!
 //! A layer's blob is read, digested, decompressed and digested again by one thread ([`stream`]), parsed
-//! ([`entry`]) and written ([`apply`], [`tree`]) by another; as many layers go on at once as there are
+//! ([`entry`]) and written ([`apply`](mod@apply), [`tree`]) by another; as many layers go on at once as there are
 //! processors. Nearly all layers say all about themselves and are kept by diff ID. One with a hard link to
-//! a file below it, or without entries for its directories, is finished after the others ([`finish`]) and kept
-//! by chain ID.
+//! a file below it, without entries for its directories, or with whiteouts of nothing, is finished after the
+//! others ([`finish`]) and kept by chain ID.
 //!
 //! All layers of an image are unpacked in one temporary directory, synced once, and get their names when
 //! every digest was right: what has a name below `layers` is whole.
@@ -34,7 +34,7 @@ use crate::snapshot;
 use crate::store::Store;
 use apply::apply;
 use entry::Entries;
-use finish::Applied;
+use finish::{Applied, Fit};
 use stream::Stream;
 use tree::Tree;
 
@@ -173,7 +173,7 @@ impl<'a> Batch<'a> {
             if applied.needs_below() {
                 return Ok(Some(applied));
             }
-            applied.finish(None).map(|()| None)
+            applied.finish(None).map(|_| None)
         })
     }
 
@@ -185,8 +185,9 @@ impl<'a> Batch<'a> {
             let layer = &image.layers[place];
             let below = self.below(image, place).context(|| format!("below layer {}", layer.digest))?;
             let finished = applied.finish(below.as_ref().map(AsFd::as_fd));
-            finished.context(|| format!("layer {}", layer.digest))?;
-            chained.push(layer);
+            if finished.context(|| format!("layer {}", layer.digest))? == Fit::Here {
+                chained.push(layer);
+            }
         }
         archive::sync_file_system(self.directory.as_fd())?;
         for name in file::list(self.directory.as_fd())?.into_iter().filter(|name| name != EMPTY) {

@@ -224,6 +224,24 @@ fn a_whiteout_of_nothing_makes_no_directory() {
 }
 
 #[test]
+fn a_whiteout_of_nothing_is_not_listed_and_one_of_something_stays() {
+    let scratch = Scratch::new();
+    let upper = tar().dir("d/").file("d/.wh.f", b"").dir("new/").file("new/.wh.x", b"");
+    scratch.unpack(&[tar().dir("d/").file("d/f", b"").end(), upper.end()]).unwrap();
+    let dir = scratch.layer_path(1);
+    assert!(is_whiteout(&dir.join("d/f")));
+    assert!(!is_whiteout(&dir.join("new/x")));
+}
+
+#[test]
+fn a_layer_whose_whiteouts_hide_something_is_kept_by_diff_id() {
+    let scratch = Scratch::new();
+    let upper = tar().dir("d/").file("d/.wh.f", b"").end();
+    scratch.unpack(&[tar().dir("d/").file("d/f", b"").end(), upper.clone()]).unwrap();
+    assert!(scratch.layer_path(1).ends_with(Digest::of(&upper).hex()));
+}
+
+#[test]
 fn an_image_with_the_same_layer_twice_unpacks_it_for_each_place() {
     let scratch = Scratch::new();
     let (a, b) = (tar().dir("d/").file("d/f", b"1").end(), tar().hard("h", "d/f").end());

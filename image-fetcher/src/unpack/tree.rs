@@ -41,6 +41,8 @@ pub(crate) struct Directory {
     pub metadata: Option<Metadata>,
     /// Whether it hides the directory of the same name below.
     pub opaque: bool,
+    /// Whether whiteouts are in it.
+    pub whiteouts: bool,
 }
 
 /// An open directory of the layer, and its path without links.
@@ -249,7 +251,10 @@ impl Tree {
                 }
                 Ok(())
             }
-            other => Ok(other?),
+            other => {
+                self.directories.entry(parent.path.clone()).or_default().whiteouts = true;
+                Ok(other?)
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use coracle_isolator_host::Registry;
 use coracle_sys::process;
 
-use crate::cgroup::{self, Place};
+use crate::cgroup;
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::stages::spec;
@@ -44,7 +44,7 @@ pub fn undo_on_failure<T>(
 /// The first failure; what could be undone is undone, and the record stays for the next attempt.
 pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Option<String>> {
     let record = match state.record() {
-        Err(_) if force => Some(guess(&state)),
+        Err(unreadable) if force => Some(guess(&state, unreadable)?),
         record => record?,
     };
     let Some(record) = record else {
@@ -69,13 +69,15 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Option<
 }
 
 /// What the record of a container must have said: its cgroups follow from its ID and its configuration, and its
-/// processes are in them.
-fn guess(state: &State) -> Record {
-    let spec = state.config().and_then(|text| spec::parse(&text)).ok();
-    let wanted = spec.as_ref().and_then(|s| s.linux().as_ref()).and_then(|l| l.cgroups_path().as_deref());
+/// processes are in them. Where the configuration can't be read either, nothing can be told, and that is said.
+fn guess(state: &State, unreadable: Error) -> Result<Record> {
+    let Ok(spec) = state.config().and_then(|text| spec::parse(&text)) else {
+        return Err(unreadable.hint("nor can its configuration be read: look for its cgroup by hand"));
+    };
+    let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let mut record = Record::new(state.id(), None);
-    record.cgroup = cgroup::place(state.id(), wanted).ok().map(Place::own_only);
-    record
+    record.cgroup = Some(cgroup::place(state.id(), wanted)?.own_only());
+    Ok(record)
 }
 
 /// The first process goes first: where it has a PID namespace of its own, the kernel takes the others with it.
