@@ -91,10 +91,13 @@ impl Covers {
     fn cover(&mut self, target: BorrowedFd<'_>) -> Result<()> {
         let is_dir = file::stat(target)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
         let slot = if is_dir { &mut self.empty } else { &mut self.null };
-        if slot.is_none() {
-            *slot = Some(if is_dir { empty_dir()? } else { host_null()? });
-        }
-        let Some(cover) = slot else { return Ok(()) };
+        let Some(cover) = slot else {
+            let first = if is_dir { empty_dir()? } else { bound_null()? };
+            mount::attach(first.as_fd(), target)?;
+            *slot = Some(first);
+            return Ok(());
+        };
+        // Of the first, which is attached: kernels before 6.15 clone nothing that is still detached.
         let copy = mount::clone_tree(cover.as_fd(), Path::new(""), false)?;
         Ok(mount::attach(copy.as_fd(), target)?)
     }
@@ -107,14 +110,14 @@ fn empty_dir() -> Result<OwnedFd> {
     Ok(context.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?)
 }
 
-/// The host's null device.
-pub(super) fn host_null() -> Result<OwnedFd> {
+/// The host's null device, bound.
+fn bound_null() -> Result<OwnedFd> {
     let null = file::open(file::CWD, "/dev/null", libc::O_PATH | libc::O_NOFOLLOW, 0, Resolve::Host)?;
     let stat = file::stat(null.as_fd())?;
     if stat.st_mode & libc::S_IFMT != libc::S_IFCHR || stat.st_rdev != file::device(1, 3) {
         return Err(Error::new(Code::System, "the host's /dev/null is not the null device"));
     }
-    Ok(null)
+    Ok(mount::clone_tree(null.as_fd(), Path::new(""), false)?)
 }
 
 /// Makes `root` the root directory, for good: nothing of the host is left to be seen.
