@@ -70,7 +70,7 @@ test: build unit-test ## Run all tests, the privileged ones too (root); says wha
 
 unit-test: ## Run the tests that stand beside the code
 	$(call need,$(DEMO_NEEDS))
-	@cargo test --quiet --workspace --exclude coracle-tests
+	@cargo test --quiet --no-fail-fast --workspace --exclude coracle-tests
 
 lint: ## Check format and lints of every crate
 	@cargo fmt --check

@@ -120,14 +120,16 @@ fn count_waits(script: &str) -> BTreeMap<String, usize> {
     counts
 }
 
-/// The system call at the bottom of a kernel stack.
+/// What a kernel stack was about: mostly the system call at its bottom.
 fn waiting_call(sample: &str) -> String {
     if sample.contains("cgroup") {
         return "write to a cgroup".to_owned();
     }
     let name = sample.lines().find_map(|line| line.split_once("__x64_sys_").map(|(_, name)| name));
     let name = name.map(|name| name.split(['+', ' ', '(']).next().unwrap_or_default());
-    name.unwrap_or("other").to_owned()
+    // A detached mount that nobody attached is taken apart when its last descriptor goes, at the end of a call.
+    let deferred = if sample.contains("__fput") { "last close of a detached mount" } else { "other" };
+    name.unwrap_or(deferred).to_owned()
 }
 
 /// Rows of one measurement: a value each subject, and its ratio to the peer named first.
