@@ -502,54 +502,7 @@ impl From<lexopt::Error> for Error {
     }
 }
 
-const HELP: &str = "\
-coracle: a native container runtime for Linux
-
-usage: coracle [global options] COMMAND [options] [arguments]
-
-a container from a bundle (the command line is runc's)
-  create [options] ID             build a container whose first process waits
-  start ID                        let it execute
-  run [options] ID                create, start, wait, delete
-  exec [options] ID PROGRAM ...   run one more process in it
-  state ID                        print its state as JSON
-  kill [--all] ID [SIGNAL]        send a signal (SIGTERM)
-  delete [--force] ID             remove it
-  ps [--format json] ID           print its processes
-  stats ID                        print what its isolators measured, as JSON
-  list [--format json] [--quiet]  print all containers
-
-a container from an image
-  image import|ls|inspect|rm|unpack|mount|unmount|verify   see coracle image help
-  run --image REF [options] ID [-- PROGRAM ...]
-
-to look before you leap
-  spec [--bundle DIR]             write a config.json to start from
-  plan [DIR]                      print what create would do, without doing it
-  features                        print what this runtime can do, as JSON
-
-global options
-  --root DIR            states of containers (/run/coracle)
-  --log FILE            log failures there too; --log-format text|json
-  --cgroup-manager M    cgroupfs, or disabled for no cgroups
-
-options of create, run and exec
-  -b, --bundle DIR      the bundle (.); not exec
-  -d, --detach          do not wait; run and exec
-  --pid-file FILE       write the process's PID there
-  --console-socket S    send the terminal's master there
-  --preserve-fds N      pass N descriptors from 3 on
-  --no-pivot            change the root without pivot_root
-  --no-new-keyring      keep the caller's session keyring
-
-options of run --image
-  -e K=V, -v SRC:DST[:OPTIONS], --tmpfs DST[:OPTIONS], -u USER, -w DIR, -t, --hostname NAME,
-  --entrypoint PROGRAM, --read-only, --memory SIZE, --cpus N, --cpu-shares N, --pids N,
-  --cap-add CAP, --cap-drop CAP, --network none|host, --seccomp default|unconfined|FILE, --store DIR
-
-options of exec
-  --process FILE, --cwd DIR, -e K=V, -u UID[:GID], -g GID, -c CAP, --no-new-privs, -t
-";
+const HELP: &str = include_str!("help.txt");
 
 #[cfg(test)]
 mod tests {

@@ -101,6 +101,8 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
 /// What is ready when the child says Ready.
 struct Prepared {
     program: CString,
+    /// The container's state, for the hooks that run just before the program.
+    state: serde_json::Value,
 }
 
 /// Builds the inside, up to where only the word is missing.
@@ -118,17 +120,24 @@ fn build(launch: &Launch, birth: &Birth<'_>) -> Result<Prepared> {
     }
     identity::set_umask(0);
     let cwd = &launch.process.cwd;
+    let mut state = own_state(launch, birth);
     match &launch.inside {
-        Some(inside) => build_inside(launch, inside, birth, cwd)?,
+        Some(inside) => build_inside(launch, inside, birth, &state)?,
         None => console::open_in_container(&launch.process, birth)?,
     }
     program::change_dir(cwd)?;
     let program = program::find(&launch.process)?;
     process::die_with_parent(false)?;
-    Ok(Prepared { program })
+    state["status"] = "created".into();
+    Ok(Prepared { program, state })
 }
 
-fn build_inside(launch: &Launch, inside: &Inside, birth: &Birth<'_>, cwd: &Path) -> Result<()> {
+fn build_inside(
+    launch: &Launch,
+    inside: &Inside,
+    birth: &Birth<'_>,
+    state: &serde_json::Value,
+) -> Result<()> {
     name_host(inside)?;
     set_sysctls(inside)?;
     let root = rootfs::attach(inside)?;
@@ -137,8 +146,8 @@ fn build_inside(launch: &Launch, inside: &Inside, birth: &Birth<'_>, cwd: &Path)
     }
     devices::make(root.as_fd(), &inside.devices, launch.namespaces.new_user())?;
     console::open(root.as_fd(), &launch.process, birth)?;
-    run_hooks("createContainer", &inside.create_hooks, birth)?;
-    rootfs::make_dir(root.as_fd(), cwd)?;
+    hooks::run("createContainer", &inside.create_hooks, state, birth.bundle)?;
+    rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;
     rootfs::mask(root.as_fd(), inside)?;
     rootfs::enter(root, inside, birth.options.no_pivot)
 }
@@ -188,24 +197,24 @@ fn new_keyring(id: &str) -> Result<()> {
     }
 }
 
-/// Runs hooks in the child: their input names the child by the PID that the host knows it by.
-fn run_hooks(stage: &str, hooks: &[oci_spec::runtime::Hook], birth: &Birth<'_>) -> Result<()> {
-    if hooks.is_empty() {
-        return Ok(());
-    }
+/// The container's state as its hooks inside get it: with the PID that the host knows the child by, which only the
+/// host's procfs tells.
+fn own_state(launch: &Launch, birth: &Birth<'_>) -> serde_json::Value {
     let mut state = birth.state.clone();
-    if let Ok(own) = file::read_link(file::CWD, "/proc/self")
+    let hooks = launch.inside.as_ref().map_or(0, |i| i.create_hooks.len() + i.start_hooks.len());
+    if hooks > 0
+        && let Ok(own) = file::read_link(file::CWD, "/proc/self")
         && let Some(pid) = own.to_str().and_then(|pid| pid.parse::<i32>().ok())
     {
         state["pid"] = pid.into();
     }
-    hooks::run(stage, hooks, &state, birth.bundle)
+    state
 }
 
 /// Drops what the user's program must not have, and becomes it. Returns only where that failed.
 fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared) -> Result<Error> {
     if let Some(inside) = &launch.inside {
-        hooks::run("startContainer", &inside.start_hooks, &birth.state, Path::new("/"))?;
+        hooks::run("startContainer", &inside.start_hooks, &ready.state, Path::new("/"))?;
     }
     program::own_streams(&launch.process)?;
     process::reset_signals()?;

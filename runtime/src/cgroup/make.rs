@@ -1,0 +1,127 @@
+//! Making a container's cgroups, so that a process can live in them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use coracle_sys::Errno;
+use coracle_sys::file::{self, Resolve};
+
+use super::tree::processes_below;
+use super::{Hierarchy, LONGEST, Place, Tree, mount_point};
+use crate::error::{Code, Context, Error, Result};
+
+impl Place {
+    /// Makes the cgroups and opens them.
+    ///
+    /// # Errors
+    /// `Exists` where one is there and holds processes: two containers must not share one, because the end
+    /// of the first would be the end of the second.
+    pub fn make(&self) -> Result<Tree> {
+        let root = mount_point()?;
+        let mut dirs = Vec::with_capacity(self.at.len());
+        for (hierarchy, path) in &self.at {
+            let dir = make_one(root.as_fd(), hierarchy, path)
+                .context(|| format!("making cgroup {path:?} in hierarchy {:?}", hierarchy.name))?;
+            dirs.push((hierarchy.clone(), dir));
+        }
+        Ok(Tree { version: self.version, dirs })
+    }
+}
+
+fn make_one(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<OwnedFd> {
+    let full = Path::new(&hierarchy.name).join(path);
+    // A parent that another container's end removes in between is made once more.
+    for _ in 0..8 {
+        match file::mkdir(root, &full, 0o755) {
+            Ok(()) => {}
+            Err(e) if e.errno() == Errno::ENOENT => {
+                make_parents(root, hierarchy, path)?;
+                continue;
+            }
+            Err(e) if e.errno() == Errno::EEXIST => {
+                let dir = file::open(root, &full, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+                if !processes_below(dir.as_fd())?.is_empty() {
+                    return Err(Error::new(Code::Exists, "it is there already and holds processes")
+                        .hint("give the container a linux.cgroupsPath of its own"));
+                }
+            }
+            Err(e) => return Err(e.into()),
+        }
+        match file::open(root, &full, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => {}
+            other => {
+                let dir = other?;
+                inherit_cpuset(root, hierarchy, &full, dir.as_fd())?;
+                if hierarchy.name.is_empty() {
+                    pass_controllers_down(root, &full)?;
+                }
+                return Ok(dir);
+            }
+        }
+    }
+    Err(Error::new(Code::System, "its parent is being removed again and again"))
+}
+
+/// Makes what leads to the container's own cgroup.
+fn make_parents(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<()> {
+    let mut here = PathBuf::from(&hierarchy.name);
+    for component in path.parent().into_iter().flat_map(Path::components) {
+        here.push(component);
+        match file::mkdir(root, &here, 0o755) {
+            Err(e) if e.errno() != Errno::EEXIST => return Err(e.into()),
+            _ => {}
+        }
+        let dir = file::open(root, &here, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        inherit_cpuset(root, hierarchy, &here, dir.as_fd())?;
+    }
+    Ok(())
+}
+
+/// A version 1 cpuset starts without CPUs and memory nodes, and nothing can run in it before it has some: it gets
+/// its parent's, and the parent its own parent's where it has none either.
+fn inherit_cpuset(
+    root: BorrowedFd<'_>,
+    hierarchy: &Hierarchy,
+    full: &Path,
+    dir: BorrowedFd<'_>,
+) -> Result<()> {
+    if hierarchy.unified || !hierarchy.controllers().iter().any(|c| c == "cpuset") {
+        return Ok(());
+    }
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let own = file::read(dir, name, LONGEST, Resolve::Beneath)?;
+        if own.trim_ascii().is_empty() {
+            fill_cpuset(root, full, name)?;
+        }
+    }
+    Ok(())
+}
+
+fn fill_cpuset(root: BorrowedFd<'_>, full: &Path, name: &str) -> Result<Vec<u8>> {
+    let file = full.join(name);
+    let own = file::read(root, &file, LONGEST, Resolve::BeneathNoLinks)?;
+    let Some(parent) = full.parent().filter(|_| own.trim_ascii().is_empty()) else { return Ok(own) };
+    let inherited = fill_cpuset(root, parent, name)?;
+    file::write_to(root, &file, inherited.trim_ascii(), Resolve::BeneathNoLinks)?;
+    Ok(inherited)
+}
+
+/// On version 2 a cgroup has the controllers that its parent passes down (`cgroup.subtree_control`): those that
+/// are missing on the way to `full` are added.
+fn pass_controllers_down(root: BorrowedFd<'_>, full: &Path) -> Result<()> {
+    let mut here = PathBuf::new();
+    for component in full.components() {
+        let read = |name: &str| file::read(root, here.join(name), LONGEST, Resolve::BeneathNoLinks);
+        let passed = String::from_utf8_lossy(&read("cgroup.subtree_control")?).into_owned();
+        let available = String::from_utf8_lossy(&read("cgroup.controllers")?).into_owned();
+        let is_passed = |name: &str| passed.split_whitespace().any(|p| p == name);
+        for controller in available.split_whitespace().filter(|c| !is_passed(c)) {
+            // One that can't be passed down (processes are in this very cgroup, or it is threaded) is missed by
+            // the isolator that needs it, which can say what for.
+            let file = here.join("cgroup.subtree_control");
+            let _ = file::write_to(root, file, format!("+{controller}").as_bytes(), Resolve::BeneathNoLinks);
+        }
+        here.push(component);
+    }
+    Ok(())
+}

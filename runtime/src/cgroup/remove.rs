@@ -1,0 +1,100 @@
+//! Emptying and removing a container's cgroups.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, process};
+
+use super::tree::children;
+use super::{Hierarchy, Place, mount_point};
+use crate::error::{Code, Context, Error, Result};
+
+impl Place {
+    /// Kills every process in the cgroups and below, and waits until all are gone.
+    ///
+    /// # Errors
+    /// `System` where some are left after ten seconds, as a process in an uninterruptible wait would be.
+    pub fn kill(&self) -> Result<()> {
+        let tree = self.open()?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut pause = Duration::from_micros(200);
+        while tree.is_populated()? {
+            tree.signal_all(libc::SIGKILL)?;
+            process::reap_all();
+            if Instant::now() > deadline {
+                let left = tree.processes()?;
+                return Err(Error::new(Code::System, format!("processes {left:?} can't be killed"))
+                    .hint("they wait for the kernel; try again when what they wait for has come"));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Removes the cgroups, what the container made below them, and the parents that were made for it and
+    /// that nobody else uses; processes that are still in them are killed. What is gone already is no error.
+    ///
+    /// # Errors
+    /// `System` where a process can't be killed, `EBUSY` where one stays in a cgroup for two seconds.
+    pub fn remove(&self) -> Result<()> {
+        let root = mount_point()?;
+        // Most often nothing is left in them, and nothing has to be looked for.
+        let mut busy = false;
+        for (hierarchy, path) in self.at.iter().filter(|(_, path)| path.components().count() > self.keep) {
+            let gone = file::rmdir(root.as_fd(), Path::new(&hierarchy.name).join(path));
+            busy |= gone.is_err_and(|e| e.errno() != Errno::ENOENT);
+        }
+        if busy {
+            self.kill()?;
+        }
+        let mut first_failure = Ok(());
+        for (hierarchy, path) in &self.at {
+            let removed = remove_one(root.as_fd(), hierarchy, path, self.keep)
+                .context(|| format!("removing cgroup {path:?} in hierarchy {:?}", hierarchy.name));
+            first_failure = first_failure.and(removed);
+        }
+        first_failure
+    }
+}
+
+fn remove_one(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path, keep: usize) -> Result<()> {
+    let full = Path::new(&hierarchy.name).join(path);
+    let depth = path.components().count();
+    if depth > keep {
+        remove_tree(root, &full)?;
+    }
+    let mut parent = path.parent();
+    for _ in keep + 1..depth {
+        let Some(made) = parent else { break };
+        if file::rmdir(root, Path::new(&hierarchy.name).join(made)).is_err() {
+            break; // another container is in it
+        }
+        parent = made.parent();
+    }
+    Ok(())
+}
+
+/// Removes a cgroup and all below it. A process that has been killed is gone from its cgroup a moment after
+/// it is reaped, so a busy one is tried again.
+fn remove_tree(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        let failure = match file::rmdir(root, path) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
+            Err(e) if e.errno() == Errno::EBUSY => e,
+            Err(e) => return Err(e.into()),
+        };
+        let dir = file::open(root, path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        for child in children(dir.as_fd())? {
+            remove_tree(dir.as_fd(), Path::new(&child))?;
+        }
+        if Instant::now() > deadline {
+            return Err(failure.into());
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}

@@ -1,0 +1,130 @@
+//! A container's cgroups, open: entering them, and what lives in them.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use coracle_isolator::Cgroup;
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, process};
+
+use super::{Hierarchy, LONGEST, Version};
+use crate::error::{Context, Result};
+
+/// A container's cgroups, open.
+#[derive(Debug)]
+pub struct Tree {
+    pub(super) version: Version,
+    pub(super) dirs: Vec<(Hierarchy, OwnedFd)>,
+}
+
+impl Tree {
+    /// No cgroups at all, for a machine or a user that has none.
+    pub fn none() -> Self {
+        Self { version: Version::V1, dirs: Vec::new() }
+    }
+
+    /// The unified directory, which a child is cloned into.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.dirs.iter().find(|(h, _)| h.unified).map(|(_, dir)| dir.as_fd())
+    }
+
+    /// Moves the calling process, which must have one thread, into the version 1 hierarchies.
+    ///
+    /// # Errors
+    /// `ENOSPC` where a cpuset has no CPU, `EPERM`.
+    pub fn enter(&self) -> Result<()> {
+        for (hierarchy, dir) in self.dirs.iter().filter(|(h, _)| !h.unified) {
+            file::write_to(dir.as_fd(), "tasks", b"0", Resolve::Beneath)
+                .context(|| format!("entering the container's cgroup in hierarchy {:?}", hierarchy.name))?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of the open directories: what a child must not close before it has entered them.
+    pub fn descriptors(&self) -> impl Iterator<Item = i32> {
+        self.dirs.iter().map(|(_, dir)| dir.as_raw_fd())
+    }
+
+    /// The same directories, as the isolators get them.
+    pub fn into_handles(self) -> Cgroup {
+        let dirs = self.dirs.into_iter().map(|(hierarchy, dir)| (hierarchy.controllers(), dir)).collect();
+        Cgroup::new(self.version.into(), dirs)
+    }
+
+    /// Whether a process lives in the cgroups or below: asked of the unified tree where there is one, which
+    /// knows (`cgroup.events`), else of every hierarchy.
+    pub(super) fn is_populated(&self) -> Result<bool> {
+        let Some(dir) = self.unified() else { return Ok(!self.processes()?.is_empty()) };
+        let events = file::read(dir, "cgroup.events", LONGEST, Resolve::Beneath)?;
+        Ok(String::from_utf8_lossy(&events).lines().any(|line| line == "populated 1"))
+    }
+
+    /// The PIDs of all processes in the cgroups and below, each once.
+    ///
+    /// # Errors
+    /// Whatever reading says.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let mut found = Vec::new();
+        for (_, dir) in &self.dirs {
+            found.extend(processes_below(dir.as_fd())?);
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Sends `signal` to every process: by `cgroup.kill` where the kernel has it (Linux 5.14, version 2) and
+    /// the signal is `SIGKILL`, else one by one.
+    ///
+    /// # Errors
+    /// Whatever reading says; a process that is gone is no error.
+    pub fn signal_all(&self, signal: i32) -> Result<()> {
+        if signal == libc::SIGKILL {
+            self.thaw();
+            if let Some(dir) = self.unified() {
+                let _ = file::write_to(dir, "cgroup.kill", b"1", Resolve::Beneath);
+            }
+        }
+        for pid in self.processes()? {
+            match process::kill(pid, signal) {
+                Err(e) if e.errno() != Errno::ESRCH => return Err(e.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A frozen process does not die of a signal on version 1 before it is thawed.
+    fn thaw(&self) {
+        for (hierarchy, dir) in &self.dirs {
+            if hierarchy.controllers().iter().any(|c| c == "freezer") {
+                let _ = file::write_to(dir.as_fd(), "freezer.state", b"THAWED", Resolve::Beneath);
+            }
+        }
+    }
+}
+
+/// The cgroups in the cgroup `dir`: its entries that are directories.
+pub(super) fn children(dir: BorrowedFd<'_>) -> Result<Vec<std::ffi::OsString>> {
+    let mut found = Vec::new();
+    for name in file::list(dir)? {
+        if file::stat_at(dir, &name).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR) {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn processes_below(dir: BorrowedFd<'_>) -> Result<Vec<i32>> {
+    let text = match file::read(dir, "cgroup.procs", LONGEST, Resolve::Beneath) {
+        Err(e) if e.errno() == Errno::ENODEV => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut found: Vec<i32> =
+        String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse().ok()).collect();
+    for child in children(dir)? {
+        if let Ok(child) = file::open(dir, &child, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            found.extend(processes_below(child.as_fd())?);
+        }
+    }
+    Ok(found)
+}
