@@ -12,6 +12,7 @@
 
 pub mod error;
 pub mod digest;
+pub mod lock;
 pub mod store;
 pub mod image;
 #[cfg(feature = "unpack")]

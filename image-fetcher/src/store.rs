@@ -3,15 +3,13 @@
 //! ```text
 //! oci-layout index.json blobs/sha256/HEX    the layout, as image-spec's image-layout.md has it
 //! layers/HEX                                a layer in overlay form, by its diff ID
-//! layers/HEX.chain                          one that needed what lies below it, by its chain ID
+//! layers/HEX.chain                          one that fits only on what lies below it, by its chain ID
 //! snapshots/ID/                             a root file system made of layers, see `snapshot`
-//! lock                                      whose byte ranges and whole are locked, see below
+//! lock                                      a file whose byte ranges are locked
 //! ```
 //!
 //! All of it is root's alone (0700). Whatever has a name is whole: it was written without one or under a
-//! temporary one, synced, and named last. Processes may share a store: `index.json` changes under an
-//! exclusive flock(2) of `lock`; a layer is unpacked under an exclusive lock of one byte of it; who adds
-//! holds the last byte shared; who removes holds all bytes.
+//! temporary one, synced, and named last. Processes may share a store, see `lock`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -19,7 +17,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_sys::archive::{self, Lock};
+use coracle_sys::archive;
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{self as sys, Errno};
 use oci_spec::image::{Descriptor, ImageIndex};
@@ -27,6 +25,7 @@ use oci_spec::image::{Descriptor, ImageIndex};
 use crate::digest::{Digest, Verified};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer};
+use crate::lock::{self, Held};
 
 /// Where the store is unless somebody says otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/coracle";
@@ -36,8 +35,6 @@ pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// No document (index, manifest, config) may be longer: 4 MiB, what registries and containerd accept.
 pub const DOCUMENT_LIMIT: u64 = 4 << 20;
-
-const ADDERS: i64 = i64::MAX - 1;
 
 /// An open store.
 #[derive(Debug)]
@@ -56,12 +53,6 @@ pub struct Entry {
     pub reference: String,
     /// The descriptor of the manifest.
     pub descriptor: Descriptor,
-}
-
-/// A lock of some part of the store, held until it is dropped.
-#[derive(Debug)]
-pub struct Held {
-    _file: OwnedFd,
 }
 
 impl Store {
@@ -114,7 +105,7 @@ impl Store {
         const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
         let bytes = match file::read(self.root.as_fd(), "oci-layout", 4096, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => {
-                let _lock = self.lock_index()?;
+                let _lock = lock::index(self.root.as_fd())?;
                 return self.replace("oci-layout", LAYOUT.as_bytes());
             }
             other => other?,
@@ -133,47 +124,18 @@ impl Store {
         Ok(archive::sync(self.root.as_fd())?)
     }
 
-    // Locks.
-
-    fn lock_file(&self) -> Result<OwnedFd> {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW;
-        Ok(file::open(self.root.as_fd(), "lock", flags, 0o600, Resolve::BeneathNoLinks)?)
-    }
-
-    fn lock_index(&self) -> Result<Held> {
-        let fd = self.lock_file()?;
-        file::lock(fd.as_fd(), true)?;
-        Ok(Held { _file: fd })
-    }
-
     /// Waits until nobody is removing, and keeps removers out.
     ///
     /// # Errors
     /// Where the lock can't be taken.
     pub fn lock_adding(&self) -> Result<Held> {
-        let fd = self.lock_file()?;
-        archive::lock_range(fd.as_fd(), Lock::Shared, ADDERS, 1)?;
-        Ok(Held { _file: fd })
+        lock::adding(self.root.as_fd())
     }
 
-    /// Waits until nobody else unpacks any of these layers, and keeps others from it. The locks are taken in
-    /// one order, so that two processes with layers in common can't wait for each other.
+    /// Waits until nobody else unpacks any of these layers, and keeps others from it.
     #[cfg(feature = "unpack")]
     pub(crate) fn lock_layers<'a>(&self, layers: impl Iterator<Item = &'a Digest>) -> Result<Held> {
-        let place = |d: &Digest| i64::from_str_radix(&d.hex()[..15], 16).unwrap_or(0);
-        let places: BTreeSet<i64> = layers.map(place).collect();
-        let fd = self.lock_file()?;
-        for place in places {
-            archive::lock_range(fd.as_fd(), Lock::Exclusive, place, 1)?;
-        }
-        archive::lock_range(fd.as_fd(), Lock::Shared, ADDERS, 1)?;
-        Ok(Held { _file: fd })
-    }
-
-    fn lock_all(&self) -> Result<Held> {
-        let fd = self.lock_file()?;
-        archive::lock_range(fd.as_fd(), Lock::Exclusive, 0, 0)?;
-        Ok(Held { _file: fd })
+        lock::layers(self.root.as_fd(), layers)
     }
 
     // The index.
@@ -209,7 +171,7 @@ impl Store {
 
     /// Changes the index under its lock. What `change` returns is returned.
     pub(crate) fn change_index<T>(&self, change: impl FnOnce(&mut Vec<Descriptor>) -> T) -> Result<T> {
-        let _lock = self.lock_index()?;
+        let _lock = lock::index(self.root.as_fd())?;
         let mut index = self.index()?;
         let mut manifests = index.manifests().clone();
         let result = change(&mut manifests);
@@ -324,7 +286,7 @@ impl Store {
     /// # Errors
     /// Where an image can't be read: then nothing is removed, since its layers are not known.
     pub fn collect(&self) -> Result<()> {
-        let _lock = self.lock_all()?;
+        let _lock = lock::all(self.root.as_fd())?;
         let (mut blobs, mut layers) = (BTreeSet::new(), crate::snapshot::layers_in_use(self)?);
         for entry in self.entries()? {
             let image = Image::read(self, entry)?;

@@ -12,6 +12,7 @@
 mod apply;
 pub(crate) mod entry;
 mod finish;
+mod header;
 mod limits;
 mod number;
 mod pax;
