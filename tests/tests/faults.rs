@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use coracle_fixtures::small;
 use coracle_tests::image::Store;
@@ -134,5 +135,44 @@ fn run_of_an_image_killed_at_any_step_leaves_no_snapshot() {
         sweep(host, &run, "", 60);
         let snapshots = fs::read_dir(store.directory().join("snapshots")).unwrap();
         assert_eq!(snapshots.count(), 0);
+    });
+}
+
+/// Cuts a file to half its length, as a host that crashes may.
+fn cut(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+#[test]
+fn a_record_that_was_cut_short_does_not_keep_a_container() {
+    privileged(|host| {
+        if !host.needs_coracle("a record that may be broken") {
+            return;
+        }
+        let before = host.snapshot();
+        let container = host.sleeper();
+        cut(&Path::new("/run/coracle").join(container.id()).join("record.json"));
+        host.call(&["delete", "--force", container.id()]).succeeds();
+        assert_eq!(host.difference(&before), None);
+    });
+}
+
+#[test]
+fn where_nothing_tells_what_to_remove_force_says_so() {
+    privileged(|host| {
+        if !host.needs_coracle("a record that may be broken") {
+            return;
+        }
+        let container = host.sleeper();
+        let pid = container.pid();
+        let record = Path::new("/run/coracle").join(container.id()).join("record.json");
+        let whole = fs::read(&record).unwrap();
+        cut(&record);
+        cut(&record.with_file_name("config.json"));
+        host.call(&["delete", "--force", container.id()]).fails_with(&["record", "configuration"]);
+        assert!(Path::new(&format!("/proc/{pid}")).is_dir());
+        fs::write(&record, whole).unwrap();
+        host.call(&["delete", "--force", container.id()]).succeeds();
     });
 }
