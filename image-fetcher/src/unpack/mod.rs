@@ -1,10 +1,10 @@
 //! Unpacking: each layer becomes a directory in overlay form, by itself and beside the others.
 //!
-//! A layer's blob is read, digested, decompressed and digested again by one thread ([`stream`]), parsed
-//! ([`entry`]) and written ([`apply`](mod@apply), [`tree`]) by another; as many layers go on at once as there are
+//! A layer's blob is read, digested, decompressed and digested again by one thread (`stream`), parsed
+//! (`entry`) and written (`apply`, `tree`) by another; as many layers go on at once as there are
 //! processors. Nearly all layers say all about themselves and are kept by diff ID. One with a hard link to
 //! a file below it, without entries for its directories, or with whiteouts of nothing, is finished after the
-//! others ([`finish`]) and kept by chain ID.
+//! others (`finish`) and kept by chain ID.
 //!
 //! All layers of an image are unpacked in one temporary directory, synced once, and get their names when
 //! every digest was right: what has a name below `layers` is whole.

@@ -333,21 +333,18 @@ mod tests {
 
     #[test]
     fn a_tree_deeper_than_descriptors_are_many_is_removed() {
-        let scratch = tempfile_dir();
-        let top = file::open_dir(&scratch).unwrap();
-        let mut here = file::open(top.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath).unwrap();
+        let parent = file::open_dir(std::env::temp_dir()).unwrap();
+        let name = format!("coracle-sys-{}", std::process::id());
+        let enter = |dir: BorrowedFd<'_>, name: &str| {
+            file::mkdir(dir, name, 0o700).unwrap();
+            file::open(dir, name, libc::O_DIRECTORY, 0, Resolve::Beneath).unwrap()
+        };
+        let mut here = enter(parent.as_fd(), &name);
         for _ in 0..1500 {
-            file::mkdir(here.as_fd(), "d", 0o755).unwrap();
-            here = file::open(here.as_fd(), "d", libc::O_DIRECTORY, 0, Resolve::Beneath).unwrap();
+            here = enter(here.as_fd(), "d");
         }
-        remove_tree(top.as_fd(), "d").unwrap();
-        assert!(file::list(top.as_fd()).unwrap().is_empty());
-        remove_tree(file::CWD, &scratch).unwrap();
-    }
-
-    fn tempfile_dir() -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("coracle-sys-{}", std::process::id()));
-        file::mkdir(file::CWD, &path, 0o700).unwrap();
-        path
+        remove_tree(parent.as_fd(), &name).unwrap();
+        assert_eq!(file::stat_at(parent.as_fd(), &name).unwrap_err().errno(), Errno::ENOENT);
+        remove_tree(parent.as_fd(), &name).unwrap();
     }
 }
