@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::Errno;
+use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, Resolve};
 
 pub use record::{Phase, Record, Status};
@@ -147,9 +148,9 @@ impl State {
     pub fn remove(self) -> Result<()> {
         // The record goes last: with it gone nobody would know what is left to undo.
         for name in [CONFIG, crate::handshake::DOOR] {
-            file::remove_all(self.dir.as_fd(), name)?;
+            remove_tree(self.dir.as_fd(), name)?;
         }
-        file::remove_all(self.root.as_fd(), &self.id)
+        remove_tree(self.root.as_fd(), &self.id)
             .context(|| format!("removing the state of container {:?}", self.id))
     }
 }

@@ -235,33 +235,6 @@ fn remove(dir: BorrowedFd<'_>, name: &OsStr, flags: nix::unistd::UnlinkatFlags) 
     named(nix::unistd::unlinkat(dir, name, flags), || format!("unlinkat({}, {name:?})", show(&dir)))
 }
 
-/// Removes `name` in `dir` and all below it, following no link. What is gone already is no error.
-///
-/// # Errors
-/// `EBUSY` where something is mounted inside.
-pub fn remove_all(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> Result<()> {
-    let name = name.as_ref();
-    match unlink(dir, name) {
-        Ok(()) => return Ok(()),
-        Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
-        Err(e) if matches!(e.errno(), Errno::EISDIR | Errno::EPERM) => {}
-        Err(e) => return Err(e),
-    }
-    match open(dir, name, libc::O_DIRECTORY | libc::O_NOFOLLOW, 0, Resolve::BeneathNoLinks) {
-        Ok(inner) => {
-            for entry in list(inner.as_fd())? {
-                remove_all(inner.as_fd(), &entry)?;
-            }
-        }
-        Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
-        Err(e) => return Err(e),
-    }
-    match rmdir(dir, name) {
-        Err(e) if e.errno() == Errno::ENOENT => Ok(()),
-        other => other,
-    }
-}
-
 /// The names in the directory `dir`, without "." and "..", in no order (getdents64(2)).
 ///
 /// # Errors
