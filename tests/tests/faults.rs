@@ -1,6 +1,4 @@
 //! The runtime killed at every system call: `delete --force` then leaves nothing.
-//!
-//! A sample of the steps runs by default; with `CORACLE_SWEEP=all` every one does.
 
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
@@ -44,21 +42,16 @@ fn traced(host: &Host, bundle: &Bundle<'_>, options: &str, verb: &str) -> i32 {
     host.shell(&format!("cd {directory} && exec timeout -s KILL 20 {command}")).code
 }
 
-/// Kills `verb` at its steps, one a turn, and tells after which something was left.
-fn sweep(host: &Host, verb: &str, follow: &str, sample: usize) {
+/// Kills `verb` at each of its steps, one a turn, and tells after which something was left.
+fn sweep(host: &Host, verb: &str, follow: &str) {
     let bundle = host.bundle(Spec::new().memory(64 << 20).pids(32).args(["true"]));
     let trace = host.directory().join("trace");
     traced(host, &bundle, &format!("{follow} -o {}", trace.display()), verb);
     host.call(&["delete", "--force", bundle.id()]).succeeds();
     let steps = steps(&fs::read_to_string(&trace).unwrap());
     assert!(steps.len() > 30, "only {} steps were traced", steps.len());
-    let stride = if std::env::var("CORACLE_SWEEP").is_ok_and(|value| value == "all") {
-        1
-    } else {
-        steps.len() / sample
-    };
     let (mut leaks, mut turns, mut failed) = (String::new(), 0, 0);
-    for (call, count) in steps.iter().step_by(stride.max(1)) {
+    for (call, count) in &steps {
         let before = host.snapshot();
         let options = format!("{follow} -qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
         turns += 1;
@@ -85,7 +78,7 @@ fn can_sweep(host: &Host) -> bool {
 fn create_killed_at_any_step_of_its_own_leaves_nothing() {
     privileged(|host| {
         if can_sweep(host) {
-            sweep(host, "create", "", 60);
+            sweep(host, "create", "");
         }
     });
 }
@@ -94,7 +87,7 @@ fn create_killed_at_any_step_of_its_own_leaves_nothing() {
 fn run_killed_at_any_step_of_it_or_its_children_leaves_nothing() {
     privileged(|host| {
         if can_sweep(host) {
-            sweep(host, "run", "-f", 60);
+            sweep(host, "run", "-f");
         }
     });
 }
@@ -132,7 +125,7 @@ fn run_of_an_image_killed_at_any_step_leaves_no_snapshot() {
         store.import(&image);
         store.call(&["unpack", &image.name]).succeeds();
         let run = format!("run --store {} --image {}", store.directory().display(), image.name);
-        sweep(host, &run, "", 60);
+        sweep(host, &run, "");
         let snapshots = fs::read_dir(store.directory().join("snapshots")).unwrap();
         assert_eq!(snapshots.count(), 0);
     });
