@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
 
 use crate::error::{Code, Context, Error, Result};
 
@@ -46,13 +48,34 @@ pub fn load(bundle: &Path) -> Result<Loaded> {
 /// The configuration that `text` holds.
 ///
 /// # Errors
-/// `InvalidSpec` with line and column where it is malformed.
+/// `InvalidSpec` with the JSON pointer, line and column of what is malformed.
 pub fn parse(text: &[u8]) -> Result<Spec> {
     // The parser would take a list for an object whose fields come in order.
     if text.trim_ascii_start().first() != Some(&b'{') {
         return Err(Error::new(Code::InvalidSpec, "it holds no JSON object"));
     }
-    serde_json::from_slice(text).map_err(|e| Error::new(Code::InvalidSpec, e.to_string()))
+    read(text)
+}
+
+fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let read = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let at = pointer(error.path());
+        let why = error.into_inner();
+        Error::new(Code::InvalidSpec, if at.is_empty() { why.to_string() } else { format!("{at}: {why}") })
+    })?;
+    json.end().map_err(|e| Error::new(Code::InvalidSpec, e.to_string()))?;
+    Ok(read)
+}
+
+/// A path as a JSON pointer (RFC 6901).
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => format!("/{index}"),
+        Segment::Map { key } => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Enum { .. } | Segment::Unknown => String::new(),
+    };
+    path.iter().map(step).collect()
 }
 
 /// Reads the process that `exec --process` is to run from the file at `path`.
@@ -61,7 +84,31 @@ pub fn parse(text: &[u8]) -> Result<Spec> {
 /// As [`load`].
 pub fn load_process(path: &Path) -> Result<Process> {
     let text = file::read(file::CWD, path, LARGEST, Resolve::Host)?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::new(Code::InvalidSpec, e.to_string()))
-        .context(|| format!("reading {path:?}"))
+    read(&text).context(|| format!("reading {path:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_malformed_is_told_with_its_pointer() {
+        for (text, words) in [
+            (r#"{"ociVersion": 1}"#, "/ociVersion: invalid type: integer `1`, expected a string at line 1"),
+            (
+                r#"{"ociVersion": "1.2.0", "mounts": [{"destination": "/a"}, {"destination": 7}]}"#,
+                "/mounts/1/destination: invalid type",
+            ),
+            (
+                r#"{"ociVersion": "1.2.0", "linux": {"sysctl": {"a/b~": 1}}}"#,
+                "/linux/sysctl/a~1b~0: invalid type",
+            ),
+            (r#"{"ociVersion": "1.2.0""#, "EOF while parsing"),
+            ("[]", "it holds no JSON object"),
+            ("{} {}", "missing field `ociVersion`"),
+        ] {
+            let error = parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with(words), "{text}: {error}");
+        }
+    }
 }
