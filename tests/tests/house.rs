@@ -225,3 +225,36 @@ fn no_file_is_called_utils_and_no_function_is_anothers_implementation() {
         }
     }
 }
+
+/// Where a test of the fields' table may stand: `run::x` in `tests/tests/run.rs` or below `tests/tests/run/`,
+/// `isolators/cgroup/src/cpu.rs::x` in that file.
+fn files_of(place: &str) -> Vec<PathBuf> {
+    let tests = repository().join("tests/tests");
+    match place.ends_with(".rs") {
+        true => vec![repository().join(place)],
+        false => [vec![tests.join(format!("{place}.rs"))], sources_below(&tests.join(place))].concat(),
+    }
+}
+
+fn sources_below(directory: &Path) -> Vec<PathBuf> {
+    let list = fs::read_dir(directory).map(|list| list.flatten().collect()).unwrap_or_else(|_| Vec::new());
+    list.into_iter().map(|entry| entry.path()).filter(|path| path.extension().is_some()).collect()
+}
+
+#[test]
+fn each_test_that_the_fields_table_names_exists() {
+    let table = fs::read_to_string(repository().join("docs/fields.md")).unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---"));
+    for row in rows.skip(1) {
+        let cells: Vec<&str> = row.split(" | ").map(|cell| cell.trim_matches(['|', ' '])).collect();
+        assert_eq!(cells.len(), 4, "{row}");
+        let named: Vec<&str> = cells[3].split('`').filter(|word| word.contains("::")).collect();
+        assert!(!named.is_empty() || cells[3] == "not yet", "names no test: {row}");
+        for test in named {
+            let (place, function) = test.rsplit_once("::").unwrap();
+            let line = format!("fn {function}()");
+            let stands = |file: &PathBuf| fs::read_to_string(file).is_ok_and(|text| text.contains(&line));
+            assert!(files_of(place).iter().any(stands), "{test} does not exist");
+        }
+    }
+}
