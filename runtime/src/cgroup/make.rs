@@ -7,7 +7,7 @@ use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 
 use super::tree::processes_below;
-use super::{Hierarchy, LONGEST, Place, Tree, mount_point};
+use super::{Hierarchy, LONGEST, Place, Site, Tree, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
 impl Place {
@@ -19,7 +19,7 @@ impl Place {
     pub fn make(&self) -> Result<Tree> {
         let root = mount_point()?;
         let mut dirs = Vec::with_capacity(self.at.len());
-        for (hierarchy, path) in &self.at {
+        for Site { hierarchy, path, .. } in &self.at {
             let dir = make_one(root.as_fd(), hierarchy, path)
                 .context(|| format!("making cgroup {path:?} in hierarchy {:?}", hierarchy.name))?;
             dirs.push((hierarchy.clone(), dir));

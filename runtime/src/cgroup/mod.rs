@@ -13,7 +13,8 @@ mod make;
 mod tree;
 mod remove;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_isolator::CgroupVersion;
@@ -30,6 +31,9 @@ const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
 /// The longest file of a cgroup that is read: the list of its processes.
 const LONGEST: u64 = 16 << 20;
+
+/// The longest name of a directory that Linux takes (`NAME_MAX`).
+const LONGEST_NAME: usize = 255;
 
 /// One hierarchy: a directory of [`MOUNT_POINT`], or (with an empty name) that directory itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +60,40 @@ impl Hierarchy {
 pub struct Place {
     /// What the machine's limits are written to.
     pub version: Version,
-    /// The hierarchies, each with the container's path below it.
-    pub at: Vec<(Hierarchy, PathBuf)>,
-    /// How many leading components of every path must stay when the container goes: they were there before.
+    /// One cgroup a hierarchy.
+    pub at: Vec<Site>,
+}
+
+/// A container's own cgroup in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    /// The hierarchy.
+    pub hierarchy: Hierarchy,
+    /// The cgroup's path below the hierarchy's root, without a leading slash.
+    pub path: PathBuf,
+    /// How many leading components of the path must stay when the container goes: they were there before.
     pub keep: usize,
+}
+
+impl Site {
+    /// The path below [`MOUNT_POINT`].
+    fn full(&self) -> PathBuf {
+        Path::new(&self.hierarchy.name).join(&self.path)
+    }
+
+    fn depth(&self) -> usize {
+        self.path.components().count()
+    }
+
+    /// How many leading components of the path are there, in the directory `root` of all hierarchies.
+    fn existing(&self, root: BorrowedFd<'_>) -> usize {
+        let mut here = PathBuf::from(&self.hierarchy.name);
+        let is_there = |component: &Component<'_>| {
+            here.push(component);
+            file::stat_at(root, &here).is_ok()
+        };
+        self.path.components().take_while(is_there).count()
+    }
 }
 
 /// Which version of cgroups holds the controllers.
@@ -121,30 +155,30 @@ fn mount_point() -> Result<OwnedFd> {
 /// where it is absent. Reads, and changes nothing.
 ///
 /// # Errors
-/// `InvalidSpec` where the path holds `..`.
+/// `InvalidSpec` where the path holds `..`, names no cgroup at all, or one that the kernel would not make.
 pub fn place(id: &str, wanted: Option<&Path>) -> Result<Place> {
     let (version, hierarchies) = hierarchies()?;
     let default = PathBuf::from(format!("/coracle-{id}"));
     let wanted = wanted.filter(|p| !p.as_os_str().is_empty()).unwrap_or(&default);
-    let bad = wanted.components().any(|c| matches!(c, Component::ParentDir))
-        || wanted.as_os_str().to_string_lossy().contains(['\n', '\0'])
-        || wanted.components().all(|c| c == Component::RootDir);
+    let is_name = |c: &Component<'_>| matches!(c, Component::Normal(_));
+    let bad = wanted.components().any(|c| match c {
+        Component::Normal(name) => name.len() > LONGEST_NAME || name.as_bytes().contains(&b'\n'),
+        other => other == Component::ParentDir,
+    }) || !wanted.components().any(|c| is_name(&c));
     if bad {
         return Err(Error::new(Code::InvalidSpec, format!("linux.cgroupsPath is {wanted:?}"))
-            .hint("name a cgroup below the root, without \"..\""));
+            .hint("name a cgroup below the root, without \"..\" and in components of at most 255 bytes"));
     }
     let own = if wanted.is_absolute() { String::new() } else { own_cgroups()? };
-    let at: Vec<_> = hierarchies
-        .into_iter()
-        .map(|hierarchy| {
-            let base = own_path(&own, &hierarchy);
-            let path = base.join(wanted).components().filter(|c| *c != Component::RootDir).collect();
-            (hierarchy, path)
-        })
-        .collect();
-    let mut place = Place { version, at, keep: 0 };
-    place.keep = place.existing()?;
-    Ok(place)
+    let root = mount_point()?;
+    let site = |hierarchy: Hierarchy| {
+        let base = own_path(&own, &hierarchy);
+        let path = base.join(wanted).components().filter(is_name).collect();
+        let mut site = Site { hierarchy, path, keep: 0 };
+        site.keep = site.existing(root.as_fd());
+        site
+    };
+    Ok(Place { version, at: hierarchies.into_iter().map(site).collect() })
 }
 
 fn own_cgroups() -> Result<String> {
@@ -163,36 +197,18 @@ fn own_path(text: &str, hierarchy: &Hierarchy) -> PathBuf {
 }
 
 impl Place {
-    /// How many leading components exist in every hierarchy already.
-    fn existing(&self) -> Result<usize> {
-        let root = mount_point()?;
-        let mut least = usize::MAX;
-        for (hierarchy, path) in &self.at {
-            let mut here = PathBuf::from(&hierarchy.name);
-            let mut count = 0;
-            for component in path.components() {
-                here.push(component);
-                if file::stat_at(root.as_fd(), &here).is_err() {
-                    break;
-                }
-                count += 1;
-            }
-            least = least.min(count);
-        }
-        Ok(least)
-    }
-
     /// The same, of which only the last component is the container's own: for a container whose record is lost.
     #[must_use]
     pub fn own_only(mut self) -> Self {
-        self.keep =
-            self.at.iter().map(|(_, path)| path.components().count()).min().unwrap_or(1).saturating_sub(1);
+        for site in &mut self.at {
+            site.keep = site.depth().saturating_sub(1);
+        }
         self
     }
 
     /// The host's paths of the cgroups, each with its hierarchy.
     pub fn paths(&self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
-        self.at.iter().map(|(h, path)| (h, Path::new(MOUNT_POINT).join(&h.name).join(path)))
+        self.at.iter().map(|site| (&site.hierarchy, Path::new(MOUNT_POINT).join(site.full())))
     }
 
     /// Opens the cgroups, as far as they are there.
@@ -202,11 +218,10 @@ impl Place {
     pub fn open(&self) -> Result<Tree> {
         let root = mount_point()?;
         let mut dirs = Vec::with_capacity(self.at.len());
-        for (hierarchy, path) in &self.at {
-            let path = Path::new(&hierarchy.name).join(path);
-            match file::open(root.as_fd(), &path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
-                Ok(dir) => dirs.push((hierarchy.clone(), dir)),
-                Err(e) if e.errno() == Errno::ENOENT => {}
+        for site in &self.at {
+            match file::open(root.as_fd(), site.full(), libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+                Ok(dir) => dirs.push((site.hierarchy.clone(), dir)),
+                Err(e) if is_absent(e.errno()) => {}
                 Err(e) => return Err(e).context(|| "opening the container's cgroups"),
             }
         }
@@ -214,13 +229,19 @@ impl Place {
     }
 }
 
+/// Whether a failed call says that there is no such cgroup: a file of its parent may have its name.
+fn is_absent(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_path_that_climbs_is_refused() {
-        for bad in ["/a/../../b", "../x", "/", "/a\nb"] {
+    fn a_path_that_names_no_cgroup_below_the_root_is_refused() {
+        let long = format!("/{}", "y".repeat(256));
+        for bad in ["/a/../../b", "../x", "/", ".", "./", "/.", "/a\nb", &long] {
             let error = place("x", Some(Path::new(bad))).unwrap_err().to_string();
             assert!(error.contains("linux.cgroupsPath"), "{error}");
         }

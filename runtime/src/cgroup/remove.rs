@@ -8,7 +8,7 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, process};
 
 use super::tree::children;
-use super::{Hierarchy, Place, mount_point};
+use super::{Place, is_absent, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
 impl Place {
@@ -35,46 +35,26 @@ impl Place {
     }
 
     /// Removes the cgroups, what the container made below them, and the parents that were made for it and
-    /// that nobody else uses; processes that are still in them are killed. What is gone already is no error.
+    /// that nobody else uses. What was there before the container stays, and what is gone already is no error.
     ///
     /// # Errors
-    /// `System` where a process can't be killed, `EBUSY` where one stays in a cgroup for two seconds.
+    /// `EBUSY` where a process stays in a cgroup for two seconds.
     pub fn remove(&self) -> Result<()> {
         let root = mount_point()?;
-        // Most often nothing is left in them, and nothing has to be looked for.
-        let mut busy = false;
-        for (hierarchy, path) in self.at.iter().filter(|(_, path)| path.components().count() > self.keep) {
-            let gone = file::rmdir(root.as_fd(), Path::new(&hierarchy.name).join(path));
-            busy |= gone.is_err_and(|e| e.errno() != Errno::ENOENT);
-        }
-        if busy {
-            self.kill()?;
-        }
         let mut first_failure = Ok(());
-        for (hierarchy, path) in &self.at {
-            let removed = remove_one(root.as_fd(), hierarchy, path, self.keep)
-                .context(|| format!("removing cgroup {path:?} in hierarchy {:?}", hierarchy.name));
+        for site in self.at.iter().filter(|site| site.keep < site.depth()) {
+            let removed = remove_tree(root.as_fd(), &site.full()).context(|| {
+                format!("removing cgroup {:?} in hierarchy {:?}", site.path, site.hierarchy.name)
+            });
             first_failure = first_failure.and(removed);
+            for parent in site.path.ancestors().skip(1).take(site.depth() - site.keep - 1) {
+                if file::rmdir(root.as_fd(), Path::new(&site.hierarchy.name).join(parent)).is_err() {
+                    break; // another container is in it
+                }
+            }
         }
         first_failure
     }
-}
-
-fn remove_one(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path, keep: usize) -> Result<()> {
-    let full = Path::new(&hierarchy.name).join(path);
-    let depth = path.components().count();
-    if depth > keep {
-        remove_tree(root, &full)?;
-    }
-    let mut parent = path.parent();
-    for _ in keep + 1..depth {
-        let Some(made) = parent else { break };
-        if file::rmdir(root, Path::new(&hierarchy.name).join(made)).is_err() {
-            break; // another container is in it
-        }
-        parent = made.parent();
-    }
-    Ok(())
 }
 
 /// Removes a cgroup and all below it. A process that has been killed is gone from its cgroup a moment after
@@ -84,7 +64,7 @@ fn remove_tree(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
     loop {
         let failure = match file::rmdir(root, path) {
             Ok(()) => return Ok(()),
-            Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
+            Err(e) if is_absent(e.errno()) => return Ok(()),
             Err(e) if e.errno() == Errno::EBUSY => e,
             Err(e) => return Err(e.into()),
         };

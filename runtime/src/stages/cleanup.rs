@@ -11,7 +11,7 @@ use crate::cgroup;
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::stages::spec;
-use crate::state::{Record, State};
+use crate::state::{Phase, Record, State};
 
 /// Runs `launch`, and where it fails undoes what it did of container `id`, whose record lies below `root`.
 ///
@@ -75,18 +75,24 @@ fn guess(state: &State, unreadable: Error) -> Result<Record> {
         return Err(unreadable.hint("nor can its configuration be read: look for its cgroup by hand"));
     };
     let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-    let mut record = Record::new(state.id(), None);
+    // It may have been running: those in its cgroups are taken for its own.
+    let mut record = Record { phase: Phase::Running, ..Record::new(state.id(), None) };
     record.cgroup = Some(cgroup::place(state.id(), wanted)?.own_only());
     Ok(record)
 }
 
 /// The first process goes first: where it has a PID namespace of its own, the kernel takes the others with it.
+/// Of a container that never had one nobody can be in its cgroups: where a launch found them in use, those who
+/// use them must not notice that it is undone.
 fn kill(record: &Record) -> Result<()> {
     if let Some(first) = record.process {
         first.kill()?;
     }
     process::reap_all();
-    record.cgroup.as_ref().map_or(Ok(()), |cgroup| cgroup.kill().map(drop))
+    match &record.cgroup {
+        Some(cgroup) if record.process.is_some() || record.phase != Phase::Creating => cgroup.kill(),
+        _ => Ok(()),
+    }
 }
 
 fn run_poststop(state: &State, record: &Record) -> Result<()> {
