@@ -256,11 +256,20 @@ fn shared(name: &str, parser: &mut lexopt::Parser, launch: &mut Launch) -> Resul
     match name {
         "pid-file" => launch.pid_file = Some(parser.value()?.into()),
         "console-socket" => launch.console_socket = Some(text(parser)?),
-        "preserve-fds" => launch.preserve_fds = parser.value()?.parse()?,
+        "preserve-fds" => launch.preserve_fds = preserve_fds(&text(parser)?)?,
         "no-pivot" => launch.no_pivot = true,
         _ => launch.no_new_keyring = true,
     }
     Ok(())
+}
+
+/// No process has more descriptors than this (`fs.nr_open`, proc_sys_fs(5)).
+const MOST_FDS: u32 = 1 << 20;
+
+fn preserve_fds(value: &str) -> Result<u32> {
+    let number = parsed::<u32>("preserve-fds", value)?;
+    let few = Some(number).filter(|n| *n <= MOST_FDS);
+    few.ok_or_else(|| usage(format!("--preserve-fds {number} is more than a process can have open")))
 }
 
 fn arg_name(arg: &lexopt::Arg<'_>) -> String {

@@ -4,11 +4,11 @@
 //! A hook gets the container's state on its standard input, the environment of its configuration and no other
 //! (what an image names must not reach it: CVE-2025-23266), and the bundle as its working directory.
 
-use std::io::Write;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use coracle_sys::process;
@@ -59,37 +59,62 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
         command.arg0(name).args(args);
     }
     command.env_clear().envs(hook.env().iter().flatten().filter_map(|v| v.split_once('=')));
-    command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // A file, not a pipe: it holds a state of any size, and a hook that does not read it keeps nobody waiting.
+    let input = process::memory_file("state", state.to_string().as_bytes())?;
+    command.current_dir(dir).stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    process::unblock_signals(&mut command);
     let mut child = command.spawn().map_err(io_error)?;
-    // A hook that does not read its input closes it; that is no failure.
-    let _ = child.stdin.take().map(|mut input| input.write_all(state.to_string().as_bytes()));
     let timeout = hook.timeout().and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
-    if !ends_within(child.id(), timeout)? {
-        child.kill().map_err(io_error)?;
+    let Some(said) = ends_within(&mut child, timeout)? else {
+        // What it has started, too, which is in its process group.
+        process::kill(-child.id().cast_signed(), libc::SIGKILL)?;
         child.wait().map_err(io_error)?;
         let seconds = timeout.unwrap_or_default().as_secs();
         return Err(Error::new(Code::Hook, format!("it took longer than its timeout of {seconds} s")));
-    }
-    let output = child.wait_with_output().map_err(io_error)?;
-    if output.status.success() {
+    };
+    let status = child.wait().map_err(io_error)?;
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&said);
     let said = said.trim().lines().last().map(|line| format!(", saying {line:?}")).unwrap_or_default();
-    Err(Error::new(Code::Hook, format!("it failed with {}{said}", output.status)))
+    Err(Error::new(Code::Hook, format!("it failed with {status}{said}")))
 }
 
-fn ends_within(pid: u32, timeout: Option<Duration>) -> Result<bool> {
-    let Some(timeout) = timeout else { return Ok(true) };
-    let pidfd = process::pidfd(pid.cast_signed())?;
-    let deadline = Instant::now() + timeout;
+/// How much of what a hook says on its standard error is kept, in bytes: the end of it.
+const SAID: usize = 4096;
+
+/// How much a pipe holds, in bytes: one read takes all that a hook that has ended has said (pipe(7)).
+const PIPE: usize = 65536;
+
+/// Waits until `child` ends, and returns the end of what it said; `None` where it takes longer than `timeout`. What
+/// it leaves running may hold its standard error open, and is not waited for.
+fn ends_within(child: &mut Child, timeout: Option<Duration>) -> Result<Option<Vec<u8>>> {
+    let pidfd = process::pidfd(child.id().cast_signed())?;
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut stderr = child.stderr.take();
+    let mut said = Vec::new();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match nix::poll::poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], left) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(_) => {}
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = vec![readable(pidfd.as_fd())];
+        fds.extend(stderr.as_ref().map(|stderr| readable(stderr.as_fd())));
+        match nix::poll::poll(&mut fds, left) {
+            Ok(0) => return Ok(None),
+            Err(_) => continue,
+            Ok(_) => {}
+        }
+        let [ended, speaks] = [0, 1].map(|i| fds.get(i).and_then(PollFd::any).unwrap_or(false));
+        if speaks {
+            let mut chunk = [0; PIPE];
+            let length = stderr.as_mut().map_or(Ok(0), |stderr| stderr.read(&mut chunk)).unwrap_or(0);
+            said.extend_from_slice(&chunk[..length]);
+            said.drain(..said.len().saturating_sub(SAID));
+            stderr = stderr.filter(|_| length > 0);
+        }
+        if ended {
+            return Ok(Some(said));
         }
     }
 }

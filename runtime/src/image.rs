@@ -49,6 +49,7 @@ fn unpack(store: &Path, reference: &str) -> Result<()> {
     let mut command = Command::new(&program);
     // Its report is not the container's output.
     command.stdout(std::io::stderr());
+    coracle_sys::process::unblock_signals(&mut command);
     let status = command.arg("--store").arg(store).arg("unpack").arg(reference).status();
     match status {
         Ok(status) if status.success() => Ok(()),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 use std::fs;
+use std::path::Path;
 
 use coracle_tests::cgroup::{hierarchies_of, is_unified, members, read};
 use coracle_tests::{Host, Spec, privileged, privileged_v1};
@@ -195,5 +196,59 @@ fn bad_limits_are_named() {
             .set("/linux/resources/cpu/quota", json!(10))
             .set("/linux/resources/cpu/period", json!(100_000));
         host.bundle(spec).run().fails_with(&["quota"]);
+    });
+}
+
+#[test]
+fn a_cgroup_in_use_is_refused_and_those_who_use_it_live_on() {
+    privileged(|host| {
+        let first = host.bundle(sleeping().cgroup("/shared")).start();
+        let second = host.bundle(Spec::new().cgroup("/shared"));
+        second.run().fails_with(&["cgroup \"shared\"", "holds processes"]);
+        host.call(&["delete", "--force", second.id()]).succeeds();
+        assert_eq!(first.status(), "running");
+        first.remove();
+    });
+}
+
+#[test]
+fn a_cgroup_of_the_host_stays_with_its_processes() {
+    privileged(|host| {
+        let root = Path::new(if is_unified() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" });
+        let directory = root.join("of-the-host");
+        fs::create_dir(&directory).unwrap();
+        let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(directory.join("cgroup.procs"), process.id().to_string()).unwrap();
+        host.bundle(Spec::new().cgroup("/of-the-host")).run().fails_with(&["holds processes"]);
+        assert!(process.try_wait().unwrap().is_none(), "the host's process was killed");
+        process.kill().unwrap();
+        process.wait().unwrap();
+        // Empty, it may be used, and is left behind as it was found.
+        host.bundle(Spec::new().cgroup("/of-the-host")).run().succeeds();
+        assert!(directory.is_dir());
+        fs::remove_dir(&directory).unwrap();
+    });
+}
+
+#[test]
+fn a_path_that_names_no_cgroup_is_refused_before_anything_is_made() {
+    privileged(|host| {
+        let long = format!("/{}", "y".repeat(256));
+        for path in [".", "./", "/", "/../x", &long] {
+            let bundle = host.bundle(Spec::new().cgroup(path));
+            bundle.run().fails_with(&["linux.cgroupsPath"]);
+            host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+        }
+    });
+}
+
+#[test]
+fn a_path_through_a_file_of_a_cgroup_leaves_nothing() {
+    privileged(|host| {
+        for path in ["/cgroup.procs", "/cgroup.procs/x"] {
+            let bundle = host.bundle(Spec::new().cgroup(path));
+            bundle.run().fails_with(&["cgroup.procs"]);
+            host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+        }
     });
 }

@@ -135,3 +135,67 @@ fn a_hook_that_is_not_there_is_named() {
             .fails_with(&["/no/such/hook"]);
     });
 }
+
+#[test]
+fn what_a_hook_leaves_running_is_not_waited_for() {
+    privileged(|host| {
+        let script = "sleep 1004 & echo $! > pid; echo sorry >&2; exit 3";
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 30});
+        let bundle = host.bundle(Spec::new().push("/hooks/createRuntime", hook));
+        let begin = std::time::Instant::now();
+        bundle.run().fails_with(&["hooks.createRuntime[0]", "exit status: 3", "saying \"sorry\""]);
+        assert!(begin.elapsed().as_secs() < 20);
+        host.shell(&format!("kill $(cat {}/pid)", bundle.directory().display())).succeeds();
+    });
+}
+
+#[test]
+fn a_hook_that_takes_too_long_is_killed_with_what_it_started() {
+    privileged(|host| {
+        let script = "sleep 1005 & wait";
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 1});
+        host.bundle(Spec::new().push("/hooks/createRuntime", hook)).run().fails_with(&["its timeout of 1 s"]);
+        coracle_tests::command::eventually("the hook's child is gone", || {
+            host.shell("pgrep -f '^sleep 1005$'").text().is_empty()
+        });
+    });
+}
+
+#[test]
+fn a_state_of_any_size_does_not_hold_the_timeout_up() {
+    privileged(|host| {
+        let hook = json!({"path": "/bin/sleep", "args": ["sleep", "1006"], "timeout": 1});
+        let spec = Spec::new().set("/annotations/long", "x".repeat(200_000));
+        let begin = std::time::Instant::now();
+        host.bundle(spec.push("/hooks/createRuntime", hook)).run().fails_with(&["its timeout of 1 s"]);
+        assert!(begin.elapsed().as_secs() < 20);
+    });
+}
+
+#[test]
+fn a_hook_may_say_as_much_as_it_likes() {
+    privileged(|host| {
+        let script = "head -c 300000 /dev/zero >&2";
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 20});
+        host.bundle(Spec::new().push("/hooks/createRuntime", hook)).run().succeeds();
+    });
+}
+
+/// A start hook is a program of the image: with the host's rights it would be the image that has them.
+#[test]
+fn a_start_hook_has_no_more_rights_than_the_users_program() {
+    privileged(|host| {
+        let script = "grep -E '^(Cap(Eff|Bnd)|NoNewPrivs|Uid|Seccomp):' /proc/self/status > /tmp/rights";
+        let spec = Spec::new()
+            .mount("/tmp", "tmpfs", "tmpfs", &["mode=1777"])
+            .user(1000, 1000)
+            .set("/process/noNewPrivileges", true)
+            .capabilities(&["CAP_KILL"])
+            .seccomp("SCMP_ACT_ALLOW", &json!([]))
+            .hook("startContainer", &["/bin/sh", "-c", script])
+            .script(
+                "grep -E '^(Cap(Eff|Bnd)|NoNewPrivs|Uid|Seccomp):' /proc/self/status | cmp - /tmp/rights",
+            );
+        host.bundle(spec).run().succeeds();
+    });
+}

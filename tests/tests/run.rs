@@ -232,3 +232,12 @@ fn a_container_has_a_session_keyring_of_its_own_unless_told_otherwise() {
         assert!(!shared.contains("_ses.keyring-of-the-host"), "{shared}");
     });
 }
+
+#[test]
+fn more_descriptors_than_a_process_can_have_are_refused() {
+    privileged(|host| {
+        for number in ["4294967293", "2147483648", "4294967296", "-1"] {
+            host.bundle(Spec::new()).options(["--preserve-fds", number]).run().fails_with(&["preserve-fds"]);
+        }
+    });
+}

@@ -138,3 +138,57 @@ fn no_process_keeps_the_terminal_of_a_container_that_ended() {
         container.call("delete").succeeds();
     });
 }
+
+#[test]
+fn a_caller_that_types_without_reading_does_not_stop_the_output() {
+    privileged(|host| {
+        let spec = Spec::new().set("/process/terminal", true).script("stty -echo; seq 1 100000; echo done");
+        let bundle = host.bundle(spec);
+        let (runtime, directory) = (host.runtime().display(), bundle.directory().display());
+        let run = format!(
+            "yes | timeout -s KILL 30 {runtime} run --bundle {directory} {} | tail -n 1",
+            bundle.id()
+        );
+        assert_eq!(host.shell(&run).succeeds().text(), "done");
+    });
+}
+
+#[test]
+fn signals_reach_a_container_whose_output_nobody_reads() {
+    privileged(|host| {
+        let spec = Spec::new()
+            .set("/process/terminal", true)
+            .script("trap 'exit 9' TERM; yes & touch /tmp/ready; wait")
+            .bind(host.directory().to_str().unwrap_or_default(), "/tmp", &["rbind"]);
+        let bundle = host.bundle(spec);
+        let (runtime, directory) = (host.runtime().display(), bundle.directory().display());
+        let ready = host.directory().join("ready");
+        let script = format!(
+            "mkfifo {directory}/out; sleep 1007 <{directory}/out & reader=$!
+             timeout --foreground -s KILL 30 {runtime} run --bundle {directory} {} </dev/null >{directory}/out & run=$!
+             until [ -e {} ]; do sleep 0.05; done; sleep 0.5
+             pkill -TERM -P $run -x coracle; wait $run; kill $reader",
+            bundle.id(),
+            ready.display()
+        );
+        let begin = std::time::Instant::now();
+        host.shell(&script);
+        assert!(begin.elapsed().as_secs() < 20);
+        host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+    });
+}
+
+#[test]
+fn a_terminal_whose_reader_is_gone_hangs_up() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().set("/process/terminal", true).args(["yes"]));
+        let (runtime, directory) = (host.runtime().display(), bundle.directory().display());
+        let run = format!(
+            "timeout -s KILL 30 {runtime} run --bundle {directory} {} </dev/null | head -n 1",
+            bundle.id()
+        );
+        let begin = std::time::Instant::now();
+        assert_eq!(host.shell(&run).text(), "y");
+        assert!(begin.elapsed().as_secs() < 20);
+    });
+}

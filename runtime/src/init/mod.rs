@@ -213,9 +213,6 @@ fn own_state(launch: &Launch, birth: &Birth<'_>) -> serde_json::Value {
 
 /// Drops what the user's program must not have, and becomes it. Returns only where that failed.
 fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared) -> Result<Error> {
-    if let Some(inside) = &launch.inside {
-        hooks::run("startContainer", &inside.start_hooks, &ready.state, Path::new("/"))?;
-    }
     program::own_streams(&launch.process)?;
     process::reset_signals()?;
     process::close_on_exec_from(3 + birth.options.preserve_fds)?;
@@ -224,5 +221,9 @@ fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared) -> Resul
     }
     let (args, env) = (program::strings(&launch.process.args)?, program::environment(&launch.process)?);
     confine::confine(&launch.process)?;
+    if let Some(inside) = &launch.inside {
+        // Programs of the image, so they get no more rights than the user's.
+        hooks::run("startContainer", &inside.start_hooks, &ready.state, Path::new("/"))?;
+    }
     Ok(program::explain(&launch.process.args[0], process::execute(&ready.program, &args, &env)))
 }

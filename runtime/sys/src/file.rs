@@ -309,6 +309,17 @@ pub fn chown(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
     check(ret, || format!("fchownat({}, {uid}, {gid})", show(&fd))).map(drop)
 }
 
+/// Makes reads and writes of `fd`, and of every descriptor that shares its open file, fail with `EAGAIN` rather than
+/// wait (fcntl(2), `O_NONBLOCK`).
+///
+/// # Errors
+/// None that a kernel is known to give for a file that is open.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    named(fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)), || format!("fcntl({}, F_SETFL)", show(&fd)))
+        .map(drop)
+}
+
 /// Reads an open file to its end, but no more than `most` bytes.
 ///
 /// # Errors

@@ -107,6 +107,19 @@ pub fn sealed_copy(source: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     Ok(copy)
 }
 
+/// A file in memory that holds `content`, to be read from its start (memfd_create(2), Linux 3.17).
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn memory_file(name: &str, content: &[u8]) -> Result<OwnedFd> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::unistd::{Whence, lseek};
+    let file = named(memfd_create(name, MFdFlags::MFD_CLOEXEC), || format!("memfd_create({name:?})"))?;
+    crate::file::write_all(file.as_fd(), content)?;
+    named(lseek(&file, 0, Whence::SeekSet), || format!("lseek({})", show(&file)))?;
+    Ok(file)
+}
+
 /// Whether nobody can change the memory file `fd` any more; false for a file that is none.
 pub fn is_sealed(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: the call takes no pointers.
@@ -375,6 +388,16 @@ pub fn reset_signals() -> Result<()> {
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     set_mask(&SigSet::empty())
+}
+
+/// Lets the program of `command` start with no signal blocked: it would inherit the runtime's mask, which blocks
+/// all of them while it watches a container.
+pub fn unblock_signals(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let unblock = || set_mask(&SigSet::empty()).map_err(|e| std::io::Error::from(e.errno()));
+    // SAFETY: between fork and execve the closure makes one system call; it allocates only to tell of a failure,
+    // and sigprocmask(2) with a valid mask has none.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Sets the mask of blocked signals (sigprocmask(2)).

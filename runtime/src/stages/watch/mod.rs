@@ -1,0 +1,108 @@
+//! Waits for the end of a process, and passes on to it what the runtime receives: signals, and a terminal's
+//! input and output.
+
+mod terminal;
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use coracle_sys::process::{self, Exit};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signalfd::SignalFd;
+
+use super::release::Running;
+use crate::error::{Error, Result};
+use terminal::Terminal;
+
+/// What is set up before the process exists, so that no signal is lost: signals become readable.
+#[derive(Debug)]
+pub struct Watch {
+    signals: SignalFd,
+}
+
+/// What there is to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Process,
+    Terminal(terminal::Side),
+}
+
+impl Watch {
+    /// Begins to collect signals.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn begin() -> Result<Self> {
+        Ok(Self { signals: process::signal_fd()? })
+    }
+
+    /// Watches `running` until it ends.
+    ///
+    /// # Errors
+    /// Where its terminal does not come, or waiting fails.
+    pub fn watch(self, running: Running) -> Result<Exit> {
+        let Running { child, console } = running;
+        let terminal = console.map(|socket| Terminal::receive(&socket)).transpose()?;
+        self.relay(child.pidfd.as_fd(), terminal)
+    }
+
+    fn relay(&self, pidfd: BorrowedFd<'_>, mut terminal: Option<Terminal>) -> Result<Exit> {
+        let mut exit = None;
+        let mut asked_to_end = false;
+        loop {
+            let mut sources = vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
+            if exit.is_none() {
+                sources.push((Source::Process, pidfd, PollFlags::POLLIN));
+            }
+            let sides = terminal.iter().flat_map(|terminal| terminal.wants(exit.is_none()));
+            sources.extend(sides.map(|(side, fd, flags)| (Source::Terminal(side), fd, flags)));
+            // Once the process has ended, what it wrote is all that is still to be passed on.
+            let is_done = exit.is_some() && !terminal.as_ref().is_some_and(Terminal::owes_output);
+            let ready = ready(&sources, if is_done { PollTimeout::ZERO } else { PollTimeout::NONE })?;
+            for source in &ready {
+                match source {
+                    Source::Signals => asked_to_end |= self.forward(pidfd, terminal.as_ref())?,
+                    Source::Process => exit = Some(process::wait(pidfd)?),
+                    Source::Terminal(side) => terminal = terminal.and_then(|terminal| terminal.pass(*side)),
+                }
+            }
+            if let Some(exit) = exit.filter(|_| asked_to_end || terminal.is_none() || ready.is_empty()) {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// Passes the signals on that have come; true where one of them asks the runtime to end.
+    fn forward(&self, pidfd: BorrowedFd<'_>, terminal: Option<&Terminal>) -> Result<bool> {
+        let mut ends = false;
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let signal = info.ssi_signo.cast_signed();
+            ends |= matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT);
+            match signal {
+                libc::SIGCHLD | libc::SIGURG => {}
+                libc::SIGWINCH if terminal.is_some() => {
+                    let _ = terminal.map(Terminal::resize);
+                }
+                _ => match process::signal(pidfd, signal) {
+                    Err(e) if e.errno() != coracle_sys::Errno::ESRCH => return Err(e.into()),
+                    _ => {}
+                },
+            }
+        }
+        Ok(ends)
+    }
+}
+
+/// Waits until some of `sources` are ready, each asked for its flags; none of them after `timeout`.
+fn ready(sources: &[(Source, BorrowedFd<'_>, PollFlags)], timeout: PollTimeout) -> Result<Vec<Source>> {
+    let mut fds: Vec<_> = sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
+    loop {
+        match nix::poll::poll(&mut fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(Error::from(coracle_sys::Error::new("poll()", e))),
+            Ok(_) => break,
+        }
+    }
+    let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+    Ok(sources.iter().zip(&fds).filter(|(_, fd)| is_ready(fd)).map(|((source, ..), _)| *source).collect())
+}

@@ -1,0 +1,163 @@
+//! The caller's standard streams, joined to the container's terminal. A side that does not read, or has nothing to
+//! say, holds nobody up but itself.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use coracle_sys::{Errno, socket, tty};
+use nix::poll::PollFlags;
+
+use crate::error::{Code, Context, Error, Result};
+
+/// One of the descriptors between which bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The terminal's master.
+    Master,
+    /// The caller's standard input.
+    Input,
+    /// The caller's standard output.
+    Output,
+}
+
+/// The container's terminal.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    master: OwnedFd,
+    stdin: std::io::Stdin,
+    stdout: std::io::Stdout,
+    before: Option<nix::sys::termios::Termios>,
+    typed: Flow,
+    shown: Flow,
+}
+
+impl Terminal {
+    /// Takes the container's terminal from the child and makes the caller's raw, if it has one.
+    pub(super) fn receive(socket: &OwnedFd) -> Result<Self> {
+        let missing = || Error::new(Code::System, "the container's terminal did not come");
+        let received =
+            socket::receive(socket.as_fd(), 64).context(|| "receiving the container's terminal")?;
+        let master = received.and_then(|(_, master)| master).ok_or_else(missing)?;
+        coracle_sys::file::set_nonblocking(master.as_fd())?;
+        let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+        let before = tty::is_terminal(stdin.as_fd()).then(|| tty::make_raw(stdin.as_fd())).transpose()?;
+        let terminal = Self { master, stdin, stdout, before, typed: Flow::new(), shown: Flow::new() };
+        if terminal.before.is_some() {
+            terminal.resize()?;
+        }
+        Ok(terminal)
+    }
+
+    /// What to wait for, on each side. With `input` false, only for what the container wrote.
+    pub(super) fn wants(&self, input: bool) -> impl Iterator<Item = (Side, BorrowedFd<'_>, PollFlags)> {
+        let flag = |is_set, flag| if is_set { flag } else { PollFlags::empty() };
+        let reads = flag(self.shown.reads(), PollFlags::POLLIN);
+        let writes = flag(input && self.typed.writes(), PollFlags::POLLOUT);
+        [
+            (Side::Master, self.master.as_fd(), reads | writes),
+            (Side::Input, self.stdin.as_fd(), flag(input && self.typed.reads(), PollFlags::POLLIN)),
+            (Side::Output, self.stdout.as_fd(), flag(self.shown.writes(), PollFlags::POLLOUT)),
+        ]
+        .into_iter()
+        // Asked for nothing, a descriptor would still tell, again and again, that its other end is gone.
+        .filter(|(_, _, flags)| !flags.is_empty())
+    }
+
+    /// Whether something that the container wrote has not been passed on.
+    pub(super) fn owes_output(&self) -> bool {
+        self.shown.writes()
+    }
+
+    /// Passes on what the ready `side` has or takes. Where nobody takes what the container shows any more, the
+    /// terminal is gone: that hangs it up, and the container hears of it as of any lost terminal (SIGHUP).
+    pub(super) fn pass(mut self, side: Side) -> Option<Self> {
+        match side {
+            Side::Master => {
+                self.shown.read(self.master.as_fd());
+                let _ = self.typed.write(self.master.as_fd());
+            }
+            Side::Input => {
+                self.typed.read(self.stdin.as_fd());
+                if !self.typed.open {
+                    // As Ctrl-D does: the end of input, for a program that reads the terminal line by line.
+                    self.typed.waiting.push(4);
+                }
+            }
+            Side::Output => {
+                if self.shown.write(self.stdout.as_fd()).is_err() {
+                    return None;
+                }
+            }
+        }
+        Some(self)
+    }
+
+    /// Gives the container's terminal the size of the caller's.
+    pub(super) fn resize(&self) -> Result<()> {
+        let (rows, columns) = tty::size(self.stdin.as_fd())?;
+        Ok(tty::set_size(self.master.as_fd(), rows, columns)?)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = tty::restore(self.stdin.as_fd(), before);
+        }
+    }
+}
+
+/// Bytes on their way from one side to the other: read only when those before them are gone.
+#[derive(Debug)]
+struct Flow {
+    waiting: Vec<u8>,
+    open: bool,
+}
+
+/// How many bytes are taken at once: as many as a pipe that is ready takes without blocking (`PIPE_BUF`, pipe(7)).
+const CHUNK: usize = 4096;
+
+impl Flow {
+    fn new() -> Self {
+        Self { waiting: Vec::with_capacity(CHUNK), open: true }
+    }
+
+    fn reads(&self) -> bool {
+        self.open && self.waiting.is_empty()
+    }
+
+    fn writes(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Any failure but that nothing is there now is the end: `EIO` says that the last process has closed the
+    /// terminal.
+    fn read(&mut self, from: BorrowedFd<'_>) {
+        if !self.reads() {
+            return;
+        }
+        let mut chunk = [0; CHUNK];
+        match nix::unistd::read(from, &mut chunk) {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Ok(0) | Err(_) => self.open = false,
+            Ok(n) => self.waiting.extend_from_slice(&chunk[..n]),
+        }
+    }
+
+    fn write(&mut self, to: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+        if !self.writes() {
+            return Ok(());
+        }
+        match nix::unistd::write(to, &self.waiting) {
+            Ok(n) => {
+                self.waiting.drain(..n);
+                Ok(())
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            Err(errno) => {
+                self.open = false;
+                self.waiting.clear();
+                Err(errno)
+            }
+        }
+    }
+}
