@@ -156,13 +156,14 @@ fn a_caller_that_types_without_reading_does_not_stop_the_output() {
 #[test]
 fn signals_reach_a_container_whose_output_nobody_reads() {
     privileged(|host| {
+        let shared = host.directory();
         let spec = Spec::new()
             .set("/process/terminal", true)
             .script("trap 'exit 9' TERM; yes & touch /tmp/ready; wait")
-            .bind(host.directory().to_str().unwrap_or_default(), "/tmp", &["rbind"]);
+            .bind(shared.to_str().unwrap_or_default(), "/tmp", &["rbind"]);
         let bundle = host.bundle(spec);
         let (runtime, directory) = (host.runtime().display(), bundle.directory().display());
-        let ready = host.directory().join("ready");
+        let ready = shared.join("ready");
         let script = format!(
             "mkfifo {directory}/out; sleep 1007 <{directory}/out & reader=$!
              timeout --foreground -s KILL 30 {runtime} run --bundle {directory} {} </dev/null >{directory}/out & run=$!
