@@ -9,6 +9,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::Launch;
 use crate::stages::plan::namespaces::{self, Namespaces};
 use crate::stages::plan::process::ProcessPlan;
+use crate::stages::plan::scheduling;
 use crate::stages::spawn::Target;
 use crate::stages::watch::Watch;
 use crate::stages::{isolate, plan, release, spawn, spec};
@@ -62,8 +63,11 @@ fn prepare(global: &Global, record: &Record, spec: &Spec) -> Result<Launch> {
     let config = Config { id: &record.id, kind: Kind::Oci, bundle: &record.bundle, spec, cgroup: version };
     let mut adjusted = isolators::built_in()?.process(&config)?;
     global.warn(adjusted.warnings.drain(..));
-    let process = adjusted.spec.process().as_ref().map(ProcessPlan::new);
-    let mut process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+    let process = adjusted.spec.process().as_ref();
+    let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+    let affinity = scheduling::affinity(process)?;
+    let mut process = ProcessPlan::new(process, adjusted.spec.linux().as_ref())?;
+    process.scheduling.affinity = affinity;
     process.adjust(&mut adjusted);
     Ok(Launch { namespaces: Namespaces::default(), inside: None, process })
 }

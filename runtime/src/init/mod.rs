@@ -7,6 +7,7 @@ mod cgroups;
 mod devices;
 mod rootfs;
 mod console;
+mod scheduling;
 mod program;
 mod confine;
 
@@ -127,6 +128,7 @@ fn build(launch: &Launch, birth: &Birth<'_>) -> Result<Prepared> {
     }
     program::change_dir(cwd)?;
     let program = program::find(&launch.process)?;
+    scheduling::settle(&launch.process.scheduling)?;
     process::die_with_parent(false)?;
     state["status"] = "created".into();
     Ok(Prepared { program, state })

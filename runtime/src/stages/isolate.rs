@@ -6,12 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Child, Exit};
+use coracle_sys::scheduling;
 
 use super::prepare::Container;
 use super::spawn::{Born, Waiting};
 use crate::error::{Context, Error, Result};
 use crate::handshake;
 use crate::hooks;
+use crate::stages::plan::scheduling::Scheduling;
 
 /// A container that is whole: its first process is ready to execute.
 #[derive(Debug)]
@@ -55,16 +57,32 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
     Ok(Isolated { container, ready: go(born)? })
 }
 
-/// Lets a process build what it needs, and waits until it is ready.
+/// Lets a process build what it needs, waits until it is ready, and sets how it gets its turns.
 ///
 /// # Errors
-/// What the child says went wrong.
+/// What the child says went wrong, or that the kernel refuses the turns.
 pub fn go(born: Born) -> Result<ReadyProcess> {
-    let Born { child, cloned, console } = born;
-    match cloned.go() {
-        Ok(word) => Ok(ReadyProcess { child, word, console }),
-        Err(error) => Err(reaped(&child, error)),
+    let Born { child, cloned, console, scheduling } = born;
+    let word = cloned.go().map_err(|error| reaped(&child, error))?;
+    if let Err(error) = schedule(child.pid, &scheduling) {
+        // It may be waiting for a `start` that will never come.
+        let _ = process::signal(child.pidfd.as_fd(), libc::SIGKILL);
+        let _ = process::wait(child.pidfd.as_fd());
+        return Err(error);
     }
+    Ok(ReadyProcess { child, word, console })
+}
+
+/// From outside, where the rights for it are; and after the child has entered its cgroups, since one without a budget
+/// for real-time processes takes none in. The child can't have been awaited, so its PID is still its own.
+fn schedule(pid: i32, plan: &Scheduling) -> Result<()> {
+    if let Some(turns) = &plan.turns {
+        scheduling::set_turns(pid, turns).context(|| "setting process.scheduler")?;
+    }
+    if let Some((class, level)) = plan.io_priority {
+        scheduling::set_io_priority(pid, class, level).context(|| "setting process.ioPriority")?;
+    }
+    Ok(())
 }
 
 /// A child that failed ends by itself. It is awaited: a zombie whose parent is gone can keep a whole PID namespace

@@ -6,7 +6,7 @@ use std::path::Path;
 use coracle_isolator::Cgroup;
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process::{self, Child};
-use coracle_sys::{namespace, socket};
+use coracle_sys::{namespace, scheduling, socket};
 
 use super::prepare::{Container, Prepared};
 use crate::cgroup::Tree;
@@ -16,6 +16,7 @@ use crate::handshake::{self, Cloned};
 use crate::init::{self, Birth};
 use crate::stages::plan::Launch;
 use crate::stages::plan::namespaces::Namespaces;
+use crate::stages::plan::scheduling::Scheduling;
 use crate::state::record::Process;
 
 /// A container whose first process exists and waits for Go.
@@ -38,6 +39,8 @@ pub struct Born {
     pub cloned: Cloned,
     /// The socket over which its terminal's master comes, where the runtime itself looks after the terminal.
     pub console: Option<OwnedFd>,
+    /// When and where it is to run.
+    pub scheduling: Scheduling,
 }
 
 /// Makes the cgroups and clones the first process into them and into its namespaces. `door`: whether it waits
@@ -72,7 +75,9 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
     container.record.process = Some(Process::now(child.pid)?);
     container.save()?;
     map_ids(child.pid, &namespaces).context(|| "mapping the container's users")?;
-    Ok(Waiting { container, born: Born { child, cloned, console }, cgroup: tree.into_handles() })
+    let scheduling = launch.process.scheduling;
+    let born = Born { child, cloned, console, scheduling };
+    Ok(Waiting { container, born, cgroup: tree.into_handles() })
 }
 
 /// A container that stands, for a process that is to be executed in it.
@@ -109,7 +114,8 @@ pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) ->
         options,
     };
     let (child, cloned) = clone_child(launch, birth, None)?;
-    Ok(Born { child, cloned, console })
+    let scheduling = launch.process.scheduling.clone();
+    Ok(Born { child, cloned, console, scheduling })
 }
 
 /// A PID namespace and a time namespace that are joined, and a time namespace that is new, are entered by
@@ -129,6 +135,10 @@ fn clone_child(launch: &Launch, birth: Birth<'_>, door: Option<OwnedFd>) -> Resu
             file::write_to(file::CWD, "/proc/self/timens_offsets", offsets, Resolve::Host)
                 .context(|| "setting linux.timeOffsets")?;
         }
+    }
+    if let Some(processors) = &launch.process.scheduling.affinity.before_cgroup {
+        // The child may be born into its cgroup, so its parent goes there first.
+        scheduling::set_affinity(processors).context(|| "setting process.execCPUAffinity.initial")?;
     }
     let mut given = Some((inside, door));
     let child = process::spawn(launch.namespaces.new, birth.cgroups.unified(), || match given.take() {

@@ -58,6 +58,26 @@ pub fn parse(text: &[u8]) -> Result<Spec> {
 }
 
 fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+    read_as_is(text).or_else(|error| renamed(text).and_then(|text| read_as_is(&text).ok()).ok_or(error))
+}
+
+/// The same document with the flags of `process.scheduler` renamed to what oci-spec expects, which is not what
+/// the specification calls them; `None` where there are none.
+fn renamed(text: &[u8]) -> Option<Vec<u8>> {
+    let mut document: serde_json::Value = serde_json::from_slice(text).ok()?;
+    let at = ["/process/scheduler/flags", "/scheduler/flags"];
+    let pointer = at.into_iter().find(|pointer| document.pointer(pointer).is_some())?;
+    for flag in document.pointer_mut(pointer)?.as_array_mut()? {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
+        }
+    }
+    serde_json::to_vec(&document).ok()
+}
+
+fn read_as_is<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let read = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let at = pointer(error.path());
@@ -90,6 +110,21 @@ pub fn load_process(path: &Path) -> Result<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_of_the_scheduler_go_by_the_names_of_the_specification() {
+        let flags =
+            ["RESET_ON_FORK", "RECLAIM", "DL_OVERRUN", "KEEP_POLICY", "KEEP_PARAMS", "UTIL_CLAMP_MIN"];
+        for flag in flags {
+            let text = format!(
+                r#"{{"user": {{"uid": 0, "gid": 0}}, "cwd": "/",
+                    "scheduler": {{"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_{flag}"]}}}}"#
+            );
+            read::<Process>(text.as_bytes()).unwrap();
+            let text = format!(r#"{{"ociVersion": "1.2.0", "process": {text}}}"#);
+            parse(text.as_bytes()).unwrap();
+        }
+    }
 
     #[test]
     fn what_is_malformed_is_told_with_its_pointer() {

@@ -17,6 +17,7 @@ pub mod mount;
 pub mod namespace;
 pub mod process;
 pub mod identity;
+pub mod scheduling;
 pub mod seccomp;
 pub mod bpf;
 pub mod socket;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
-use super::linux;
+use super::{linux, scheduling};
 use crate::error::{Code, Error, Result};
 
 type Check = fn(&Spec) -> Result<()>;
@@ -15,6 +15,7 @@ const CHECKS: &[Check] = &[
     process_is_runnable,
     process_fields_are_honoured,
     users_are_possible,
+    exec_affinity_is_a_list,
     mount_destinations_are_absolute,
     linux_fields_are_honoured,
     a_mount_namespace_is_new,
@@ -98,9 +99,6 @@ fn honoured_process(process: &Process) -> Result<()> {
     refuse(&[
         ("process.apparmorProfile", is_text(process.apparmor_profile())),
         ("process.selinuxLabel", is_text(process.selinux_label())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
     ])
 }
 
@@ -115,7 +113,14 @@ fn possible_users(process: &Process) -> Result<()> {
     if user.uid() == u32::MAX || user.gid() == u32::MAX || groups.into_iter().any(|g| g == u32::MAX) {
         return Err(invalid("process.user holds the ID 4294967295, which is no user or group"));
     }
+    if let Some(umask) = user.umask().filter(|umask| *umask > 0o777) {
+        return Err(invalid(format!("process.user.umask is {umask}")).hint("at most 511, which is 0777"));
+    }
     Ok(())
+}
+
+fn exec_affinity_is_a_list(spec: &Spec) -> Result<()> {
+    spec.process().as_ref().map_or(Ok(()), |process| scheduling::affinity(process).map(drop))
 }
 
 fn mount_destinations_are_absolute(spec: &Spec) -> Result<()> {
@@ -137,9 +142,7 @@ fn linux_fields_are_honoured(spec: &Spec) -> Result<()> {
     refuse(&[
         ("linux.mountLabel", label),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
-        ("linux.personality", linux.personality().is_some()),
         ("vm", spec.vm().is_some()),
     ])
 }
@@ -303,9 +306,9 @@ mod tests {
             ("/process/cwd", json!("tmp"), "process.cwd is \"tmp\", not an absolute path"),
             ("/process/user/uid", json!(u32::MAX), "process.user holds the ID 4294967295"),
             ("/process/apparmorProfile", json!("x"), "process.apparmorProfile is not supported yet"),
-            ("/process/scheduler", json!({"policy": "SCHED_BATCH"}), "process.scheduler is not supported"),
+            ("/process/execCPUAffinity", json!({"final": "3-1"}), "process.execCPUAffinity.final is \"3-1\""),
+            ("/process/user", json!({"uid": 0, "gid": 0, "umask": 512}), "process.user.umask is 512"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt is not supported"),
-            ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"}), "linux.memoryPolicy is not supported"),
             ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices is not supported"),
             ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces without \"mount\""),
             (

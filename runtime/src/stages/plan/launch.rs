@@ -95,8 +95,9 @@ impl Launch {
     /// # Errors
     /// `InvalidSpec`, `Unsupported`.
     pub fn new(spec: &Spec, rootfs: &Path) -> Result<Self> {
-        let process = spec.process().as_ref().map(ProcessPlan::new);
+        let process = spec.process().as_ref();
         let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+        let process = ProcessPlan::new(process, spec.linux().as_ref())?;
         let namespaces = namespaces::plan(spec)?;
         Ok(Self { namespaces, inside: Some(Inside::new(spec, rootfs)?), process })
     }

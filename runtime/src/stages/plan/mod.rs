@@ -6,6 +6,7 @@ pub mod launch;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;
+pub mod scheduling;
 
 use std::path::{Path, PathBuf};
 

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use coracle_isolator::SeccompProgram;
 use coracle_isolator_host::Adjusted;
 use coracle_sys::identity::Capabilities;
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Linux, Process};
 use serde::Serialize;
+
+use super::scheduling::Scheduling;
+use crate::error::Result;
 
 /// A process, as the child becomes it.
 #[derive(Debug, Clone, Serialize)]
@@ -36,6 +39,9 @@ pub struct ProcessPlan {
     pub terminal: bool,
     /// The terminal's rows and columns.
     pub console_size: Option<(u16, u16)>,
+    /// When and where it runs.
+    #[serde(skip)]
+    pub scheduling: Scheduling,
     /// Its capabilities.
     #[serde(skip)]
     pub capabilities: Capabilities,
@@ -48,12 +54,15 @@ pub struct ProcessPlan {
 const UMASK: u32 = 0o022;
 
 impl ProcessPlan {
-    /// The plan of `process`, without what isolators decide.
-    pub fn new(process: &Process) -> Self {
+    /// The plan of `process` in a container of `linux`, without what isolators decide.
+    ///
+    /// # Errors
+    /// `InvalidSpec`, `Unsupported`.
+    pub fn new(process: &Process, linux: Option<&Linux>) -> Result<Self> {
         let user = process.user();
         let cell = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
         let limit = |l: &oci_spec::runtime::PosixRlimit| (l.typ().to_string(), l.soft(), l.hard());
-        Self {
+        Ok(Self {
             args: process.args().clone().unwrap_or_default(),
             env: process.env().clone().unwrap_or_default(),
             cwd: process.cwd().clone(),
@@ -66,9 +75,10 @@ impl ProcessPlan {
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             terminal: process.terminal().unwrap_or(false),
             console_size: process.console_size().map(|b| (cell(b.height()), cell(b.width()))),
+            scheduling: Scheduling::new(process, linux)?,
             capabilities: Capabilities::default(),
             seccomp: None,
-        }
+        })
     }
 
     /// Takes over what the isolators decided.

@@ -1,0 +1,22 @@
+//! Where the process runs, as far as only it can say so of itself. Its turns on a processor and at the disk are set
+//! by the runtime, which may what a user namespace's root may not.
+
+use coracle_sys::scheduling;
+
+use crate::error::{Context, Result};
+use crate::stages::plan::scheduling::Scheduling;
+
+/// Sets processors, memory nodes and personality. The cgroups stand around the process by now: their cpuset has the
+/// last word on the first two.
+pub(super) fn settle(plan: &Scheduling) -> Result<()> {
+    if let Some(processors) = &plan.affinity.in_cgroup {
+        scheduling::set_affinity(processors).context(|| "setting process.execCPUAffinity.final")?;
+    }
+    if let Some((mode, nodes)) = &plan.memory_policy {
+        scheduling::set_memory_policy(*mode, nodes).context(|| "setting linux.memoryPolicy")?;
+    }
+    if let Some(domain) = plan.personality {
+        scheduling::set_personality(domain).context(|| "setting linux.personality")?;
+    }
+    Ok(())
+}
