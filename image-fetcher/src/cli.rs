@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use coracle_image::image::Image;
 use coracle_image::snapshot::{self, Access};
-use coracle_image::store::{DEFAULT_ROOT, Store};
+use coracle_image::store::{self, Store};
 use coracle_image::unpack::{Limits, unpack};
 use coracle_image::{Context, Error, Kind, Result, import};
 use lexopt::Arg::{Long, Short, Value};
@@ -88,8 +88,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
     if let Some(extra) = args.words.get(most + 1) {
         return Err(usage(format!("{command} doesn't know what to do with {extra:?}")));
     }
-    let from_env = || std::env::var_os("CORACLE_STORE").map(PathBuf::from);
-    let path = args.store.clone().or_else(from_env).unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
+    let path = args.store.clone().unwrap_or_else(store::default_root);
     dispatch(&command, &Store::open(path)?, &args, out)
 }
 

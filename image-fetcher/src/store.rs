@@ -27,8 +27,10 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer};
 use crate::lock::{self, Held};
 
-/// Where the store is unless somebody says otherwise.
-pub const DEFAULT_ROOT: &str = "/var/lib/coracle";
+/// Where the store is unless somebody says otherwise: what `CORACLE_STORE` names, else `/var/lib/coracle`.
+pub fn default_root() -> PathBuf {
+    std::env::var_os("CORACLE_STORE").map_or_else(|| "/var/lib/coracle".into(), PathBuf::from)
+}
 
 /// The annotation of a descriptor in `index.json` that holds an image's reference (image-spec, annotations.md).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";

@@ -73,10 +73,26 @@ impl Error {
         Self { code, doing: Vec::new(), why: why.into(), syscall: None, errno: None, hint: None }
     }
 
-    /// The same with the way out.
+    /// The same with the way out, after those it has already.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        let hint = hint.into();
+        self.hint = Some(self.hint.map_or(hint.clone(), |first| format!("{first}; {hint}")));
+        self
+    }
+
+    /// The same with each of its texts cut to at most `most` characters: what a container's configuration or image
+    /// names can be of any length.
+    #[must_use]
+    pub fn cut(mut self, most: usize) -> Self {
+        for text in
+            self.doing.iter_mut().chain([&mut self.why]).chain(&mut self.syscall).chain(&mut self.hint)
+        {
+            if let Some((end, _)) = text.char_indices().nth(most) {
+                text.truncate(end);
+                text.push('…');
+            }
+        }
         self
     }
 

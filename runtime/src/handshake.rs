@@ -24,8 +24,12 @@ const READY: u8 = b'R';
 const EXEC: u8 = b'E';
 const FAILED: u8 = b'F';
 
-/// The longest message: a failure with all of its context.
-const LONGEST: usize = 16 * 1024;
+/// The longest message, in bytes: a failure with all of its context, each text of it of at most
+/// [`LONGEST_TEXT`] characters.
+const LONGEST: usize = 64 << 10;
+
+/// The longest text of a failure that is told, in characters.
+const LONGEST_TEXT: usize = 1000;
 
 /// The name of the socket in a container's state directory on which a created child waits for `start`.
 pub const DOOR: &str = "start.sock";
@@ -174,8 +178,7 @@ fn say(socket: BorrowedFd<'_>, word: u8) -> Result<()> {
 /// Nobody may be left to hear it; then there is nobody to tell.
 fn say_failed(socket: BorrowedFd<'_>, error: &Error) {
     let mut message = vec![FAILED];
-    message.extend(serde_json::to_vec(error).unwrap_or_default());
-    message.truncate(LONGEST);
+    message.extend(serde_json::to_vec(&error.clone().cut(LONGEST_TEXT)).unwrap_or_default());
     let _ = socket::send(socket, &message, &[]);
 }
 
@@ -246,6 +249,15 @@ mod tests {
         let heard = outside.go().unwrap_err();
         assert_eq!(heard.to_string(), error.to_string());
         assert_eq!(heard.code(), Code::ProgramNotFound);
+    }
+
+    #[test]
+    fn a_failure_of_any_length_is_told() {
+        let (outside, inside) = begin().unwrap();
+        inside.failed(&Error::new(Code::ProgramNotFound, "\u{1}é".repeat(100_000)).hint("x".repeat(100_000)));
+        let heard = outside.go().unwrap_err();
+        assert_eq!(heard.code(), Code::ProgramNotFound);
+        assert!(heard.to_string().chars().count() < 2100, "{}", heard.to_string().len());
     }
 
     #[test]

@@ -58,6 +58,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
     if let Some([name, args @ ..]) = hook.args().as_deref() {
         command.arg0(name).args(args);
     }
+    // What has no `=` can be in no environment that std::process makes; the plan has refused it.
     command.env_clear().envs(hook.env().iter().flatten().filter_map(|v| v.split_once('=')));
     // A file, not a pipe: it holds a state of any size, and a hook that does not read it keeps nobody waiting.
     let input = process::memory_file("state", state.to_string().as_bytes())?;

@@ -12,9 +12,6 @@ use crate::cli::ImageRun;
 use crate::error::{Code, Context, Error, Result};
 use crate::self_image;
 
-/// The image store's usual place.
-pub const STORE: &str = "/var/lib/coracle";
-
 /// Makes the bundle of container `id` from an image; unpacks the image first where it isn't.
 ///
 /// # Errors

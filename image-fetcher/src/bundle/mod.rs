@@ -17,7 +17,7 @@ use crate::snapshot::{self, Access};
 use crate::store::Store;
 
 pub use options::{Network, Options, Seccomp};
-pub use spec::{default_spec, spec};
+pub use spec::{SPEC_VERSION, default_spec, spec};
 
 /// A bundle, ready for a runtime.
 #[derive(Debug, Clone)]

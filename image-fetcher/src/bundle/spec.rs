@@ -11,8 +11,8 @@ use super::options::{Network, Options};
 use super::{process, seccomp, user};
 use crate::error::{Error, Kind, Result};
 
-/// The version of the runtime spec that is written.
-const VERSION: &str = "1.2.1";
+/// The version of the runtime specification that Coracle follows and writes.
+pub const SPEC_VERSION: &str = "1.3.0";
 
 /// Parts of `/proc` and `/sys` that tell of the host or reach into it.
 const MASKED: [&str; 11] = [
@@ -67,7 +67,7 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
         linux["seccomp"] = profile;
     }
     finish(json!({
-        "ociVersion": VERSION,
+        "ociVersion": SPEC_VERSION,
         "process": process::process(&image, options, &who)?,
         "root": { "path": "rootfs", "readonly": options.read_only },
         "hostname": options.hostname.as_deref().unwrap_or("container"),
@@ -83,7 +83,7 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
 pub fn default_spec() -> Result<Spec> {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     finish(json!({
-        "ociVersion": VERSION,
+        "ociVersion": SPEC_VERSION,
         "process": {
             "terminal": true,
             "user": { "uid": 0, "gid": 0 },

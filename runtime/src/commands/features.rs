@@ -84,7 +84,8 @@ fn seccomp() -> serde_json::Value {
 /// # Errors
 /// None; the type is that of every command.
 pub fn features() -> Result<u8> {
-    let capabilities: Vec<String> = caps::all().iter().map(ToString::to_string).collect();
+    let mut capabilities: Vec<String> = caps::all().iter().map(ToString::to_string).collect();
+    capabilities.sort();
     let features = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": SPEC_VERSION,

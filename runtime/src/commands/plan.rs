@@ -2,21 +2,48 @@
 
 use std::path::Path;
 
-use crate::error::{Code, Error, Result};
-use crate::stages::plan::Wish;
-use crate::stages::{plan, spec};
+use caps::Capability;
+use serde_json::{Value, json};
 
-/// Prints the launch plan of the bundle `bundle`, as the configuration alone decides it: what isolators would
-/// add is theirs to say when they are asked.
+use crate::cli::Global;
+use crate::error::{Code, Error, Result};
+use crate::isolators;
+use crate::stages::plan::{Launch, Wish};
+use crate::stages::{plan, prepare, spec};
+
+/// Prints the launch plan of the bundle `bundle` as the isolators leave it. What is on the disk, and what the kernel
+/// says to it, is seen by `create` only.
 ///
 /// # Errors
 /// As `create` before its first side effect.
-pub fn plan(bundle: &Path) -> Result<u8> {
-    let plan = plan::plan(spec::load(bundle)?, Wish { id: "ID", cgroups: true })?;
-    let launch = plan::Launch::new(&plan.spec, &plan.rootfs)?;
-    let failed = |e: serde_json::Error| Error::new(Code::System, e.to_string());
-    let mut printed = serde_json::to_value(&launch).map_err(failed)?;
-    printed["cgroup"] = serde_json::to_value(&plan.cgroup).map_err(failed)?;
+pub fn plan(global: &Global, bundle: &Path) -> Result<u8> {
+    let plan = plan::plan(spec::load(bundle)?, Wish { id: "ID", cgroups: global.cgroups })?;
+    let (launch, spec, warnings) = prepare::adjust(&plan, &isolators::built_in()?)?;
+    global.warn(warnings);
+    let json = |value: serde_json::Result<Value>| value.map_err(|e| Error::new(Code::System, e.to_string()));
+    let mut printed = json(serde_json::to_value(&launch))?;
+    printed["process"]["capabilities"] = capabilities(&launch);
+    printed["process"]["seccomp"] = launch
+        .process
+        .seccomp
+        .as_ref()
+        .map_or(Value::Null, |filter| json!({"instructions": filter.program.len(), "flags": filter.flags}));
+    printed["cgroup"] = json(serde_json::to_value(&plan.cgroup))?;
+    printed["resources"] = json(serde_json::to_value(plan::linux(&spec)?.resources()))?;
+    printed["hooks"] = json(serde_json::to_value(spec.hooks()))?;
     crate::print(&format!("{printed:#}\n"));
     Ok(0)
+}
+
+fn capabilities(launch: &Launch) -> Value {
+    let sets = &launch.process.capabilities;
+    let names = |bits: u64| {
+        let mut all: Vec<Capability> = caps::all().into_iter().filter(|c| bits & c.bitmask() != 0).collect();
+        all.sort_by_key(|c| c.index());
+        all.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    json!({
+        "bounding": names(sets.bounding), "effective": names(sets.effective), "permitted": names(sets.permitted),
+        "inheritable": names(sets.inheritable), "ambient": names(sets.ambient),
+    })
 }

@@ -1,6 +1,6 @@
 //! `run`: a container's whole life.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_isolator_host::Registry;
 
@@ -55,7 +55,7 @@ fn from_image(
     isolators: &Registry,
 ) -> Result<Running> {
     let id = &options.id;
-    let store = wanted.store.clone().unwrap_or_else(|| PathBuf::from(image::STORE));
+    let store = wanted.store.clone().unwrap_or_else(coracle_image::store::default_root);
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {
         state.write(&Record::new(id, Some(&store)))?;

@@ -76,11 +76,20 @@ pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path
 /// Where an isolator refuses, or two adjust one field.
 pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
     let Claimed { plan, state, record } = claimed;
-    let version = record.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
+    let (launch, spec, warnings) = adjust(&plan, isolators)?;
+    Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
+}
+
+/// The final launch plan and configuration of `plan`, and what an isolator could not do. No side effects.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn adjust(plan: &Plan, isolators: &Registry) -> Result<(Launch, Spec, Vec<String>)> {
+    let version = plan.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
     let config =
         Config { id: &plan.id, kind: plan.kind, bundle: &plan.bundle, spec: &plan.spec, cgroup: version };
     let mut adjusted = isolators.prepare(&config).context(|| "preparing the isolators")?;
     let warnings = std::mem::take(&mut adjusted.warnings);
     let (launch, spec) = Launch::adjusted(adjusted, &plan.rootfs)?;
-    Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
+    Ok((launch, spec, warnings))
 }

@@ -10,8 +10,7 @@ use serde_path_to_error::Segment;
 
 use crate::error::{Code, Context, Error, Result};
 
-/// The version of the runtime specification that Coracle follows.
-pub const SPEC_VERSION: &str = "1.3.0";
+pub use coracle_image::bundle::SPEC_VERSION;
 
 /// The largest configuration that is read, in bytes.
 const LARGEST: u64 = 16 << 20;

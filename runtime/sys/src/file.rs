@@ -72,9 +72,9 @@ pub fn open(
         if ret < 0 && matches!(Errno::last(), Errno::EAGAIN | Errno::EINTR) {
             continue;
         }
-        return check_fd(ret, || format!("openat2({}, {path:?}, {flags:#o})", show(&dir)));
+        return check_fd(ret, || format!("openat2({}, {path:?})", show(&dir)));
     }
-    Err(Error::new(format!("openat2({}, {path:?}, {flags:#o})", show(&dir)), Errno::EAGAIN))
+    Err(Error::new(format!("openat2({}, {path:?})", show(&dir)), Errno::EAGAIN))
 }
 
 /// Opens a directory that the operator named.

@@ -177,7 +177,7 @@ pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<O
     }
     // SAFETY: `name` is a valid C string that outlives the call.
     let ret = unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), name.as_ptr(), flags) };
-    check_fd(ret, || format!("open_tree({}, {path:?}, {flags:#x})", show(&dir)))
+    check_fd(ret, || format!("open_tree({}, {path:?})", show(&dir)))
 }
 
 /// Changes the attributes of the mount `fd` refers to, and of all below it if `recursive`

@@ -268,6 +268,11 @@ fn hooks_are_absolute(spec: &Spec) -> Result<()> {
             if hook.timeout().is_some_and(|t| t <= 0) {
                 return Err(invalid(format!("hooks.{stage}[{index}].timeout is not positive")));
             }
+            if let Some(odd) = hook.env().iter().flatten().find(|v| !v.contains('=')) {
+                return Err(invalid(format!(
+                    "hooks.{stage}[{index}].env holds {odd:?}, which is not NAME=value"
+                )));
+            }
         }
     }
     Ok(())
@@ -323,6 +328,11 @@ mod tests {
             ("/linux/sysctl", json!({"net.a": "1\n2"}), "is malformed"),
             ("/linux/maskedPaths", json!(["proc/kcore"]), "\"proc/kcore\" is not absolute"),
             ("/hooks", json!({"poststart": [{"path": "x"}]}), "hooks.poststart[0].path is \"x\""),
+            (
+                "/hooks",
+                json!({"prestart": [{"path": "/x", "env": ["A"]}]}),
+                "hooks.prestart[0].env holds \"A\"",
+            ),
             (
                 "/mounts",
                 json!([{"destination": "/a", "uidMappings": []}]),
