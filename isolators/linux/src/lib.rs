@@ -1,10 +1,11 @@
-//! The built-in isolators for what a process may do: capabilities, system calls, resource limits.
+//! The built-in isolators for what a process may do: capabilities, labels, system calls, resource limits.
 //!
 //! All of them shape the plan of each process that is started in the container and do nothing on the host.
 
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
+pub mod lsm;
 pub mod rlimits;
 pub mod seccomp;
 
@@ -12,5 +13,10 @@ use coracle_isolator::Isolator;
 
 /// The isolators of this family.
 pub fn isolators() -> Vec<Box<dyn Isolator>> {
-    vec![Box::new(capabilities::Capabilities), Box::new(rlimits::Rlimits), Box::new(seccomp::Seccomp)]
+    vec![
+        Box::new(capabilities::Capabilities),
+        Box::new(lsm::Lsm),
+        Box::new(rlimits::Rlimits),
+        Box::new(seccomp::Seccomp),
+    ]
 }

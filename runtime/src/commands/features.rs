@@ -98,8 +98,8 @@ pub fn features() -> Result<u8> {
                 "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true,
             },
             "seccomp": seccomp(),
-            "apparmor": {"enabled": false},
-            "selinux": {"enabled": false},
+            "apparmor": {"enabled": true},
+            "selinux": {"enabled": true},
             "intelRdt": {"enabled": false, "schemata": false, "monitoring": false},
             "memoryPolicy": {
                 "modes": [

@@ -8,6 +8,7 @@ mod devices;
 mod rootfs;
 mod console;
 mod scheduling;
+mod labels;
 mod program;
 mod confine;
 
@@ -25,6 +26,7 @@ use crate::handshake::Waiting;
 use crate::hooks;
 use crate::stages::plan::Launch;
 use crate::stages::plan::launch::Inside;
+use labels::Labels;
 
 /// What the child is born with beside its plan.
 #[derive(Debug)]
@@ -51,12 +53,15 @@ pub struct Birth<'a> {
 
 /// The child's life. Returns the exit code of a child that did not become the user's program.
 pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<OwnedFd>) -> i32 {
-    if let Err(error) = enter(launch, birth, &word, door.as_ref()) {
-        word.failed(&error);
-        return 1;
-    }
+    let labels = match enter(launch, birth, &word, door.as_ref()) {
+        Ok(labels) => labels,
+        Err(error) => {
+            word.failed(&error);
+            return 1;
+        }
+    };
     let Ok(Some(building)) = word.wait() else { return 1 };
-    let ready = match build(launch, birth) {
+    let ready = match build(launch, birth, labels) {
         Ok(ready) => ready,
         Err(error) => {
             building.failed(&error);
@@ -70,7 +75,7 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
 }
 
 /// Leaves what is the parent's, and enters what is the container's.
-fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<()> {
+fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<Labels> {
     process::die_with_parent(true)?;
     let preserved = 3..3 + birth.options.preserve_fds.cast_signed();
     let given = door.into_iter().chain(&birth.terminal).map(AsRawFd::as_raw_fd);
@@ -83,6 +88,7 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
         file::write_to(file::CWD, "/proc/self/oom_score_adj", text.as_bytes(), Resolve::Host)
             .context(|| "setting process.oomScoreAdj")?;
     }
+    let labels = Labels::open(&launch.process)?;
     birth.cgroups.enter()?;
     for (kinds, fd) in birth.joins {
         // What only children can join was joined by the parent before this child was born.
@@ -92,11 +98,12 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
         }
     }
     // What leads back to the host is not held a moment longer than needed.
-    process::close_all_but(&kept)?;
+    process::close_all_but(&kept.into_iter().chain(labels.descriptors()).collect::<Vec<_>>())?;
     if launch.namespaces.new_cgroup {
         namespace::unshare(libc::CLONE_NEWCGROUP)?;
     }
-    Ok(process::new_session()?)
+    process::new_session()?;
+    Ok(labels)
 }
 
 /// What is ready when the child says Ready.
@@ -107,9 +114,9 @@ struct Prepared {
 }
 
 /// Builds the inside, up to where only the word is missing.
-fn build(launch: &Launch, birth: &Birth<'_>) -> Result<Prepared> {
+fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels) -> Result<Prepared> {
     if !birth.options.no_new_keyring {
-        new_keyring(birth.id)?;
+        labels.with_keys(&launch.process, || new_keyring(birth.id))?;
     }
     if launch.namespaces.new_user() {
         // In a new user namespace the child is nobody until it becomes the root that was mapped for it.
@@ -129,6 +136,7 @@ fn build(launch: &Launch, birth: &Birth<'_>) -> Result<Prepared> {
     program::change_dir(cwd)?;
     let program = program::find(&launch.process)?;
     scheduling::settle(&launch.process.scheduling)?;
+    labels.label_program(&launch.process)?;
     process::die_with_parent(false)?;
     state["status"] = "created".into();
     Ok(Prepared { program, state })
@@ -147,7 +155,7 @@ fn build_inside(
         mounts::mount(root.as_fd(), mount, birth)?;
     }
     devices::make(root.as_fd(), &inside.devices, launch.namespaces.new_user())?;
-    console::open(root.as_fd(), &launch.process, birth)?;
+    console::open(root.as_fd(), launch, birth)?;
     hooks::run("createContainer", &inside.create_hooks, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;
     rootfs::mask(root.as_fd(), inside)?;

@@ -1,11 +1,12 @@
 //! The mounts of the configuration: made detached, given their attributes, attached to a descriptor in the root.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes};
+use coracle_sys::{Errno, archive};
 
 use super::{Birth, cgroups};
 use crate::error::{Code, Context, Error, Result};
@@ -65,9 +66,24 @@ fn new(root: BorrowedFd<'_>, plan: &MountPlan, wanted: &NewFileSystem<'_>) -> Re
         let mode = file::stat(existed.as_fd())?.st_mode & 0o7777;
         context.set("mode", format!("{mode:o}").as_bytes())?;
     }
+    let label = plan.label.as_deref().filter(|_| !kernel);
+    if let Some(label) = label.filter(|_| wanted.fstype != "mqueue") {
+        context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
+    }
     let made = context.mount(plan.attributes.set)?;
+    if let Some(label) = label.filter(|_| wanted.fstype == "mqueue") {
+        // Its policy has it labelled file by file, its root first.
+        let own_root = file::open(made.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
+        relabel(own_root.as_fd(), label)?;
+    }
     let plan_after = MountPlan { attributes: after_creation(plan), ..plan.clone() };
     attach(&plan_after, made.as_fd(), target.as_fd())
+}
+
+/// Gives an open file the SELinux label of the container's files.
+pub(super) fn relabel(file: BorrowedFd<'_>, label: &str) -> Result<()> {
+    archive::set_xattr(file, OsStr::new("security.selinux"), label.as_bytes())
+        .context(|| "labelling it (linux.mountLabel)")
 }
 
 /// What is left of a mount's attributes once it was created with those to set.

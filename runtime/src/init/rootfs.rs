@@ -61,7 +61,7 @@ pub(super) fn mask(root: BorrowedFd<'_>, inside: &Inside) -> Result<()> {
         });
         covered.context(|| format!("making {path:?} read-only (linux.readonlyPaths)"))?;
     }
-    let mut covers = Covers::default();
+    let mut covers = Covers { label: inside.mount_label.as_deref(), null: None, empty: None };
     for path in &inside.masked_paths {
         let Some(target) = existing(root, path)? else { continue };
         covers.cover(target.as_fd()).context(|| format!("masking {path:?} (linux.maskedPaths)"))?;
@@ -81,18 +81,18 @@ fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
 
 /// What masked paths are covered with: for directories one empty read-only file system, for files the host's
 /// null device, opened and verified before the container could have a say in what it is (CVE-2025-31133).
-#[derive(Default)]
-struct Covers {
+struct Covers<'a> {
+    label: Option<&'a str>,
     null: Option<OwnedFd>,
     empty: Option<OwnedFd>,
 }
 
-impl Covers {
+impl Covers<'_> {
     fn cover(&mut self, target: BorrowedFd<'_>) -> Result<()> {
         let is_dir = file::stat(target)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
         let slot = if is_dir { &mut self.empty } else { &mut self.null };
         let Some(cover) = slot else {
-            let first = if is_dir { empty_dir()? } else { bound_null()? };
+            let first = if is_dir { empty_dir(self.label)? } else { bound_null()? };
             mount::attach(first.as_fd(), target)?;
             *slot = Some(first);
             return Ok(());
@@ -103,10 +103,13 @@ impl Covers {
     }
 }
 
-fn empty_dir() -> Result<OwnedFd> {
+fn empty_dir(label: Option<&str>) -> Result<OwnedFd> {
     let context = mount::Context::open("tmpfs")?;
     context.set("size", b"0")?;
     context.set("nr_inodes", b"1")?;
+    if let Some(label) = label {
+        context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
+    }
     Ok(context.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?)
 }
 

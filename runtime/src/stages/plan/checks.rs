@@ -13,7 +13,6 @@ const CHECKS: &[Check] = &[
     version_is_known,
     root_is_named,
     process_is_runnable,
-    process_fields_are_honoured,
     users_are_possible,
     exec_affinity_is_a_list,
     mount_destinations_are_absolute,
@@ -40,7 +39,6 @@ pub fn check(spec: &Spec) -> Result<()> {
 /// # Errors
 /// The first failure.
 pub fn check_process(process: &Process) -> Result<()> {
-    honoured_process(process)?;
     runnable(process)?;
     possible_users(process)
 }
@@ -90,18 +88,6 @@ fn runnable(process: &Process) -> Result<()> {
     Ok(())
 }
 
-fn process_fields_are_honoured(spec: &Spec) -> Result<()> {
-    spec.process().as_ref().map_or(Ok(()), honoured_process)
-}
-
-fn honoured_process(process: &Process) -> Result<()> {
-    let is_text = |field: &Option<String>| field.as_ref().is_some_and(|text| !text.is_empty());
-    refuse(&[
-        ("process.apparmorProfile", is_text(process.apparmor_profile())),
-        ("process.selinuxLabel", is_text(process.selinux_label())),
-    ])
-}
-
 fn users_are_possible(spec: &Spec) -> Result<()> {
     spec.process().as_ref().map_or(Ok(()), possible_users)
 }
@@ -138,9 +124,7 @@ fn mount_destinations_are_absolute(spec: &Spec) -> Result<()> {
 
 fn linux_fields_are_honoured(spec: &Spec) -> Result<()> {
     let linux: &Linux = linux(spec)?;
-    let label = linux.mount_label().as_ref().is_some_and(|l| !l.is_empty());
     refuse(&[
-        ("linux.mountLabel", label),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
         ("vm", spec.vm().is_some()),
@@ -310,7 +294,6 @@ mod tests {
             ("/process/args", json!([]), "process.args is empty"),
             ("/process/cwd", json!("tmp"), "process.cwd is \"tmp\", not an absolute path"),
             ("/process/user/uid", json!(u32::MAX), "process.user holds the ID 4294967295"),
-            ("/process/apparmorProfile", json!("x"), "process.apparmorProfile is not supported yet"),
             ("/process/execCPUAffinity", json!({"final": "3-1"}), "process.execCPUAffinity.final is \"3-1\""),
             ("/process/user", json!({"uid": 0, "gid": 0, "umask": 512}), "process.user.umask is 512"),
             ("/linux/intelRdt", json!({}), "linux.intelRdt is not supported"),

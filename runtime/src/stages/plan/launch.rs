@@ -48,6 +48,8 @@ pub struct Inside {
     /// Hooks that run in the container's namespaces before its root is entered.
     #[serde(skip)]
     pub create_hooks: Vec<Hook>,
+    /// The SELinux label of the files of new file systems.
+    pub mount_label: Option<String>,
     /// Paths that are covered, below the root.
     pub masked_paths: Vec<PathBuf>,
     /// Paths that are made read-only, below the root.
@@ -122,6 +124,7 @@ impl Inside {
             list.iter().flatten().map(|p| below_root(Path::new(p))).collect::<Vec<_>>()
         };
         let sysctl = linux.sysctl().iter().flatten();
+        let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
         Ok(Self {
             hostname: spec.hostname().clone(),
             domainname: spec.domainname().clone(),
@@ -133,9 +136,14 @@ impl Inside {
                 .filter(|word| !word.is_empty())
                 .map(mounts::propagation)
                 .transpose()?,
-            mounts: mounts.map(|(index, mount)| mounts::plan(index, mount)).collect::<Result<_>>()?,
+            mounts: mounts
+                .map(|(index, mount)| {
+                    Ok(MountPlan { label: mount_label.clone(), ..mounts::plan(index, mount)? })
+                })
+                .collect::<Result<_>>()?,
             devices: devices(spec)?,
             create_hooks: hooks.create_container().clone().unwrap_or_default(),
+            mount_label,
             masked_paths: paths(linux.masked_paths()),
             readonly_paths: paths(linux.readonly_paths()),
             readonly: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
@@ -205,6 +213,19 @@ fn kind(kind: LinuxDeviceType) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_mount_knows_the_mount_label() {
+        let spec = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.2.0", "root": {"path": "r"},
+            "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]},
+            "mounts": [{"destination": "/d", "type": "tmpfs"}],
+            "linux": {"namespaces": [{"type": "mount"}], "mountLabel": "l"},
+        }));
+        let inside = Launch::new(&spec.unwrap(), Path::new("/r")).unwrap().inside.unwrap();
+        assert_eq!(inside.mounts[0].label.as_deref(), Some("l"));
+        assert_eq!(inside.mount_label.as_deref(), Some("l"));
+    }
 
     #[test]
     fn the_first_separator_of_a_kernel_parameter_decides() {

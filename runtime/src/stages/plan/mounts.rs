@@ -24,6 +24,8 @@ pub struct MountPlan {
     /// The attributes of the mount and of all below it.
     #[serde(skip)]
     pub recursive: Attributes,
+    /// The SELinux label of its files, where it is a new file system (`linux.mountLabel`).
+    pub label: Option<String>,
     /// The options as the configuration has them.
     pub options: Vec<String>,
 }
@@ -98,7 +100,7 @@ pub fn plan(index: usize, mount: &Mount) -> Result<MountPlan> {
     }
     let source = source(&field, mount, bind, parameters)?;
     let target = below_root(mount.destination());
-    Ok(MountPlan { field, target, source, attributes, recursive, options })
+    Ok(MountPlan { field, target, source, attributes, recursive, label: None, options })
 }
 
 fn pick<'a>(is_recursive: bool, one: &'a mut Attributes, tree: &'a mut Attributes) -> &'a mut Attributes {

@@ -42,6 +42,10 @@ pub struct ProcessPlan {
     /// When and where it runs.
     #[serde(skip)]
     pub scheduling: Scheduling,
+    /// The AppArmor profile that confines it.
+    pub apparmor_profile: Option<String>,
+    /// The SELinux label that it runs under.
+    pub selinux_label: Option<String>,
     /// Its capabilities.
     #[serde(skip)]
     pub capabilities: Capabilities,
@@ -76,6 +80,8 @@ impl ProcessPlan {
             terminal: process.terminal().unwrap_or(false),
             console_size: process.console_size().map(|b| (cell(b.height()), cell(b.width()))),
             scheduling: Scheduling::new(process, linux)?,
+            apparmor_profile: process.apparmor_profile().clone().filter(|profile| !profile.is_empty()),
+            selinux_label: process.selinux_label().clone().filter(|label| !label.is_empty()),
             capabilities: Capabilities::default(),
             seccomp: None,
         })
