@@ -46,7 +46,7 @@ fn unpack(store: &Path, reference: &str) -> Result<()> {
     let mut command = Command::new(&program);
     // Its report is not the container's output.
     command.stdout(std::io::stderr());
-    coracle_sys::process::unblock_signals(&mut command);
+    coracle_sys::process::bind_to_runtime(&mut command);
     let status = command.arg("--store").arg(store).arg("unpack").arg(reference).status();
     match status {
         Ok(status) if status.success() => Ok(()),

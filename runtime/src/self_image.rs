@@ -3,8 +3,8 @@
 //! A process that enters a container shows its executable there as `/proc/PID/exe`, and a container's root could
 //! open it for writing once nobody executes it any more. So the runtime, before it does anything else, executes
 //! itself again through a detached read-only mount of its own file, through which nobody can write; where that
-//! is not allowed, from a sealed copy in memory. It costs one execve(2). Where the file is on a read-only mount
-//! already nothing is to be done.
+//! is not allowed, from a sealed copy in memory. It costs one execve(2), which also leaves the caller's environment
+//! behind: a privileged container could read it as `/proc/PID/environ` while a process of the runtime is inside.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,35 +20,46 @@ use crate::error::{Code, Context, Error, Result};
 /// Where the executable was before it was executed again.
 const ORIGIN: &str = "_CORACLE_ORIGIN";
 
+/// The variables that the runtime itself goes by; it keeps no others.
+const ENVIRONMENT: [&str; 4] = ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE"];
+
 /// Returns when the running executable can't be written to by anybody it meets, and nobody can look into the
 /// process. Of the descriptors that the caller left open, the first `preserve` from 3 on are kept for the
-/// container; the others will not outlive the next execve(2).
+/// container; the others will not outlive the next execve(2). Of its environment only what the runtime goes by is
+/// kept, and those of `variables` that are names.
 ///
 /// # Errors
 /// `Usage` where one to keep is not open: a descriptor of the runtime's own would take its place. `System` where
 /// the kernel allows neither way.
-pub fn protect(preserve: u32) -> Result<()> {
+pub fn protect(preserve: u32, variables: &[String]) -> Result<()> {
     if let Some(closed) = (3..3 + preserve.cast_signed()).find(|fd| !process::is_open(*fd)) {
         let why = format!("--preserve-fds {preserve} needs descriptor {closed}, which is not open");
         return Err(Error::new(Code::Usage, why));
     }
     process::open_streams()?;
+    // What is made from here on has the mode that is asked for, whatever mask the caller has.
+    coracle_sys::identity::set_umask(0o022);
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_PATH, 0, Resolve::Host)
         .context(|| "opening the runtime's own executable")?;
-    if is_protected(own.as_fd())? {
+    let was_executed_again = std::env::var_os(ORIGIN).is_some();
+    let is_protected = is_protected(own.as_fd())?;
+    if is_protected && was_executed_again {
         // The kept ones, too: hooks get none of them, and the container's process asks for them by number.
         process::close_on_exec_from(3)?;
         return Ok(process::undumpable()?);
     }
     process::close_on_exec_from(3 + preserve)?;
-    if std::env::var_os(ORIGIN).is_some() {
+    if was_executed_again {
         return Err(Error::new(Code::System, "the runtime's own executable can still be written to"));
     }
-    let image = read_only(own.as_fd()).or_else(|_| sealed())?;
+    let image = if is_protected { own } else { read_only(own.as_fd()).or_else(|_| sealed())? };
     let args: Vec<CString> = std::env::args_os().filter_map(|a| CString::new(a.into_vec()).ok()).collect();
     let origin = file::read_link(file::CWD, "/proc/self/exe")?;
     let own_variable = [ORIGIN.as_bytes(), b"=", origin.as_bytes()].concat();
-    let env = std::env::vars_os().map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat());
+    let names = ENVIRONMENT.into_iter().chain(variables.iter().map(String::as_str));
+    let names = names.filter(|name| !name.contains(['=', '\0']) && !name.is_empty());
+    let kept = names.filter_map(|name| std::env::var_os(name).map(|value| (name, value)));
+    let env = kept.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
     let env: Vec<CString> = env.chain([own_variable]).filter_map(|v| CString::new(v).ok()).collect();
     Err(process::execute_fd(image.as_fd(), &args, &env)).context(|| "executing the runtime's protected image")
 }

@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use coracle_tests::cgroup::{hierarchies_of, is_unified, members, read};
-use coracle_tests::{Host, Spec, privileged, privileged_v1};
+use coracle_tests::{Bundle, Host, Spec, privileged, privileged_v1};
 use serde_json::json;
 
 fn sleeping() -> Spec {
@@ -249,6 +250,26 @@ fn a_path_through_a_file_of_a_cgroup_leaves_nothing() {
             let bundle = host.bundle(Spec::new().cgroup(path));
             bundle.run().fails_with(&["cgroup.procs"]);
             host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+        }
+    });
+}
+
+#[test]
+fn of_two_launches_into_one_cgroup_one_is_refused() {
+    privileged(|host| {
+        let [one, other] = [(); 2].map(|()| host.bundle(sleeping().cgroup("/raced")));
+        for _ in 0..20 {
+            let create = |bundle: &Bundle<'_>| {
+                bundle.command("create").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+            };
+            let codes = [create(&one), create(&other)].map(|mut child| child.wait().unwrap().success());
+            assert!(codes[0] || codes[1], "each kept the other out, and both are refused");
+            let states = [&one, &other].map(|bundle| host.call(&["state", bundle.id()]));
+            let created = states.iter().filter(|s| s.code == 0 && s.json()["status"] == "created").count();
+            assert_eq!(created, 1, "{states:?}");
+            for bundle in [&one, &other] {
+                host.call(&["delete", "--force", bundle.id()]).succeeds();
+            }
         }
     });
 }

@@ -197,3 +197,21 @@ fn inherited_descriptors_do_not_reach_the_command() {
         container.remove();
     });
 }
+
+/// A container that may look into processes would see what the runtime was started with, secrets too.
+#[test]
+fn the_callers_environment_is_not_to_be_seen_inside() {
+    privileged(|host| {
+        let look = "while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] || cat $p/environ; done; done >>/tmp/seen 2>&1";
+        let spec = Spec::new().capabilities(&["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]).script(look);
+        let container = host.bundle(spec).start();
+        let id = container.id();
+        host.shell(&format!("for i in $(seq 60); do SECRET=unseen-hunter2 $RUNTIME exec {id} true; done"))
+            .succeeds();
+        let seen = fs::read(container.bundle().rootfs().join("tmp/seen")).unwrap();
+        let seen = String::from_utf8_lossy(&seen);
+        assert!(seen.contains("_CORACLE_ORIGIN") || !host.is_coracle(), "nothing was seen at all");
+        assert!(!seen.contains("unseen-hunter2"));
+        container.remove();
+    });
+}

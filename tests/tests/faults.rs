@@ -169,3 +169,30 @@ fn where_nothing_tells_what_to_remove_force_says_so() {
         host.call(&["delete", "--force", container.id()]).succeeds();
     });
 }
+
+#[test]
+fn start_killed_at_any_step_can_be_repeated() {
+    privileged(|host| {
+        if !can_sweep(host) {
+            return;
+        }
+        let sleeping = || host.bundle(Spec::new().args(["sleep", "1000"])).create();
+        let trace = host.directory().join("trace");
+        let first = sleeping();
+        traced(host, first.bundle(), &format!("-o {}", trace.display()), "start");
+        first.remove();
+        let mut stuck = String::new();
+        for (call, count) in steps(&fs::read_to_string(&trace).unwrap()) {
+            let container = sleeping();
+            let options = format!("-qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
+            traced(host, container.bundle(), &options, "start");
+            container.call("start");
+            let command = fs::read(format!("/proc/{}/cmdline", container.pid())).unwrap();
+            if !command.starts_with(b"sleep") {
+                stuck += &format!("killed at {call} #{count}: it is {}\n", container.status());
+            }
+            container.remove();
+        }
+        assert!(stuck.is_empty(), "{stuck}");
+    });
+}

@@ -199,3 +199,17 @@ fn a_start_hook_has_no_more_rights_than_the_users_program() {
         host.bundle(spec).run().succeeds();
     });
 }
+
+#[test]
+fn a_hook_ends_with_the_runtime_that_started_it() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().hook("createRuntime", &["/bin/sleep", "1008"]));
+        let mut run = bundle.command("run").stdin(std::process::Stdio::null()).spawn().unwrap();
+        let sleeps = || !host.shell("pgrep -f '^/bin/sleep 1008$'").text().is_empty();
+        coracle_tests::command::eventually("the hook runs", sleeps);
+        run.kill().unwrap();
+        run.wait().unwrap();
+        coracle_tests::command::eventually("the hook is gone", || !sleeps());
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+    });
+}

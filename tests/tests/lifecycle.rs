@@ -270,3 +270,18 @@ fn a_killed_first_process_takes_all_others_with_it() {
         container.call("state").fails_with(&["does not exist"]);
     });
 }
+
+#[test]
+fn the_callers_umask_does_not_reach_what_is_made() {
+    privileged(|host| {
+        let bundle = host.bundle(sleeping());
+        let (directory, id) = (bundle.directory().display(), bundle.id());
+        host.shell(&format!(
+            "umask 777; $RUNTIME create --bundle {directory} {id} </dev/null >/dev/null 2>&1"
+        ))
+        .succeeds();
+        let mode = host.shell(&format!("stat -c %a /run/coracle/{id}")).text();
+        assert!(!host.is_coracle() || mode.starts_with('7'), "{mode}");
+        host.call(&["delete", "--force", id]).succeeds();
+    });
+}

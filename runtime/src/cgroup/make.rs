@@ -14,8 +14,8 @@ impl Place {
     /// Makes the cgroups and opens them.
     ///
     /// # Errors
-    /// `Exists` where one is there and holds processes: two containers must not share one, because the end
-    /// of the first would be the end of the second.
+    /// `Exists` where one is there and holds processes, or another launch is about to enter it: two containers must
+    /// not share one, because the end of the first would be the end of the second.
     pub fn make(&self) -> Result<Tree> {
         let root = mount_point()?;
         let mut dirs = Vec::with_capacity(self.at.len());
@@ -28,29 +28,40 @@ impl Place {
     }
 }
 
+/// Keeps every other launch out until this one's process is in: the lock ends with the descriptor, and from then on
+/// the process is there to be seen.
+fn claim(dir: BorrowedFd<'_>) -> Result<()> {
+    match file::lock(dir, false) {
+        Err(e) if e.errno() == Errno::EAGAIN => Err(in_use("another container is being made in it")),
+        other => Ok(other?),
+    }
+}
+
+fn in_use(why: &str) -> Error {
+    Error::new(Code::Exists, why).hint("give the container a linux.cgroupsPath of its own")
+}
+
 fn make_one(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<OwnedFd> {
     let full = Path::new(&hierarchy.name).join(path);
     // A parent that another container's end removes in between is made once more.
     for _ in 0..8 {
-        match file::mkdir(root, &full, 0o755) {
-            Ok(()) => {}
+        let existed = match file::mkdir(root, &full, 0o755) {
+            Ok(()) => false,
+            Err(e) if e.errno() == Errno::EEXIST => true,
             Err(e) if e.errno() == Errno::ENOENT => {
                 make_parents(root, hierarchy, path)?;
                 continue;
             }
-            Err(e) if e.errno() == Errno::EEXIST => {
-                let dir = file::open(root, &full, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
-                if !processes_below(dir.as_fd())?.is_empty() {
-                    return Err(Error::new(Code::Exists, "it is there already and holds processes")
-                        .hint("give the container a linux.cgroupsPath of its own"));
-                }
-            }
             Err(e) => return Err(e.into()),
-        }
+        };
         match file::open(root, &full, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => {}
             other => {
                 let dir = other?;
+                claim(dir.as_fd())?;
+                if existed && !processes_below(dir.as_fd())?.is_empty() {
+                    return Err(in_use("it is there already and holds processes"));
+                }
                 inherit_cpuset(root, hierarchy, &full, dir.as_fd())?;
                 if hierarchy.name.is_empty() {
                     pass_controllers_down(root, &full)?;

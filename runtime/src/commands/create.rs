@@ -13,7 +13,7 @@ use crate::state::{Phase, State};
 /// # Errors
 /// Whatever a stage fails with; then nothing is left of the container.
 pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
-    self_image::protect(options.preserve_fds)?;
+    self_image::protect(options.preserve_fds, &[])?;
     // Whoever creates does not stay: the terminal needs another holder.
     let options = &cli::Launch { detach: true, ..options.clone() };
     let id = &options.id;

@@ -21,7 +21,7 @@ use crate::{isolators, self_image};
 /// # Errors
 /// `IllegalState` where the container has stopped.
 pub fn exec(global: &Global, options: &cli::Exec) -> Result<u8> {
-    self_image::protect(options.launch.preserve_fds)?;
+    self_image::protect(options.launch.preserve_fds, &[])?;
     let id = &options.id;
     let watch = (!options.launch.detach).then(Watch::begin).transpose()?;
     let running = launch(global, options).context(|| format!("executing in container {id:?}"))?;

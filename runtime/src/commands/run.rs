@@ -18,7 +18,7 @@ use crate::{image, isolators, self_image};
 /// # Errors
 /// Whatever a stage fails with; then nothing is left of the container.
 pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> Result<u8> {
-    self_image::protect(options.preserve_fds)?;
+    self_image::protect(options.preserve_fds, from.map_or(&[], |image| &image.options.env))?;
     let id = &options.id;
     let doing = || format!("running container {id:?}");
     let isolators = isolators::built_in()?;

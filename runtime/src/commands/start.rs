@@ -17,11 +17,14 @@ pub fn start(global: &Global, id: &str) -> Result<u8> {
     let attempt = || -> Result<()> {
         let state = State::open(&global.root, id)?;
         let record = state.record()?.ok_or_else(|| not_created("creating"))?;
-        if record.status() != Status::Created {
-            return Err(not_created(&record.status().to_string()));
-        }
+        let door = match (record.status(), socket::connect(state.dir(), DOOR)) {
+            (Status::Created, door) => door?,
+            // A start that was cut off after it had written down that the container runs left it waiting.
+            (Status::Running, Ok(door)) => door,
+            (status, _) => return Err(not_created(&status.to_string())),
+        };
         let spec = spec::parse(&state.config()?)?;
-        let word = Ready::resume(socket::connect(state.dir(), DOOR)?);
+        let word = Ready::resume(door);
         let mut container = Container { state, record, spec };
         let started = release::start(&mut container, word);
         container.state.close_door();

@@ -182,13 +182,16 @@ fn open_root(root: &Path) -> Result<OwnedFd> {
     Ok(file::open_dir(root)?)
 }
 
+/// The longest ID: its state's directory has its name (`NAME_MAX`).
+const LONGEST_ID: usize = 255;
+
 /// A container's ID is a name, nothing that a path could make more of.
 fn check_id(id: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-    if id.is_empty() || id.len() > 1024 || id.starts_with('.') || !id.chars().all(good) {
+    if id.is_empty() || id.len() > LONGEST_ID || id.starts_with('.') || !id.chars().all(good) {
         let shown: String = id.chars().take(80).collect();
         return Err(Error::new(Code::Usage, format!("{shown:?} is no container ID"))
-            .hint("use letters, digits and _ + - . (not first), at most 1024"));
+            .hint("use letters, digits and _ + - . (not first), at most 255"));
     }
     Ok(())
 }
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_id_is_no_path() {
-        for bad in ["", ".", "..", ".hidden", "a/b", "../x", "a\nb", "a b", "ü", &"x".repeat(1025)] {
+        for bad in ["", ".", "..", ".hidden", "a/b", "../x", "a\nb", "a b", "ü", &"x".repeat(256)] {
             assert!(check_id(bad).is_err(), "{bad:?}");
         }
         for good in ["web", "0", "-a", "_x.y+z", "A-1"] {

@@ -390,14 +390,17 @@ pub fn reset_signals() -> Result<()> {
     set_mask(&SigSet::empty())
 }
 
-/// Lets the program of `command` start with no signal blocked: it would inherit the runtime's mask, which blocks
-/// all of them while it watches a container.
-pub fn unblock_signals(command: &mut std::process::Command) {
+/// Lets the program of `command` start with no signal blocked (it would inherit the runtime's mask, which blocks
+/// all of them while it watches a container), and end when the runtime ends.
+pub fn bind_to_runtime(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
-    let unblock = || set_mask(&SigSet::empty()).map_err(|e| std::io::Error::from(e.errno()));
-    // SAFETY: between fork and execve the closure makes one system call; it allocates only to tell of a failure,
-    // and sigprocmask(2) with a valid mask has none.
-    unsafe { command.pre_exec(unblock) };
+    let prepare = || {
+        die_with_parent(true)?;
+        set_mask(&SigSet::empty())
+    };
+    // SAFETY: between fork and execve the closure makes system calls only; it allocates only to tell of a failure,
+    // and prctl(2) and sigprocmask(2) with these arguments have none.
+    unsafe { command.pre_exec(move || prepare().map_err(|e| std::io::Error::from(e.errno()))) };
 }
 
 /// Sets the mask of blocked signals (sigprocmask(2)).

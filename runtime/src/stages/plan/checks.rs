@@ -165,7 +165,8 @@ fn namespaces_are_named_once(spec: &Spec) -> Result<()> {
 }
 
 fn host_name_has_its_namespace(spec: &Spec) -> Result<()> {
-    let named = spec.hostname().is_some() || spec.domainname().is_some();
+    let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
+    let named = is_set(spec.hostname()) || is_set(spec.domainname());
     if named && !has(spec, LinuxNamespaceType::Uts) {
         return Err(invalid("hostname is set but linux.namespaces has no \"uts\"")
             .hint("add it, or the host would be renamed"));

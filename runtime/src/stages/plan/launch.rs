@@ -126,8 +126,8 @@ impl Inside {
         let sysctl = linux.sysctl().iter().flatten();
         let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
         Ok(Self {
-            hostname: spec.hostname().clone(),
-            domainname: spec.domainname().clone(),
+            hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+            domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
             sysctl: sysctl.map(|(name, value)| (sysctl_path(name), value.clone())).collect(),
             rootfs: rootfs.to_owned(),
             propagation: linux
