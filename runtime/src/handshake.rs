@@ -8,6 +8,15 @@
 //!      | <---- (end) | Failed ----- |   the socket closes on execve
 //! ```
 //!
+//! A filter of system calls that asks an agent (`SCMP_ACT_NOTIFY`) has a descriptor, which exists only once the filter
+//! is on, and must be the agent's before the program makes a call. Such a child says, in place of the end:
+//!
+//! ```text
+//!      | <-------- Listener ------- |   the descriptor
+//!      | ---------- Exec ---------> |   the agent has it
+//!      | <---- (end) | Failed ----- |
+//! ```
+//!
 //! The words go over a socket pair that both are born with. Where `create` ends before `start` begins, the
 //! second half goes over a connection that `start` makes to a socket in the container's state directory; the
 //! words and their order are the same. Each side is a type for each moment, so a word out of order does not
@@ -22,6 +31,7 @@ use crate::error::{Code, Context, Error, Result};
 const GO: u8 = b'G';
 const READY: u8 = b'R';
 const EXEC: u8 = b'E';
+const LISTENER: u8 = b'L';
 const FAILED: u8 = b'F';
 
 /// The longest message, in bytes: a failure with all of its context, each text of it of at most
@@ -78,15 +88,23 @@ impl Ready {
         Self { socket: connection }
     }
 
-    /// Says Exec and waits until the user's program has taken the child's place.
+    /// Says Exec and waits until the user's program has taken the child's place. `deliver` gets the descriptor of
+    /// the child's filter, where that asks an agent.
     ///
     /// # Errors
-    /// What the child says went wrong.
-    pub fn exec(self) -> Result<()> {
-        say(self.socket.as_fd(), EXEC)?;
-        match hear(self.socket.as_fd())? {
+    /// What the child says went wrong, or `deliver`; then the child ends.
+    pub fn exec(self, deliver: impl FnOnce(OwnedFd) -> Result<()>) -> Result<()> {
+        let socket = self.socket.as_fd();
+        say(socket, EXEC)?;
+        let mut heard = hear_with(socket)?;
+        if let Some((LISTENER, Some(listener))) = heard {
+            deliver(listener)?;
+            say(socket, EXEC)?;
+            heard = hear_with(socket)?;
+        }
+        match heard {
             None => Ok(()),
-            Some(other) => Err(out_of_order(other, "the end")),
+            Some((other, _)) => Err(out_of_order(other, "the end")),
         }
     }
 }
@@ -169,6 +187,23 @@ impl Executing {
     pub fn failed(&self, error: &Error) {
         say_failed(self.socket.as_fd(), error);
     }
+
+    /// A second end of the same socket, for the thread that hands a filter's descriptor over.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn twin(&self) -> Result<Self> {
+        let socket = self.socket.try_clone();
+        socket.map(|socket| Self { socket }).map_err(|e| Error::new(Code::System, e.to_string()))
+    }
+
+    /// Hands the descriptor of the filter over and waits until the agent has it; false where it will not get it.
+    pub fn hand_over(&self, listener: OwnedFd) -> bool {
+        let socket = self.socket.as_fd();
+        let said = socket::send(socket, &[LISTENER], &[listener.as_fd()]);
+        drop(listener);
+        said.is_ok() && matches!(hear(socket), Ok(Some(EXEC)))
+    }
 }
 
 fn say(socket: BorrowedFd<'_>, word: u8) -> Result<()> {
@@ -184,12 +219,17 @@ fn say_failed(socket: BorrowedFd<'_>, error: &Error) {
 
 /// The next word; the failure that the other side tells of; or `None` at the end.
 fn hear(socket: BorrowedFd<'_>) -> Result<Option<u8>> {
-    let Some((message, _)) = socket::receive(socket, LONGEST)? else { return Ok(None) };
+    Ok(hear_with(socket)?.map(|(word, _)| word))
+}
+
+/// The same, with the descriptor that comes with the word.
+fn hear_with(socket: BorrowedFd<'_>) -> Result<Option<(u8, Option<OwnedFd>)>> {
+    let Some((message, fd)) = socket::receive(socket, LONGEST)? else { return Ok(None) };
     match message.as_slice() {
         [FAILED, told @ ..] => Err(serde_json::from_slice(told).unwrap_or_else(|_| {
             Error::new(Code::System, format!("the container said: {}", String::from_utf8_lossy(told)))
         })),
-        [word] => Ok(Some(*word)),
+        [word] => Ok(Some((*word, fd))),
         _ => Err(out_of_order(0, "one word")),
     }
 }
@@ -232,6 +272,30 @@ mod tests {
             let building = inside.wait().unwrap().unwrap();
             assert!(building.ready(None).unwrap_err().to_string().contains("instead of Exec"));
         }
+    }
+
+    #[test]
+    fn the_descriptor_of_a_filter_is_delivered_before_the_talk_goes_on() {
+        let stdin = std::io::stdin();
+        for agent in [Ok(()), Err(Error::new(Code::System, "no agent"))] {
+            let (outside, inside) = begin().unwrap();
+            socket::send(inside.socket.as_fd(), &[LISTENER], &[stdin.as_fd()]).unwrap();
+            say_failed(inside.socket.as_fd(), &Error::new(Code::System, "said later"));
+            let wanted = if agent.is_ok() { "said later" } else { "no agent" };
+            let error = Ready { socket: outside.socket }.exec(|_| agent).unwrap_err();
+            assert_eq!(error.to_string(), wanted);
+        }
+    }
+
+    #[test]
+    fn a_child_whose_filter_has_no_agent_hears_so() {
+        let listener = || std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+        let (outside, inside) = begin().unwrap();
+        let executing = Executing { socket: inside.socket };
+        say(outside.socket.as_fd(), EXEC).unwrap();
+        assert!(executing.twin().unwrap().hand_over(listener()));
+        drop(outside);
+        assert!(!executing.hand_over(listener()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::stages::spawn::Target;
 use crate::stages::watch::Watch;
 use crate::stages::{isolate, plan, release, spawn, spec};
 use crate::state::{Record, State, Status};
-use crate::{isolators, self_image};
+use crate::{isolators, seccomp_agent, self_image};
 
 /// Runs the process and returns its exit code.
 ///
@@ -51,7 +51,7 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
     let born = spawn::spawn_into(&launch, target, &options.launch)?;
     let ready = isolate::go(born)?;
     super::write_pid_file(&options.launch, ready.child.pid)?;
-    release::release_process(ready)
+    release::release_process(ready, &record, &spec)
 }
 
 fn not_running(status: Status) -> Error {
@@ -69,6 +69,7 @@ fn prepare(global: &Global, record: &Record, spec: &Spec) -> Result<Launch> {
     let mut process = ProcessPlan::new(process, adjusted.spec.linux().as_ref())?;
     process.scheduling.affinity = affinity;
     process.adjust(&mut adjusted);
+    seccomp_agent::check(spec, &process)?;
     Ok(Launch { namespaces: Namespaces::default(), inside: None, process })
 }
 

@@ -1,44 +1,58 @@
 //! The last steps: what the user's program must not have is given up, each as late as the kernel allows.
 
+use coracle_isolator::SeccompProgram;
 use coracle_sys::identity::{self, Capabilities};
 use coracle_sys::seccomp;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::handshake::Executing;
 use crate::stages::plan::process::ProcessPlan;
 
-/// Sets limits, capabilities, user, groups and system call filter.
-pub(super) fn confine(plan: &ProcessPlan) -> Result<()> {
+/// Without `no_new_privs` the kernel takes a filter from a thread with this one only.
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// Sets limits, user, groups, capabilities and system call filter. The filter comes as late as it can: what follows
+/// it, it must allow.
+pub(super) fn confine(plan: &ProcessPlan, word: &Executing) -> Result<()> {
     for (name, soft, hard) in &plan.rlimits {
         identity::set_limit(name, *soft, *hard).context(|| format!("setting process.rlimits {name}"))?;
     }
-    if !plan.no_new_privileges {
-        // Without no_new_privs the kernel takes a filter from a capable thread only, so before the drop.
-        load_filter(plan)?;
-    }
     let sets = plan.capabilities;
+    let lent = if plan.seccomp.is_some() && !plan.no_new_privileges { SYS_ADMIN } else { 0 };
+    let with_lent =
+        Capabilities { effective: sets.effective | lent, permitted: sets.permitted | lent, ..sets };
     identity::limit_bounding(sets.bounding)?;
-    become_user(plan).context(|| "becoming process.user")?;
-    identity::set_capabilities(&sets).context(|| "setting process.capabilities")?;
+    become_user(plan, &with_lent).context(|| "becoming process.user")?;
+    identity::set_capabilities(&with_lent).context(|| "setting process.capabilities")?;
     identity::raise_ambient(sets.ambient).context(|| "setting process.capabilities.ambient")?;
     identity::set_umask(plan.umask);
     if plan.no_new_privileges {
         identity::no_new_privileges()?;
-        load_filter(plan)?;
+    }
+    if let Some(filter) = &plan.seccomp {
+        load(filter, word).context(|| "loading linux.seccomp")?;
+    }
+    if with_lent != sets {
+        identity::set_capabilities(&sets)
+            .map_err(|e| Error::from(e).hint("without noNewPrivileges linux.seccomp must allow capset"))
+            .context(|| "setting process.capabilities")?;
     }
     Ok(())
 }
 
-fn load_filter(plan: &ProcessPlan) -> Result<()> {
-    match &plan.seccomp {
-        Some(filter) => seccomp::load(&filter.program, filter.flags).context(|| "loading linux.seccomp"),
-        None => Ok(()),
+fn load(filter: &SeccompProgram, word: &Executing) -> Result<()> {
+    if filter.flags & seccomp::NEW_LISTENER == 0 {
+        seccomp::load(&filter.program, filter.flags)?;
+        return Ok(());
     }
+    let word = word.twin()?;
+    Ok(seccomp::load_with_listener(&filter.program, filter.flags, move |fd| word.hand_over(fd))?)
 }
 
 /// Groups before users: afterwards the right to set them is gone. The permitted set is kept over the change and
 /// narrowed right after it.
-fn become_user(plan: &ProcessPlan) -> Result<()> {
-    let keeps = plan.uid != 0 && plan.capabilities != Capabilities::default();
+fn become_user(plan: &ProcessPlan, capabilities: &Capabilities) -> Result<()> {
+    let keeps = plan.uid != 0 && *capabilities != Capabilities::default();
     if keeps {
         identity::keep_capabilities(true)?;
     }

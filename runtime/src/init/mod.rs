@@ -22,7 +22,7 @@ use coracle_sys::{identity, namespace, net, process};
 use crate::cgroup::{Place, Tree};
 use crate::cli;
 use crate::error::{Code, Context, Error, Result};
-use crate::handshake::Waiting;
+use crate::handshake::{Executing, Waiting};
 use crate::hooks;
 use crate::stages::plan::Launch;
 use crate::stages::plan::launch::Inside;
@@ -69,7 +69,7 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
         }
     };
     let Ok(Some(executing)) = building.ready(door) else { return 1 };
-    let error = become_program(launch, birth, &ready).unwrap_or_else(|error| error);
+    let error = become_program(launch, birth, &ready, &executing).unwrap_or_else(|error| error);
     executing.failed(&error);
     1
 }
@@ -222,7 +222,7 @@ fn own_state(launch: &Launch, birth: &Birth<'_>) -> serde_json::Value {
 }
 
 /// Drops what the user's program must not have, and becomes it. Returns only where that failed.
-fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared) -> Result<Error> {
+fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared, word: &Executing) -> Result<Error> {
     program::own_streams(&launch.process)?;
     process::reset_signals()?;
     process::close_on_exec_from(3 + birth.options.preserve_fds)?;
@@ -230,7 +230,7 @@ fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared) -> Resul
         process::keep_on_exec(fd).context(|| "keeping the descriptors of --preserve-fds")?;
     }
     let (args, env) = (program::strings(&launch.process.args)?, program::environment(&launch.process)?);
-    confine::confine(&launch.process)?;
+    confine::confine(&launch.process, word)?;
     if let Some(inside) = &launch.inside {
         // Programs of the image, so they get no more rights than the user's.
         hooks::run("startContainer", &inside.start_hooks, &ready.state, Path::new("/"))?;

@@ -7,6 +7,7 @@ use coracle_isolator_host::Registry;
 use oci_spec::runtime::Spec;
 
 use crate::error::{Context, Result};
+use crate::seccomp_agent;
 use crate::stages::plan::{Launch, Plan};
 use crate::state::{Record, State};
 
@@ -77,6 +78,7 @@ pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path
 pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
     let Claimed { plan, state, record } = claimed;
     let (launch, spec, warnings) = adjust(&plan, isolators)?;
+    seccomp_agent::check(&spec, &launch.process)?;
     Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
 }
 

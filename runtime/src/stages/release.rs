@@ -3,13 +3,15 @@
 use std::os::fd::OwnedFd;
 
 use coracle_sys::process::Child;
+use oci_spec::runtime::Spec;
 
 use super::isolate::{Isolated, ReadyProcess, reaped};
 use super::prepare::Container;
 use crate::error::Result;
 use crate::handshake::Ready;
 use crate::hooks;
-use crate::state::Phase;
+use crate::seccomp_agent;
+use crate::state::{Phase, Record};
 
 /// A process that executes the user's program.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ pub fn start(container: &mut Container, word: Ready) -> Result<()> {
     // Before it is so: a crash in between must not leave a running container that is taken for a created one.
     container.record.phase = Phase::Running;
     container.save()?;
-    word.exec()?;
+    word.exec(|filter| deliver(container, filter))?;
     let hooks = hooks::of(&container.spec, "poststart");
     if hooks.is_empty() {
         return Ok(());
@@ -46,13 +48,21 @@ pub fn start(container: &mut Container, word: Ready) -> Result<()> {
     hooks::run("poststart", &hooks, &container.record.to_state(), &container.record.bundle)
 }
 
-/// Releases a process that is executed in a container.
+fn deliver(container: &Container, filter: OwnedFd) -> Result<()> {
+    let Some(first) = container.record.process else { return Ok(()) };
+    // Its program does not run before its agent knows of it.
+    let mut state = container.record.to_state();
+    state["status"] = "created".into();
+    seccomp_agent::deliver(&container.spec, filter, first.pid, &state)
+}
+
+/// Releases a process that is executed in the container of `record` with the configuration `spec`.
 ///
 /// # Errors
 /// What the child says went wrong.
-pub fn release_process(ready: ReadyProcess) -> Result<Running> {
+pub fn release_process(ready: ReadyProcess, record: &Record, spec: &Spec) -> Result<Running> {
     let ReadyProcess { child, word, console } = ready;
-    match word.exec() {
+    match word.exec(|filter| seccomp_agent::deliver(spec, filter, child.pid, &record.to_state())) {
         Ok(()) => Ok(Running { child, console }),
         Err(error) => Err(reaped(&child, error)),
     }

@@ -22,7 +22,8 @@ use profile::Profile;
 ///
 /// What is decided, as runc and libseccomp do where the specification is silent:
 /// - A rule without arguments wins over those with arguments, wherever they stand; of several, the first one.
-///   Of rules with arguments the first that matches wins. A rule with the default action says nothing.
+///   Of rules with arguments the first that matches wins (libseccomp's order follows from how it sorts them, and
+///   it refuses some). A rule with the default action says nothing.
 /// - The arguments of a rule must all match; where one index stands twice, each is a rule of its own.
 /// - Names that an architecture does not have are skipped.
 /// - The native architecture is always in; a foreign one that the profile does not name is killed

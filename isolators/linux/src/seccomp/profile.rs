@@ -15,6 +15,9 @@ use super::architecture::Architecture;
 pub(super) const RET_KILL_THREAD: u32 = 0;
 const RET_ERRNO: u32 = 0x0005_0000;
 pub(super) const RET_ENOSYS: u32 = RET_ERRNO | Errno::ENOSYS as u32;
+/// `SECCOMP_FILTER_FLAG_*`.
+const NEW_LISTENER: u32 = 1 << 3;
+const WAIT_KILLABLE_RECV: u32 = 1 << 5;
 /// The greatest error number that the kernel hands to a program (`MAX_ERRNO`).
 const MAX_ERRNO: u32 = 4095;
 
@@ -67,8 +70,11 @@ impl<'a> Profile<'a> {
     }
 
     fn for_native(seccomp: &'a LinuxSeccomp, native: Architecture) -> Result<Self> {
-        refuse_listener(seccomp)?;
         let default = seccomp.default_action();
+        if default == Action::ScmpActNotify {
+            let why = format!("{default} cannot be used as default action");
+            return Err(Error::new(why).at("linux.seccomp.defaultAction"));
+        }
         let code =
             action(default, seccomp.default_errno_ret()).map_err(|e| e.at("linux.seccomp.defaultAction"))?;
         let forbids = !matches!(default, Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace);
@@ -77,7 +83,7 @@ impl<'a> Profile<'a> {
             newer_is_enosys: forbids && code != RET_ENOSYS,
             architectures: vec![native],
             decisions: HashMap::with_capacity(512),
-            flags: flags(seccomp.flags().as_deref().unwrap_or_default())?,
+            flags: flags(seccomp.flags().as_deref().unwrap_or_default()),
         };
         for arch in seccomp.architectures().iter().flatten() {
             // One that this machine can't call needs no rules.
@@ -87,6 +93,7 @@ impl<'a> Profile<'a> {
         for (i, entry) in seccomp.syscalls().iter().flatten().enumerate() {
             profile.add(entry, i)?;
         }
+        profile.flags |= listener(seccomp)?;
         Ok(profile)
     }
 
@@ -115,23 +122,31 @@ impl<'a> Profile<'a> {
     }
 }
 
-/// A descriptor of the filter for another process: not there yet, so that nothing may ask for it.
-fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<()> {
-    for (set, field) in [
-        (seccomp.listener_path().is_some(), "linux.seccomp.listenerPath"),
-        (seccomp.listener_metadata().is_some(), "linux.seccomp.listenerMetadata"),
-    ] {
-        if set {
-            return Err(Error::new("is not honoured yet").at(field));
-        }
+/// The flags of a filter that asks an agent, none of one that does not: a listener of such a one is passed over, as
+/// runc does.
+fn listener(seccomp: &LinuxSeccomp) -> Result<u32> {
+    let asks = |entry: &&LinuxSyscall| entry.action() == Action::ScmpActNotify;
+    let mut asking = seccomp.syscalls().iter().flatten().filter(asks).peekable();
+    if asking.peek().is_none() {
+        return Ok(0);
     }
-    Ok(())
+    if seccomp.listener_path().as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
+        let why = format!("{} needs an agent to ask, and none is named", Action::ScmpActNotify);
+        return Err(Error::new(why).at("linux.seccomp.listenerPath"));
+    }
+    if asking.flat_map(LinuxSyscall::names).any(|name| name == "write") {
+        // Profiles for runc know it so, and an agent that is asked for each write of its own logs would hang.
+        let why = format!("{} cannot be used for the write syscall", Action::ScmpActNotify);
+        return Err(Error::new(why).at("linux.seccomp.syscalls"));
+    }
+    let flags = seccomp.flags().iter().flatten();
+    let wait = flags.filter(|flag| **flag == Flag::SeccompFilterFlagWaitKillableRecv).count() > 0;
+    Ok(NEW_LISTENER | if wait { WAIT_KILLABLE_RECV } else { 0 })
 }
 
 /// `SECCOMP_RET_*` for `action`; `errno_ret` counts for `SCMP_ACT_ERRNO` (absent: `EPERM`) and `SCMP_ACT_TRACE`.
 fn action(action: Action, errno_ret: Option<u32>) -> Result<u32> {
     let most = match action {
-        Action::ScmpActNotify => return Err(Error::new(format!("{action} is not honoured yet"))),
         Action::ScmpActErrno => MAX_ERRNO,
         _ => u32::from(u16::MAX),
     };
@@ -173,15 +188,14 @@ fn condition(arg: &LinuxSeccompArg) -> Result<Condition> {
 }
 
 /// `SECCOMP_FILTER_FLAG_*` of linux/seccomp.h.
-fn flags(flags: &[Flag]) -> Result<u32> {
-    flags.iter().try_fold(0, |bits, flag| match flag {
-        Flag::SeccompFilterFlagTsync => Ok(bits | 1),
-        Flag::SeccompFilterFlagLog => Ok(bits | 2),
-        Flag::SeccompFilterFlagSpecAllow => Ok(bits | 4),
-        // Without a listener, the kernel refuses it.
-        Flag::SeccompFilterFlagWaitKillableRecv => {
-            Err(Error::new(format!("{flag} is not honoured yet")).at("linux.seccomp.flags"))
-        }
+fn flags(flags: &[Flag]) -> u32 {
+    flags.iter().fold(0, |bits, flag| match flag {
+        // For all threads of the process: it has one when the filter is loaded.
+        Flag::SeccompFilterFlagTsync => bits,
+        Flag::SeccompFilterFlagLog => bits | 2,
+        Flag::SeccompFilterFlagSpecAllow => bits | 4,
+        // Without a listener it means nothing, and the kernel refuses it.
+        Flag::SeccompFilterFlagWaitKillableRecv => bits,
     })
 }
 
@@ -196,24 +210,44 @@ mod tests {
         Profile::new(&seccomp).unwrap_err().to_string()
     }
 
+    const NOTIFY: &str = "SCMP_ACT_NOTIFY";
+
+    fn notify(name: &str, listener: &str) -> Value {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": listener,
+               "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", "SECCOMP_FILTER_FLAG_TSYNC"],
+               "syscalls": [{"names": [name], "action": NOTIFY}]})
+    }
+
     #[test]
-    fn what_is_not_honoured_is_refused_by_name() {
-        let rule = json!([{"names": ["open"], "action": "SCMP_ACT_NOTIFY"}]);
-        let wait = ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"];
+    fn an_agent_that_can_not_be_asked_is_refused_by_name() {
         for (profile, wanted) in [
             (
-                json!({"syscalls": rule}),
-                "linux.seccomp.syscalls[0].action: SCMP_ACT_NOTIFY is not honoured yet",
+                notify("mkdir", ""),
+                "linux.seccomp.listenerPath: SCMP_ACT_NOTIFY needs an agent to ask, and none is named",
             ),
-            (json!({"listenerPath": "/x"}), "linux.seccomp.listenerPath: is not honoured yet"),
-            (json!({"flags": wait}), &format!("linux.seccomp.flags: {} is not honoured yet", wait[0])),
+            (
+                notify("write", "/x"),
+                "linux.seccomp.syscalls: SCMP_ACT_NOTIFY cannot be used for the write syscall",
+            ),
+            (
+                json!({"defaultAction": NOTIFY, "listenerPath": "/x"}),
+                "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
+            ),
         ] {
-            let mut whole = json!({"defaultAction": "SCMP_ACT_ALLOW"});
-            whole.as_object_mut().unwrap().extend(profile.as_object().unwrap().clone());
-            assert_eq!(refusal(whole), wanted);
+            assert_eq!(refusal(profile), wanted);
         }
-        let wanted = "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY is not honoured yet";
-        assert_eq!(refusal(json!({"defaultAction": "SCMP_ACT_NOTIFY"})), wanted);
+    }
+
+    #[test]
+    fn a_filter_has_a_listener_only_where_it_asks() {
+        let flags = |profile: Value| {
+            let seccomp: LinuxSeccomp = serde_json::from_value(profile).unwrap();
+            Profile::new(&seccomp).unwrap().flags
+        };
+        assert_eq!(flags(notify("mkdir", "/x")), NEW_LISTENER | WAIT_KILLABLE_RECV);
+        let mut silent = notify("mkdir", "/x");
+        silent["syscalls"] = json!([]);
+        assert_eq!(flags(silent), 0);
     }
 
     #[test]
@@ -242,6 +276,6 @@ mod tests {
     fn flags_are_the_kernel_s() {
         let text =
             r#"["SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]"#;
-        assert_eq!(flags(&serde_json::from_str::<Vec<Flag>>(text).unwrap()).unwrap(), 7);
+        assert_eq!(flags(&serde_json::from_str::<Vec<Flag>>(text).unwrap()), 6);
     }
 }
