@@ -137,7 +137,7 @@ mod tests {
         ]);
         let (bundle, adjustment) = prepared(&mounts);
         let wanted = format!(
-            "mounts[1].source: openat2(AT_FDCWD, {:?}, 0o12000000): no such file or directory",
+            "mounts[1].source: openat2(AT_FDCWD, {:?}): no such file or directory",
             bundle.join("nothing")
         );
         assert_eq!(adjustment.unwrap_err().to_string(), wanted);
