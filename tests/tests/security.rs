@@ -7,10 +7,12 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use coracle_fixtures::hostile::CANARY;
 use coracle_tests::{Bundle, Host, Spec, privileged};
+use rustix::fs::{CWD, RenameFlags};
 
 /// Puts a symbolic link into the root in place of what is there.
 fn plant<'h>(bundle: Bundle<'h>, path: &str, target: &str) -> Bundle<'h> {
@@ -47,6 +49,56 @@ fn c03_a_link_in_place_of_proc_or_sys_is_not_mounted_on() {
             let run = bundle.run();
             assert!(run.code != 0, "/{point} was mounted through a link: {run:?}");
         }
+    });
+}
+
+/// Swaps two entries of the file system as fast as it can while `during` runs.
+fn swapping<T>(one: &Path, other: &Path, during: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let result = during();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+#[test]
+fn c03_a_race_for_proc_gets_no_procfs_without_its_masks() {
+    privileged(|host| {
+        if !withstands(host) {
+            return;
+        }
+        // Which of the names is the directory in the end is chance. Where procfs is, its masks must be, too.
+        let script = "for p in /proc /proc-link /tmp; do \
+                          [ ! -L $p ] && [ -d $p/1 ] || continue; \
+                          [ $p != /tmp ] || echo mounted through the link; \
+                          [ -c $p/keys ] || echo $p/keys is not masked; \
+                          grep -q \" $p/sys ro,\" $p/self/mountinfo || echo $p/sys can be written; \
+                          echo looked; \
+                      done";
+        let mut looked = 0;
+        for _ in 0..80 {
+            let bundle = plant(host.bundle(Spec::new().script(script)), "proc-link", "/tmp");
+            let (proc, link) = (bundle.rootfs().join("proc"), bundle.rootfs().join("proc-link"));
+            let created = swapping(&proc, &link, || bundle.try_create());
+            if created.code == 0 {
+                host.call(&["start", bundle.id()]).succeeds();
+                let stopped = || host.call(&["state", bundle.id()]).text().contains("stopped");
+                coracle_tests::command::eventually("the container ends", stopped);
+                let told = fs::read_to_string(bundle.directory().join("stdout")).unwrap();
+                assert_eq!(told, "looked\n");
+                looked += 1;
+                host.call(&["delete", bundle.id()]).succeeds();
+            } else {
+                assert!(created.stderr.contains("a symbolic link"), "{created:?}");
+            }
+        }
+        assert!(looked > 0, "no container started");
     });
 }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use coracle_sys::file;
 use coracle_sys::mount::{self, Attributes, attr};
 
-use super::mounts::{attach, target};
+use super::mounts::attach;
+use super::root::{Root, target};
 use crate::cgroup::{Hierarchy, Place};
 use crate::error::{Context, Result};
 use crate::stages::plan::mounts::MountPlan;
@@ -16,8 +17,8 @@ const SAFE: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 /// Mounts the hierarchies as the host has them: the unified tree alone on version 2, else a directory each. Each
 /// shows the container's own cgroup as its root: by itself in a cgroup namespace (`in_namespace`), which only has
 /// to be looked at from inside, else by binding that directory alone.
-pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, place: &Place, in_namespace: bool) -> Result<()> {
-    let top = target(root, &plan.target, true)?;
+pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: bool) -> Result<OwnedFd> {
+    let top = root.target(&plan.target, true)?;
     let read_only = (plan.attributes.set | plan.recursive.set) & attr::RDONLY;
     let make = |hierarchy: &Hierarchy, path: &Path| {
         if in_namespace { new(hierarchy, SAFE | read_only) } else { bound(path, SAFE | read_only) }
@@ -27,7 +28,8 @@ pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, place: &Place, in_na
         && only.name.is_empty()
     {
         let made = make(only, path)?;
-        return attach(plan, made.as_fd(), top.as_fd());
+        attach(plan, made.as_fd(), top.as_fd())?;
+        return Ok(made);
     }
     let context = mount::Context::open("tmpfs")?;
     context.set("mode", b"755")?;
@@ -43,7 +45,8 @@ pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, place: &Place, in_na
             .context(|| format!("mounting cgroup hierarchy {:?}", hierarchy.name))?;
     }
     let attributes = Attributes { set: read_only, ..plan.attributes };
-    Ok(mount::set_attributes(tmpfs.as_fd(), attributes, false)?)
+    mount::set_attributes(tmpfs.as_fd(), attributes, false)?;
+    Ok(tmpfs)
 }
 
 fn one(tmpfs: BorrowedFd<'_>, hierarchy: &Hierarchy, made: &OwnedFd) -> Result<()> {

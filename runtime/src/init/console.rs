@@ -22,7 +22,7 @@ pub(super) fn open(root: BorrowedFd<'_>, launch: &Launch, birth: &Birth<'_>) -> 
             super::mounts::relabel(peer.as_fd(), label)?;
         }
         let source = mount::clone_tree(peer.as_fd(), Path::new(""), false)?;
-        let target = super::mounts::target(root, Path::new("dev/console"), false)?;
+        let target = super::root::target(root, Path::new("dev/console"), false)?;
         mount::attach(source.as_fd(), target.as_fd())?;
         become_terminal(peer)
     };

@@ -91,6 +91,6 @@ fn bind(root: BorrowedFd<'_>, device: &Device) -> Result<()> {
             .hint("in a user namespace devices are bound from the host"));
     }
     let tree = mount::clone_tree(source.as_fd(), Path::new(""), false)?;
-    let target = super::mounts::target(root, &device.target, false)?;
+    let target = super::root::target(root, &device.target, false)?;
     Ok(mount::attach(tree.as_fd(), target.as_fd())?)
 }

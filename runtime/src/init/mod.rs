@@ -5,6 +5,7 @@
 mod mounts;
 mod cgroups;
 mod devices;
+mod root;
 mod rootfs;
 mod console;
 mod scheduling;
@@ -27,6 +28,7 @@ use crate::hooks;
 use crate::stages::plan::Launch;
 use crate::stages::plan::launch::Inside;
 use labels::Labels;
+use root::Root;
 
 /// What the child is born with beside its plan.
 #[derive(Debug)]
@@ -150,16 +152,16 @@ fn build_inside(
 ) -> Result<()> {
     name_host(inside)?;
     set_sysctls(inside)?;
-    let root = rootfs::attach(inside)?;
+    let mut root = Root::new(rootfs::attach(inside)?);
     for mount in &inside.mounts {
-        mounts::mount(root.as_fd(), mount, birth)?;
+        mounts::mount(&mut root, mount, birth)?;
     }
     devices::make(root.as_fd(), &inside.devices, launch.namespaces.new_user())?;
     console::open(root.as_fd(), launch, birth)?;
     hooks::run("createContainer", &inside.create_hooks, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;
-    rootfs::mask(root.as_fd(), inside)?;
-    rootfs::enter(root, inside, birth.options.no_pivot)
+    rootfs::mask(&root, inside)?;
+    rootfs::enter(root.into_fd(), inside, birth.options.no_pivot)
 }
 
 fn name_host(inside: &Inside) -> Result<()> {

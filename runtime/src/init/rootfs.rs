@@ -7,6 +7,7 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, Propagation, attr};
 use coracle_sys::{Errno, namespace};
 
+use super::root::Root;
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::launch::Inside;
 
@@ -51,7 +52,7 @@ pub(super) fn make_dir(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
 }
 
 /// Covers the masked paths and makes the read-only ones so.
-pub(super) fn mask(root: BorrowedFd<'_>, inside: &Inside) -> Result<()> {
+pub(super) fn mask(root: &Root, inside: &Inside) -> Result<()> {
     for path in &inside.readonly_paths {
         let Some(target) = existing(root, path)? else { continue };
         let tree = mount::clone_tree(target.as_fd(), Path::new(""), true);
@@ -69,14 +70,9 @@ pub(super) fn mask(root: BorrowedFd<'_>, inside: &Inside) -> Result<()> {
     Ok(())
 }
 
-/// The file or directory `path` below the root, or `None` where there is none: only then there is nothing to
-/// protect.
-fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
-    match file::open(root, path, libc::O_PATH, 0, Resolve::InRoot) {
-        Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-        Err(e) => Err(e).context(|| format!("opening {path:?}")),
-        Ok(fd) => Ok(Some(fd)),
-    }
+/// The file or directory `path`, or `None` where there is none: only then there is nothing to protect.
+fn existing(root: &Root, path: &Path) -> Result<Option<OwnedFd>> {
+    root.existing(path).context(|| format!("opening {path:?}"))
 }
 
 /// What masked paths are covered with: for directories one empty read-only file system, for files the host's

@@ -150,6 +150,35 @@ fn make_missing(root: BorrowedFd<'_>, path: &Path, mode: u32, depth: u32) -> Res
     Ok(here)
 }
 
+/// As [`mkdir_all`], but every component is a directory itself: a link on the way is an error, however often it is
+/// swapped for a directory meanwhile.
+///
+/// # Errors
+/// `ELOOP` where a link is in the way, `ENOTDIR` where a file is.
+pub fn mkdir_all_no_links(root: BorrowedFd<'_>, path: impl AsRef<Path>, mode: u32) -> Result<OwnedFd> {
+    const FLAGS: i32 = libc::O_PATH | libc::O_DIRECTORY;
+    let path = path.as_ref();
+    match open(root, path, FLAGS, 0, Resolve::BeneathNoLinks) {
+        Err(e) if e.errno() == Errno::ENOENT => {}
+        other => return other,
+    }
+    let mut here = open(root, ".", FLAGS, 0, Resolve::BeneathNoLinks)?;
+    for component in path.components() {
+        let below = match open(here.as_fd(), component, FLAGS, 0, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => {
+                match mkdir(here.as_fd(), component, mode) {
+                    Err(e) if e.errno() != Errno::EEXIST => return Err(e),
+                    _ => {}
+                }
+                open(here.as_fd(), component, FLAGS, 0, Resolve::BeneathNoLinks)
+            }
+            other => other,
+        };
+        here = below?;
+    }
+    Ok(here)
+}
+
 /// Makes a file of any type: `mode` holds the type and the permission bits, `device` the number of a device
 /// node (mknodat(2)).
 ///

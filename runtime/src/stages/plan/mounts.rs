@@ -1,6 +1,6 @@
 //! What a mount's options mean (runtime-spec 1.3, config.md, "Mounts"; mount(8) for their names).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_sys::mount::{Attributes, Propagation, attr};
 use oci_spec::runtime::Mount;
@@ -28,6 +28,15 @@ pub struct MountPlan {
     pub label: Option<String>,
     /// The options as the configuration has them.
     pub options: Vec<String>,
+}
+
+impl MountPlan {
+    /// Whether it is a procfs or sysfs, or is mounted where these belong.
+    pub fn shows_kernel(&self) -> bool {
+        let is_kernel =
+            matches!(&self.source, Source::New { fstype, .. } if fstype == "proc" || fstype == "sysfs");
+        is_kernel || self.target == Path::new("proc") || self.target == Path::new("sys")
+    }
 }
 
 /// What is mounted.
