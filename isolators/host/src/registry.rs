@@ -106,6 +106,14 @@ impl Registry {
         self.each("isolate", |isolator| isolator.isolate(container))
     }
 
+    /// Lets each isolator act on a waiting process that is executed in a running container.
+    ///
+    /// # Errors
+    /// Where one fails; those after it are not called.
+    pub fn join(&self, container: &Handles<'_>) -> Result<()> {
+        self.each("join", |isolator| isolator.join(container))
+    }
+
     /// Gives each isolator the new limits.
     ///
     /// # Errors

@@ -88,6 +88,17 @@ pub trait Isolator {
         Ok(())
     }
 
+    /// Called for each process that is executed in the running container, and waits in the container's cgroup: the
+    /// isolator does for it what can't be done for the container as a whole. Of the handles, `pidfd` is that of the
+    /// new process.
+    ///
+    /// # Errors
+    /// Where the kernel refuses. The process never runs then.
+    fn join(&self, container: &Handles<'_>) -> Result<()> {
+        let _ = container;
+        Ok(())
+    }
+
     /// Called when somebody begins to watch the container: a descriptor that becomes readable when there may be
     /// a [`limitation`](Self::limitation) to tell. The runtime polls and closes it.
     ///

@@ -176,6 +176,19 @@ pub fn pidfd(pid: i32) -> Result<OwnedFd> {
     check_fd(ret, || format!("pidfd_open({pid})"))
 }
 
+/// The PID of the process of `pidfd` in the caller's PID namespace (`/proc/self/fdinfo`, Linux 5.4). It stays its own
+/// as long as nobody awaits the process.
+///
+/// # Errors
+/// `ESRCH` where it has ended and was awaited, or is not to be seen from this namespace.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = crate::file::read(crate::file::CWD, &path, 4096, crate::file::Resolve::Host)?;
+    let text = String::from_utf8_lossy(&text);
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    pid.filter(|pid| *pid > 0).ok_or_else(|| Error::new(format!("read({path:?})"), Errno::ESRCH))
+}
+
 /// Sends `signal` (0 only asks whether the process is there) to the process of `pidfd`
 /// (pidfd_send_signal(2), Linux 5.1).
 ///
@@ -443,6 +456,13 @@ mod tests {
     fn a_process_name_with_parentheses_does_not_shift_the_fields() {
         let line = b"42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2 3\n";
         assert_eq!(parse_stat(line), Some(Status { state: 'S', start_time: 98765 }));
+    }
+
+    #[test]
+    fn a_pidfd_tells_its_pid() {
+        let own = std::process::id() as i32;
+        assert_eq!(pid_of(pidfd(own).unwrap().as_fd()).unwrap(), own);
+        assert!(pid_of(crate::file::open_dir("/").unwrap().as_fd()).is_err());
     }
 
     #[test]

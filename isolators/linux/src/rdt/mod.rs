@@ -1,0 +1,277 @@
+//! `linux/rdt`: a share of the processor's cache and of the memory's bandwidth, through the kernel's resctrl file
+//! system (Documentation/filesystems/resctrl.rst; Intel RDT, and its like of other makers).
+
+mod schema;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use coracle_isolator::{Adjustment, Config, Errno, Error, Handles, Isolator, Result};
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::process;
+use oci_spec::runtime::Spec;
+use schema::{Asked, ROOT_CLASS};
+
+/// Looks after `linux.intelRdt`. A container without a `closID` gets a class of service of its own, which goes with
+/// it. A class that `closID` names is made where it is missing, and goes with the container that made it unless others
+/// are in it by then; one that stands must be as the container wants it.
+///
+/// What is about to be made is written down first, in a file beside other runtime state, so that `cleanup` never takes
+/// a directory away that an administrator made under a container's name.
+#[derive(Debug)]
+pub struct Rdt {
+    resctrl: PathBuf,
+    /// Where the records of what was made go.
+    records: PathBuf,
+    magic: i64,
+}
+
+impl Default for Rdt {
+    fn default() -> Self {
+        const RDTGROUP_SUPER_MAGIC: i64 = 0x0765_5821;
+        Self { resctrl: "/sys/fs/resctrl".into(), records: "/run".into(), magic: RDTGROUP_SUPER_MAGIC }
+    }
+}
+
+impl Isolator for Rdt {
+    fn name(&self) -> &str {
+        "linux/rdt"
+    }
+
+    fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
+        let Some(asked) = asked(config.spec)? else { return Ok(Adjustment::default()) };
+        let root = self.open()?;
+        for (resource, field) in
+            [("L3", "linux.intelRdt.l3CacheSchema"), ("MB", "linux.intelRdt.memBwSchema")]
+        {
+            if asked.limits(resource) && !self.has(root.as_fd(), resource)? {
+                return Err(
+                    Error::new(format!("this processor or kernel does not share out {resource}")).at(field)
+                );
+            }
+        }
+        if asked.monitored && open(root.as_fd(), "mon_groups").is_err() {
+            let what = "this processor or kernel does not monitor";
+            return Err(Error::new(what).at("linux.intelRdt.enableMonitoring"));
+        }
+        Ok(Adjustment::default())
+    }
+
+    fn isolate(&self, container: &Handles<'_>) -> Result<()> {
+        let Some(asked) = asked(container.spec)? else { return Ok(()) };
+        let root = self.open()?;
+        let own = name(container.id);
+        let class = self.class(root.as_fd(), &own, &asked)?;
+        if asked.monitored {
+            self.record(&own, asked.class.as_deref().unwrap_or(&own), true)?;
+            let groups =
+                open(class.as_fd(), "mon_groups").map_err(|e| e.at("linux.intelRdt.enableMonitoring"))?;
+            make(groups.as_fd(), &own).map_err(|e| e.at("linux.intelRdt.enableMonitoring"))?;
+        }
+        enter(class.as_fd(), &own, container)
+    }
+
+    fn join(&self, container: &Handles<'_>) -> Result<()> {
+        let Some(asked) = asked(container.spec)? else { return Ok(()) };
+        let own = name(container.id);
+        let class = open_class(self.open()?.as_fd(), asked.class.as_deref().unwrap_or(&own))?;
+        enter(class.as_fd(), &own, container)
+    }
+
+    fn cleanup(&self, id: &str) -> Result<()> {
+        let (own, record) = (name(id), record_name(&name(id)));
+        let records = file::open_dir(&self.records).map_err(failed)?;
+        let made = match file::read(records.as_fd(), &record, 64 * 1024, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
+            other => other.map_err(failed)?,
+        };
+        if let Ok(root) = self.open() {
+            // Monitoring groups lie in classes, and were made after them.
+            for line in String::from_utf8_lossy(&made).lines().rev() {
+                remove(root.as_fd(), &own, line)?;
+            }
+        }
+        file::unlink(records.as_fd(), &record).map_err(failed)
+    }
+}
+
+impl Rdt {
+    /// The root of resctrl, which is verified to be one.
+    fn open(&self) -> Result<OwnedFd> {
+        let root = file::open_dir(&self.resctrl).ok();
+        let is_resctrl =
+            |root: &OwnedFd| file::file_system(root.as_fd()).is_ok_and(|magic| magic == self.magic);
+        root.filter(is_resctrl).ok_or_else(|| {
+            Error::new("intelRdt is specified in config, but Intel RDT is not supported or enabled")
+                .at("linux.intelRdt")
+                .with_hint("is resctrl mounted? mount -t resctrl resctrl /sys/fs/resctrl")
+        })
+    }
+
+    /// Whether there is a resource whose name starts with `resource`: with code and data apart, L3 is L3CODE and
+    /// L3DATA.
+    fn has(&self, root: BorrowedFd<'_>, resource: &str) -> Result<bool> {
+        let info = open(root, "info")?;
+        let names = file::list(info.as_fd()).map_err(failed)?;
+        Ok(names.iter().any(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with(resource) && !name.ends_with("_MON")
+        }))
+    }
+
+    /// The container's class of service, with its schemata.
+    fn class(&self, root: BorrowedFd<'_>, own: &str, asked: &Asked) -> Result<OwnedFd> {
+        if let Some(named) = &asked.class {
+            match open_class(root, named) {
+                Ok(class) => return stands(class, named, asked),
+                Err(e) if asked.lines.is_empty() || e.errno() != Some(Errno::ENOENT) => {
+                    return Err(e.with_hint("make it, or give it a schema").at("linux.intelRdt.closID"));
+                }
+                Err(_) => {}
+            }
+        }
+        let class = asked.class.as_deref().unwrap_or(own);
+        if !self.record(own, class, false)? && open_class(root, class).is_ok() {
+            return Err(Error::new(format!(
+                "class of service {class:?} stands already, and not by this container"
+            ))
+            .at("linux.intelRdt")
+            .with_hint("name it with closID to use it"));
+        }
+        make(root, class)
+            .map_err(|e| match e.errno() {
+                Some(Errno::ENOSPC) => e.with_hint("the processor has no class of service left"),
+                _ => e,
+            })
+            .map_err(|e| e.at("linux.intelRdt.closID"))?;
+        let class = open_class(root, class)?;
+        if !asked.lines.is_empty() {
+            let text = format!("{}\n", asked.lines.join("\n"));
+            file::write_to(class.as_fd(), "schemata", text.as_bytes(), Resolve::BeneathNoLinks)
+                .map_err(|e| explained(root, failed(e)).at("linux.intelRdt.schemata"))?;
+        }
+        Ok(class)
+    }
+
+    /// Writes down what is about to be made: a class, or with `monitor` a monitoring group in one. Says whether it
+    /// stood there before.
+    fn record(&self, own: &str, class: &str, monitor: bool) -> Result<bool> {
+        let records = file::open_dir(&self.records).map_err(failed)?;
+        let name = record_name(own);
+        let mut made = match file::read(records.as_fd(), &name, 64 * 1024, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => Vec::new(),
+            other => other.map_err(failed)?,
+        };
+        let line = format!("{} {class}\n", if monitor { "monitor" } else { "class" });
+        if String::from_utf8_lossy(&made).split_inclusive('\n').any(|old| old == line) {
+            return Ok(true);
+        }
+        made.extend(line.bytes());
+        file::replace(records.as_fd(), &name, &made, 0o600).map_err(failed)?;
+        Ok(false)
+    }
+}
+
+fn asked(spec: &Spec) -> Result<Option<Asked>> {
+    let rdt = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
+    rdt.map(Asked::new).transpose()
+}
+
+/// A container's ID as the name of a directory: nested containers have slashes in theirs, and no ID has a `%`.
+fn name(id: &str) -> String {
+    id.replace('/', "%")
+}
+
+fn record_name(own: &str) -> String {
+    format!("coracle-rdt-{own}")
+}
+
+/// A class that stands is shared: it is what it is, and only that will do.
+fn stands(class: OwnedFd, name: &str, asked: &Asked) -> Result<OwnedFd> {
+    if asked.lines.is_empty() {
+        return Ok(class);
+    }
+    let text = file::read(class.as_fd(), "schemata", 64 * 1024, Resolve::BeneathNoLinks).map_err(failed)?;
+    match schema::missing(&asked.lines, &String::from_utf8_lossy(&text)) {
+        None => Ok(class),
+        Some(line) => {
+            Err(Error::new(format!("class of service {name:?} stands, and its schemata is not {line:?}"))
+                .at("linux.intelRdt"))
+        }
+    }
+}
+
+/// Puts the waiting process into the class `class` and into the container's monitoring group there, if it has one.
+fn enter(class: BorrowedFd<'_>, own: &str, container: &Handles<'_>) -> Result<()> {
+    let pidfd =
+        container.pidfd.ok_or_else(|| Error::new("there is no process to put into a class of service"))?;
+    let pid = process::pid_of(pidfd).map_err(failed)?.to_string();
+    let write = |group: BorrowedFd<'_>| {
+        let written = file::write_to(group, "tasks", pid.as_bytes(), Resolve::BeneathNoLinks);
+        written.map_err(|e| failed(e).at("linux.intelRdt"))
+    };
+    write(class)?;
+    match open(class, &format!("mon_groups/{own}")) {
+        Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(()),
+        group => write(group?.as_fd()),
+    }
+}
+
+/// Removes what `line` of a record tells of. The kernel lets the processes of a group that goes fall back into the
+/// class around it, so one that others have come to use stays.
+fn remove(root: BorrowedFd<'_>, own: &str, line: &str) -> Result<()> {
+    let (dir, name) = match line.split_once(' ') {
+        Some(("monitor", class)) => {
+            (open_class(root, class).and_then(|class| open(class.as_fd(), "mon_groups")), own)
+        }
+        Some(("class", class)) => {
+            let class_dir = open_class(root, class);
+            let tasks = class_dir.as_ref().ok().map(|dir| {
+                file::read(dir.as_fd(), "tasks", 1 << 20, Resolve::BeneathNoLinks).unwrap_or_default()
+            });
+            if class != own && tasks.is_some_and(|tasks| !tasks.is_empty()) {
+                return Ok(());
+            }
+            (open(root, "."), class)
+        }
+        // Cut short by a crash: what it would have told of was not made yet.
+        _ => return Ok(()),
+    };
+    let Ok(dir) = dir else { return Ok(()) };
+    match file::rmdir(dir.as_fd(), name) {
+        Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a group. One that stands under a container's name was left by a crash.
+fn make(dir: BorrowedFd<'_>, name: &str) -> Result<()> {
+    match file::mkdir(dir, name, 0o755) {
+        Err(e) if e.errno() != Errno::EEXIST => Err(failed(e)),
+        _ => Ok(()),
+    }
+}
+
+fn open_class(root: BorrowedFd<'_>, class: &str) -> Result<OwnedFd> {
+    open(root, if class == ROOT_CLASS { "." } else { class })
+}
+
+fn open(dir: BorrowedFd<'_>, path: &str) -> Result<OwnedFd> {
+    use nix::libc::{O_DIRECTORY, O_RDONLY};
+    file::open(dir, path, O_RDONLY | O_DIRECTORY, 0, Resolve::BeneathNoLinks).map_err(failed)
+}
+
+fn failed(error: coracle_sys::Error) -> Error {
+    Error::failed(error.call(), error.errno())
+}
+
+/// With what resctrl itself says of the last failure.
+fn explained(root: BorrowedFd<'_>, error: Error) -> Error {
+    match file::read(root, "info/last_cmd_status", 4096, Resolve::BeneathNoLinks) {
+        Ok(status) => error.with_hint(format!("resctrl says: {}", String::from_utf8_lossy(&status).trim())),
+        Err(_) => error,
+    }
+}
+
+#[cfg(test)]
+mod tests;
