@@ -237,3 +237,16 @@ fn a_score_below_the_runtimes_own_needs_a_capability() {
         }
     });
 }
+
+#[test]
+fn cache_and_bandwidth_are_refused_where_there_is_no_resctrl() {
+    privileged(|host| {
+        if fs::exists("/sys/fs/resctrl/schemata").unwrap() {
+            return host.skip("resctrl is mounted");
+        }
+        let bundle = host.bundle(sleeping().set("/linux/intelRdt", json!({"l3CacheSchema": "L3:0=f"})));
+        let words = ["linux.intelRdt", "Intel RDT is not supported or enabled", "mount -t resctrl"];
+        bundle.try_create().fails_with(&words);
+        bundle.run().fails_with(&words);
+    });
+}

@@ -1,6 +1,9 @@
 //! `exec`: runs one more process in a container.
 
-use coracle_isolator::{CgroupVersion, Config, Kind};
+use std::os::fd::AsFd;
+
+use coracle_isolator::{CgroupVersion, Config, Handles, Kind};
+use coracle_isolator_host::Registry;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
 
 use crate::cgroup::Tree;
@@ -40,7 +43,8 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
     let process = process(options, &spec)?;
     plan::checks::check_process(&process)?;
     spec.set_process(Some(process));
-    let launch = prepare(global, &record, &spec)?;
+    let isolators = isolators::built_in()?;
+    let launch = prepare(global, &record, &spec, &isolators)?;
     let target = Target {
         id: &record.id,
         bundle: &record.bundle,
@@ -48,7 +52,9 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
         kinds: namespaces::kinds(&spec)?,
         cgroups: record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), |place| place.open())?,
     };
-    let born = spawn::spawn_into(&launch, target, &options.launch)?;
+    let (born, cgroup) = spawn::spawn_into(&launch, target, &options.launch)?;
+    let pidfd = Some(born.child.pidfd.as_fd());
+    isolators.join(&Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec })?;
     let ready = isolate::go(born)?;
     super::write_pid_file(&options.launch, ready.child.pid)?;
     release::release_process(ready, &record, &spec)
@@ -58,10 +64,10 @@ fn not_running(status: Status) -> Error {
     Error::new(Code::IllegalState, format!("cannot exec in a {status} container"))
 }
 
-fn prepare(global: &Global, record: &Record, spec: &Spec) -> Result<Launch> {
+fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) -> Result<Launch> {
     let version = record.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
     let config = Config { id: &record.id, kind: Kind::Oci, bundle: &record.bundle, spec, cgroup: version };
-    let mut adjusted = isolators::built_in()?.process(&config)?;
+    let mut adjusted = isolators.process(&config)?;
     global.warn(adjusted.warnings.drain(..));
     let process = adjusted.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;

@@ -95,11 +95,11 @@ pub struct Target<'a> {
     pub cgroups: Tree,
 }
 
-/// Clones a process into the cgroups and namespaces of `target`.
+/// Clones a process into the cgroups and namespaces of `target`, and returns it with the cgroups' handles.
 ///
 /// # Errors
 /// `System` where the kernel refuses.
-pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) -> Result<Born> {
+pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) -> Result<(Born, Cgroup)> {
     let joins = [(target.kinds, target.first)];
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {
@@ -115,7 +115,7 @@ pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) ->
     };
     let (child, cloned) = clone_child(launch, birth, None)?;
     let scheduling = launch.process.scheduling.clone();
-    Ok(Born { child, cloned, console, scheduling })
+    Ok((Born { child, cloned, console, scheduling }, target.cgroups.into_handles()))
 }
 
 /// A PID namespace and a time namespace that are joined, and a time namespace that is new, are entered by

@@ -125,7 +125,6 @@ fn mount_destinations_are_absolute(spec: &Spec) -> Result<()> {
 fn linux_fields_are_honoured(spec: &Spec) -> Result<()> {
     let linux: &Linux = linux(spec)?;
     refuse(&[
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
         ("vm", spec.vm().is_some()),
     ])
@@ -297,7 +296,6 @@ mod tests {
             ("/process/user/uid", json!(u32::MAX), "process.user holds the ID 4294967295"),
             ("/process/execCPUAffinity", json!({"final": "3-1"}), "process.execCPUAffinity.final is \"3-1\""),
             ("/process/user", json!({"uid": 0, "gid": 0, "umask": 512}), "process.user.umask is 512"),
-            ("/linux/intelRdt", json!({}), "linux.intelRdt is not supported"),
             ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices is not supported"),
             ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces without \"mount\""),
             (
