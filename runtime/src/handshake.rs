@@ -24,7 +24,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use coracle_sys::socket;
+use coracle_sys::{Errno, socket};
 
 use crate::error::{Code, Context, Error, Result};
 
@@ -65,11 +65,15 @@ impl Cloned {
     /// # Errors
     /// What the child says went wrong, or that it died.
     pub fn go(self) -> Result<Ready> {
-        // A child that failed before Go has said so and closed its end: what it said is still to be heard.
-        let said = say(self.socket.as_fd(), GO);
+        let said = match say(self.socket.as_fd(), GO) {
+            Ok(()) => true,
+            // A child that failed before Go has said so and closed its end: what it said is still to be heard.
+            Err(error) if error.errno() == Some(Errno::EPIPE) => false,
+            Err(error) => return Err(error),
+        };
         match hear(self.socket.as_fd())? {
-            Some(READY) if said.is_err() => Err(out_of_order(READY, "the end")),
-            Some(READY) => Ok(Ready { socket: self.socket }),
+            Some(READY) if said => Ok(Ready { socket: self.socket }),
+            Some(READY) => Err(out_of_order(READY, "the end")),
             Some(other) => Err(out_of_order(other, "Ready")),
             None => Err(Error::new(Code::System, "the container's process died before it was ready")),
         }

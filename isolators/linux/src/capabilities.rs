@@ -81,9 +81,13 @@ fn grantable(asked: u64, in_user_namespace: bool) -> Result<u64> {
     let failed = |error| Error::new(format!("own capabilities can't be read: {error}"));
     let mut here = 0;
     for capability in each(asked) {
-        // PR_CAPBSET_READ answers EINVAL for a capability that the kernel does not know.
-        let bounding = caps::has_cap(None, CapSet::Bounding, capability);
-        if matches!((bounding, in_user_namespace), (Ok(true), _) | (Ok(false), true)) {
+        let is_bounding = match caps::has_cap(None, CapSet::Bounding, capability) {
+            Ok(is_bounding) => is_bounding,
+            // PR_CAPBSET_READ answers EINVAL for a capability that the kernel does not know.
+            Err(error) if error.to_string().contains("os error 22") => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        if is_bounding || in_user_namespace {
             here |= capability.bitmask();
         }
     }

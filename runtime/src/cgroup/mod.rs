@@ -126,9 +126,13 @@ pub fn hierarchies() -> Result<(Version, Vec<Hierarchy>)> {
     }
     let mut found = Vec::new();
     for name in file::list(root.as_fd())? {
-        // Links (`cpu` beside `cpu,cpuacct`) are other names of what is found anyway.
         let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-        let Ok(dir) = file::open(root.as_fd(), &name, flags, 0, Resolve::BeneathNoLinks) else { continue };
+        let dir = match file::open(root.as_fd(), &name, flags, 0, Resolve::BeneathNoLinks) {
+            Ok(dir) => dir,
+            // Links (`cpu` beside `cpu,cpuacct`) are other names of what is found anyway.
+            Err(e) if matches!(e.errno(), Errno::ELOOP | Errno::ENOTDIR) => continue,
+            Err(e) => return Err(e).context(|| "looking for cgroups"),
+        };
         let kind = file::file_system(dir.as_fd())?;
         let unified = kind == nix::sys::statfs::CGROUP2_SUPER_MAGIC.0;
         if unified || kind == nix::sys::statfs::CGROUP_SUPER_MAGIC.0 {

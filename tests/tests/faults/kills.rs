@@ -1,46 +1,12 @@
 //! The runtime killed at every system call: `delete --force` then leaves nothing.
 
-#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
-
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
 use coracle_fixtures::small;
 use coracle_tests::image::Store;
-use coracle_tests::{Bundle, Host, Spec, privileged};
+use coracle_tests::{Host, Spec, privileged};
 
-/// A system call, and the how-maniest of its kind.
-type Step = (String, usize);
-
-/// The steps of a traced command, in their order.
-fn steps(trace: &str) -> Vec<Step> {
-    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
-    let mut steps = Vec::new();
-    for line in trace
-        .lines()
-        .filter(|line| !line.contains("resumed>") && !line.contains("+++") && !line.contains("---"))
-    {
-        let Some((before, _)) = line.split_once('(') else { continue };
-        let (pid, call) = before.trim().rsplit_once(' ').unwrap_or(("", before.trim()));
-        let count = counts.entry((pid.trim().to_owned(), call.to_owned())).or_insert(0);
-        *count += 1;
-        // The runtime has not run yet when strace's own child executes it.
-        let step = (call.to_owned(), *count);
-        if step != ("execve".to_owned(), 1) && seen.insert(step.clone()) {
-            steps.push(step);
-        }
-    }
-    steps
-}
-
-/// Runs a verb under strace; its exit code is the verb's.
-fn traced(host: &Host, bundle: &Bundle<'_>, options: &str, verb: &str) -> i32 {
-    let (directory, id) = (bundle.directory().display(), bundle.id());
-    let command = format!("strace {options} $RUNTIME {verb} {id} </dev/null >/dev/null 2>&1");
-    host.shell(&format!("cd {directory} && exec timeout -s KILL 20 {command}")).code
-}
+use crate::trace::{can_sweep, steps, stride, traced};
 
 /// Kills `verb` at each of its steps, one a turn, and tells after which something was left.
 fn sweep(host: &Host, verb: &str, follow: &str) {
@@ -51,7 +17,7 @@ fn sweep(host: &Host, verb: &str, follow: &str) {
     let steps = steps(&fs::read_to_string(&trace).unwrap());
     assert!(steps.len() > 30, "only {} steps were traced", steps.len());
     let (mut leaks, mut turns, mut failed) = (String::new(), 0, 0);
-    for (call, count) in &steps {
+    for (call, count) in steps.iter().step_by(stride(1)) {
         let before = host.snapshot();
         let options = format!("{follow} -qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
         turns += 1;
@@ -67,11 +33,6 @@ fn sweep(host: &Host, verb: &str, follow: &str) {
     assert!(leaks.is_empty(), "{leaks}");
     // A step that a second run happens not to reach kills nobody; they must be few.
     assert!(failed * 10 >= turns * 9, "only {failed} of {turns} turns were killed");
-}
-
-fn can_sweep(host: &Host) -> bool {
-    // runc 1.1 leaves cgroups behind when it is killed before it wrote its state.
-    host.needs_coracle("a journal of intents") && host.needs_program("strace")
 }
 
 #[test]
@@ -99,7 +60,7 @@ fn delete_killed_at_any_step_can_be_repeated() {
             return;
         }
         let mut leaks = String::new();
-        for count in 1..12 {
+        for count in (1..12).step_by(stride(1)) {
             for call in ["unlinkat", "rmdir", "pidfd_send_signal", "openat2", "close"] {
                 let before = host.snapshot();
                 let container = host.sleeper();
@@ -128,45 +89,6 @@ fn run_of_an_image_killed_at_any_step_leaves_no_snapshot() {
         sweep(host, &run, "");
         let snapshots = fs::read_dir(store.directory().join("snapshots")).unwrap();
         assert_eq!(snapshots.count(), 0);
-    });
-}
-
-/// Cuts a file to half its length, as a host that crashes may.
-fn cut(path: &Path) {
-    let bytes = fs::read(path).unwrap();
-    fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
-}
-
-#[test]
-fn a_record_that_was_cut_short_does_not_keep_a_container() {
-    privileged(|host| {
-        if !host.needs_coracle("a record that may be broken") {
-            return;
-        }
-        let before = host.snapshot();
-        let container = host.sleeper();
-        cut(&Path::new("/run/coracle").join(container.id()).join("record.json"));
-        host.call(&["delete", "--force", container.id()]).succeeds();
-        assert_eq!(host.difference(&before), None);
-    });
-}
-
-#[test]
-fn where_nothing_tells_what_to_remove_force_says_so() {
-    privileged(|host| {
-        if !host.needs_coracle("a record that may be broken") {
-            return;
-        }
-        let container = host.sleeper();
-        let pid = container.pid();
-        let record = Path::new("/run/coracle").join(container.id()).join("record.json");
-        let whole = fs::read(&record).unwrap();
-        cut(&record);
-        cut(&record.with_file_name("config.json"));
-        host.call(&["delete", "--force", container.id()]).fails_with(&["record", "configuration"]);
-        assert!(Path::new(&format!("/proc/{pid}")).is_dir());
-        fs::write(&record, whole).unwrap();
-        host.call(&["delete", "--force", container.id()]).succeeds();
     });
 }
 

@@ -1,0 +1,267 @@
+//! The runtime refused any system call, one a turn: it does its work all the same, or says in one line what failed.
+//! Never does it hang, and `delete --force` then leaves nothing.
+
+use std::fs;
+use std::path::PathBuf;
+
+use coracle_fixtures::spec::docker_like_seccomp;
+use coracle_tests::oracle::Snapshot;
+use coracle_tests::{Bundle, Host, Outcome, Spec, privileged};
+
+use crate::trace::{Step, can_sweep, steps, stride};
+
+const ERRORS: [&str; 7] = ["EPERM", "ENOMEM", "ENOSPC", "EMFILE", "EINTR", "EAGAIN", "ENOSYS"];
+const VERBS: [&str; 5] = ["create", "start", "exec", "delete", "run"];
+
+/// Calls that the kernel never refuses: a process's end and its umask; and it gives a descriptor back even where
+/// close(2) fails, which an injected error does not.
+const CAN_NOT_FAIL: [&str; 6] = ["exit", "exit_group", "rt_sigreturn", "restart_syscall", "close", "umask"];
+/// What a C library and Rust's own start do before `main`; where they can't go on, they end by a signal.
+const START_UP: [&str; 12] = [
+    "arch_prctl",
+    "brk",
+    "getrandom",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "openat",
+    "poll",
+    "read",
+    "rt_sigaction",
+    "sigaltstack",
+    "set_tid_address",
+];
+
+/// What the container's program writes about itself: whatever was refused, a container that starts is the whole one.
+const REPORT: &str = r#"
+exec >/tmp/report 2>&1
+grep -E '^(Uid|Gid|Groups|Cap.*|NoNewPrivs|Seccomp):' /proc/self/status
+hostname; umask; ulimit -n; pwd; env | sort | grep -v ^SHLVL
+cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_unprivileged_port_start /sys/class/net/lo/flags
+for file in memory/memory.limit_in_bytes memory.max pids/pids.max pids.max; do
+    [ ! -e /sys/fs/cgroup/$file ] || cat /sys/fs/cgroup/$file
+done
+cut -d: -f2- /proc/self/cgroup
+cut -d' ' -f4- /proc/self/mountinfo | sed -E 's/(master|shared):[0-9]+//'
+stat -c '%n %F %a %u:%g %t:%T' /dev/* /proc/kcore /proc/timer_list
+touch /proc/sys/new; touch /new; ls /proc/self/fd | wc -l
+for kind in pid net ipc uts mnt cgroup; do
+    grep -q "$(readlink /proc/self/ns/$kind)" /namespaces || echo "own $kind"
+done
+"#;
+
+fn specification() -> Spec {
+    Spec::new()
+        .args(["sh", "/report"])
+        .user(1000, 1000)
+        .memory(64 << 20)
+        .pids(32)
+        .set("/root/readonly", true)
+        .mount("/tmp", "bind", "report", &["bind", "rw"])
+        .set("/process/oomScoreAdj", 100)
+        .set("/linux/sysctl", serde_json::json!({"net.ipv4.ip_unprivileged_port_start": "77"}))
+        .set("/linux/seccomp", docker_like_seccomp())
+}
+
+/// One verb under test, on a bundle that reports what its container is like.
+struct Sweep<'h> {
+    host: &'h Host,
+    bundle: Bundle<'h>,
+    verb: &'static str,
+    before: Snapshot,
+    /// The runtime's file, where nobody can write to it.
+    read_only: PathBuf,
+    /// The report of a container that nothing was refused.
+    whole: String,
+    faults: String,
+}
+
+impl<'h> Sweep<'h> {
+    fn new(host: &'h Host, verb: &'static str) -> Self {
+        let spec = specification();
+        // `exec` reports; the container that it goes to only waits.
+        let spec = if verb == "exec" { spec.args(["sleep", "1000"]) } else { spec };
+        let bundle = host.bundle(spec).with_file("report", REPORT).with_file("namespaces", &namespaces());
+        fs::create_dir(bundle.directory().join("report")).unwrap();
+        std::os::unix::fs::chown(bundle.directory().join("report"), Some(1000), Some(1000)).unwrap();
+        let read_only = host.directory().join("coracle");
+        let (file, runtime) = (read_only.display(), host.runtime().display());
+        let mount =
+            format!("touch {file} && mount --bind {runtime} {file} && mount -o remount,ro,bind {file}");
+        host.shell(&mount).succeeds();
+        let before = host.snapshot();
+        Self { host, bundle, verb, before, read_only, whole: String::new(), faults: String::new() }
+    }
+
+    /// What went wrong.
+    fn end(self) -> String {
+        self.host.shell(&format!("umount {}", self.read_only.display())).succeeds();
+        self.faults
+    }
+
+    fn report(&self) -> PathBuf {
+        self.bundle.directory().join("report/report")
+    }
+
+    /// The system calls that the verb makes, of all its processes, but for the container's own program.
+    fn steps(&mut self) -> Vec<Step> {
+        let trace = self.host.directory().join("trace");
+        let run = self.turn(&format!("-o {}", trace.display()));
+        assert_eq!(run.code, 0, "{}: {run:?}", self.verb);
+        self.whole = self.reported();
+        assert!(self.whole.contains("own pid") || self.verb == "delete", "{}", self.whole);
+        self.clean();
+        let steps = steps(&fs::read_to_string(trace).unwrap());
+        steps.into_iter().filter(|(call, _)| !CAN_NOT_FAIL.contains(&call.as_str())).collect()
+    }
+
+    /// Brings a container to where the verb applies, and runs the verb under strace.
+    fn turn(&self, strace: &str) -> Outcome {
+        let (_, id) = (fs::remove_file(self.report()), self.bundle.id());
+        if ["start", "exec", "delete"].contains(&self.verb) {
+            self.bundle.try_create().succeeds();
+        }
+        if ["exec", "delete"].contains(&self.verb) {
+            self.host.call(&["start", id]).succeeds();
+        }
+        let verb = match self.verb {
+            "exec" => format!("exec {id} sh /report"),
+            "delete" => format!("delete --force {id}"),
+            verb => format!("{verb} {id}"),
+        };
+        // A child is followed until it executes the container's program; one that waits would keep strace from its
+        // end. The runtime executes itself again, unless its own file can't be written to.
+        let follow = if ["run", "exec"].contains(&self.verb) { "-f -b execve" } else { "" };
+        let program = if follow.is_empty() { self.host.runtime() } else { &self.read_only };
+        let (directory, program) = (self.bundle.directory().display(), program.display());
+        self.host.shell(&format!(
+            "cd {directory} && exec timeout -s KILL 5 strace {follow} -qq {strace} {program} {verb} </dev/null"
+        ))
+    }
+
+    /// What the program reports in the end.
+    fn reported(&self) -> String {
+        if self.verb == "create" {
+            self.host.call(&["start", self.bundle.id()]).succeeds();
+        }
+        if self.verb != "delete" {
+            let ends = "own cgroup\n";
+            coracle_tests::command::eventually("a whole report", || {
+                fs::read_to_string(self.report()).is_ok_and(|report| report.ends_with(ends))
+            });
+        }
+        fs::read_to_string(self.report()).unwrap_or_default()
+    }
+
+    /// Refuses one call, and writes down what went wrong but should not.
+    fn refuse(&mut self, (call, count): &Step, error: &str) {
+        let run = self.turn(&format!("-o /dev/null -e inject={call}:error={error}:when={count}"));
+        let wrong = match run.code {
+            0 if self.verb != "delete" => {
+                let report = self.reported();
+                (report != self.whole)
+                    .then(|| format!("succeeds, but is not the same: {}", self.compare(&report)))
+            }
+            0 => None,
+            137 => Some("hangs".to_owned()),
+            128.. if START_UP.contains(&call.as_str()) => None,
+            code => (!is_named(&run.stderr)).then(|| format!("exit code {code}: {:?}", run.stderr)),
+        };
+        let left = self.clean();
+        for what in wrong.into_iter().chain(left) {
+            self.faults += &format!("{} {call} #{count} {error}: {what}\n", self.verb);
+        }
+    }
+
+    fn compare(&self, report: &str) -> String {
+        let differs = report.lines().filter(|line| !self.whole.lines().any(|other| other == *line));
+        let lacks = self.whole.lines().filter(|line| !report.lines().any(|other| other == *line));
+        format!("has {:?}, lacks {:?}", differs.collect::<Vec<_>>(), lacks.collect::<Vec<_>>())
+    }
+
+    /// Deletes the container by force, and tells what is left.
+    fn clean(&self) -> Option<String> {
+        let delete = self.host.call(&["delete", "--force", self.bundle.id()]);
+        if delete.code != 0 {
+            return Some(format!("delete --force: {}", delete.stderr));
+        }
+        self.host.difference(&self.before)
+    }
+}
+
+/// One line of ours that says more than that something failed.
+fn is_named(message: &str) -> bool {
+    let message = message.trim_end();
+    message.lines().count() == 1 && message.starts_with("coracle: ") && message.matches(": ").count() >= 2
+}
+
+/// The namespaces of this process, by which the program tells that it is in others.
+fn namespaces() -> String {
+    let links = fs::read_dir("/proc/self/ns").unwrap().flatten();
+    links.map(|entry| format!("{}\n", fs::read_link(entry.path()).unwrap().display())).collect()
+}
+
+/// Sweeps every verb: one step of so many, the errors in turn from `errors`.
+fn sweep(host: &Host, every: usize, errors: &[&str]) {
+    if !can_sweep(host) {
+        return;
+    }
+    let mut faults = String::new();
+    for verb in VERBS {
+        let mut sweep = Sweep::new(host, verb);
+        let steps = sweep.steps();
+        assert!(steps.len() > 30, "{verb}: only {} steps were traced", steps.len());
+        for (turn, step) in steps.iter().step_by(stride(every)).enumerate() {
+            sweep.refuse(step, errors[turn % errors.len()]);
+        }
+        faults += &sweep.end();
+    }
+    assert!(faults.is_empty(), "{} faults:\n{faults}", faults.lines().count());
+}
+
+#[test]
+fn any_call_may_fail_a_sample() {
+    privileged(|host| sweep(host, 5, &ERRORS));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn every_call_may_be_forbidden() {
+    privileged(|host| sweep(host, 1, &ERRORS[..1]));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn every_call_may_lack_memory() {
+    privileged(|host| sweep(host, 1, &ERRORS[1..2]));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn every_call_may_lack_space() {
+    privileged(|host| sweep(host, 1, &ERRORS[2..3]));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn every_call_may_lack_descriptors() {
+    privileged(|host| sweep(host, 1, &ERRORS[3..4]));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn every_call_may_be_interrupted() {
+    privileged(|host| sweep(host, 1, &ERRORS[4..5]));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn every_call_may_have_to_be_tried_again() {
+    privileged(|host| sweep(host, 1, &ERRORS[5..6]));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn every_call_may_be_unknown_to_the_kernel() {
+    privileged(|host| sweep(host, 1, &ERRORS[6..]));
+}

@@ -1,0 +1,10 @@
+//! What may go wrong: the runtime killed or refused at any system call, and containers that got stuck.
+//!
+//! Whole sweeps are marked as ignored: `make test-faults` runs them, `make test` a sample.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+mod errors;
+mod kills;
+mod stuck;
+mod trace;
