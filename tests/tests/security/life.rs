@@ -1,0 +1,115 @@
+//! The structure behind the recipes: what a whole life does with paths, as strace(1) sees it.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use coracle_tests::{Host, Spec, privileged};
+
+/// Calls that act on the last part of a path and never follow it: beside `openat2` they alone may name something
+/// below the root, and only a single name in a directory that `openat2` gave.
+const MAKE_OR_LOOK: [&str; 6] = ["mkdirat", "mknodat", "symlinkat", "unlinkat", "newfstatat", "readlinkat"];
+
+/// Every system call that takes a path, by its name in strace.
+const TRACED: &str =
+    "%file,openat2,open_tree,move_mount,mount_setattr,fspick,pivot_root,fchdir,inotify_add_watch";
+
+/// What a traced call did: its name, its arguments with the paths of descriptors, and its result.
+struct Call<'t> {
+    pid: &'t str,
+    name: &'t str,
+    rest: &'t str,
+}
+
+fn calls(trace: &str) -> Vec<Call<'_>> {
+    let parse = |line| -> Option<Call<'_>> {
+        let (before, rest): (&str, &str) = str::split_once(line, '(')?;
+        let (pid, name) = before.split_once(' ')?;
+        Some(Call { pid, name: name.trim(), rest })
+    };
+    trace.lines().filter_map(parse).collect()
+}
+
+/// Whether a process stands in the container's root yet, by its own calls: its child after `pivot_root`.
+#[derive(Default)]
+struct Process {
+    is_inside: bool,
+    is_program: bool,
+}
+
+/// What is wrong with a call, if anything is.
+fn fault(call: &Call<'_>, process: &Process, rootfs: &str) -> Option<&'static str> {
+    let below = format!("{rootfs}/");
+    let quoted: Vec<&str> = call.rest.split('"').skip(1).step_by(2).collect();
+    if quoted.iter().any(|path| path.starts_with(&below)) {
+        return Some("names a path below the root from outside");
+    }
+    if process.is_inside {
+        let is_own = ["execve", "chdir", "getcwd", "openat2"].contains(&call.name);
+        let by_descriptor = quoted.iter().all(|path| path.is_empty());
+        let leaves = ["pivot_root", "umount2"].contains(&call.name) && quoted.iter().all(|path| *path == ".");
+        return (!is_own && !by_descriptor && !leaves).then_some("takes a path inside");
+    }
+    if !call.rest.contains(&format!("<{below}")) && !call.rest.contains(&format!("<{rootfs}>")) {
+        return None;
+    }
+    let is_safe = match call.name {
+        "openat2" => ["RESOLVE_IN_ROOT", "RESOLVE_BENEATH"].iter().any(|flag| call.rest.contains(flag)),
+        name if MAKE_OR_LOOK.contains(&name) => {
+            quoted.iter().all(|path| !path.contains('/') && !["..", "."].contains(path))
+        }
+        _ => quoted.iter().all(|path| path.is_empty()),
+    };
+    (!is_safe).then_some("takes a path below the root")
+}
+
+fn trace(host: &Host, verb: &str, bundle: &coracle_tests::Bundle<'_>) -> String {
+    let file = host.directory().join("trace");
+    let command = format!(
+        "cd {} && strace -f -y -qq -s 4096 -e trace={TRACED} -o {} $RUNTIME {verb} </dev/null",
+        bundle.directory().display(),
+        file.display()
+    );
+    host.shell(&command).succeeds();
+    fs::read_to_string(file).unwrap()
+}
+
+#[test]
+fn no_call_of_a_whole_life_takes_a_path_below_the_root_but_openat2_inside_it() {
+    privileged(|host| {
+        if !host.needs_coracle("resolution inside the root throughout") || !host.needs_program("strace") {
+            return;
+        }
+        let source = host.directory();
+        let spec = Spec::new()
+            .user(1000, 1000)
+            .set("/process/cwd", "/work/new")
+            .set("/root/readonly", true)
+            .bind(source.to_str().unwrap(), "/a/b/c", &["ro"])
+            .bind("/etc/hostname", "/etc/name", &[])
+            .push(
+                "/linux/devices",
+                serde_json::json!({"path": "/dev/x/y", "type": "c", "major": 1, "minor": 3}),
+            )
+            .set("/linux/rootfsPropagation", "private");
+        let bundle = host.bundle(spec);
+        let rootfs = bundle.rootfs().to_str().unwrap().to_owned();
+        let text = trace(host, &format!("run {}", bundle.id()), &bundle);
+        let mut processes: BTreeMap<&str, Process> = BTreeMap::new();
+        let (mut faults, mut resolved) = (String::new(), 0);
+        for call in calls(&text) {
+            let process = processes.entry(call.pid).or_default();
+            if process.is_program {
+                continue;
+            }
+            resolved += u32::from(call.name == "openat2" && call.rest.contains("RESOLVE_IN_ROOT"));
+            if let Some(why) = fault(&call, process, &rootfs) {
+                faults += &format!("{} {}({}\n", why, call.name, call.rest);
+            }
+            process.is_inside |= call.name == "fchdir" && !call.rest.contains(" = -1");
+            process.is_program = process.is_inside && call.name == "execve";
+        }
+        assert!(faults.is_empty(), "{faults}");
+        assert!(resolved > 20, "the trace shows only {resolved} resolutions: {text}");
+        assert!(processes.values().any(|process| process.is_inside), "nobody entered the root");
+    });
+}

@@ -1,0 +1,83 @@
+//! Rights that a container must not have.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+
+use coracle_fixtures::spec::docker_like_seccomp;
+use coracle_tests::{Spec, privileged};
+
+#[test]
+fn c14_devices_are_denied_unless_a_rule_allows_them() {
+    privileged(|host| {
+        let script = "mknod /tmp/disk b 8 0 2>/dev/null && head -c 1 /tmp/disk >/dev/null && echo read";
+        for spec in [Spec::new(), Spec::new().remove("/linux/resources", "devices")] {
+            let run = host.bundle(spec.capabilities(&["CAP_MKNOD"]).script(script)).run();
+            assert_ne!(run.text(), "read");
+        }
+    });
+}
+
+#[test]
+fn c10_nothing_is_inheritable_unless_asked_for() {
+    privileged(|host| {
+        let inheritable = "grep CapInh /proc/self/status";
+        let none = "CapInh:\t0000000000000000";
+        assert_eq!(host.bundle(Spec::new().script(inheritable)).run().succeeds().text(), none);
+        let container = host.sleeper();
+        for options in [&[][..], &["--cap", "CAP_NET_RAW"], &["--user", "1000"]] {
+            let run = container.exec_with(options, &["sh", "-c", inheritable]);
+            // runc 1.1 and crun know --cap; what matters is what the process gets.
+            assert!(
+                run.code != 0 && options.contains(&"--cap") || run.text() == none,
+                "{options:?}: {run:?}"
+            );
+        }
+        container.remove();
+    });
+}
+
+#[test]
+fn c11_no_release_agent_can_be_set() {
+    privileged(|host| {
+        let script = "unshare -Urm sh -c 'mount -t cgroup -o rdma none /tmp && echo mounted' 2>/dev/null
+            for file in /sys/fs/cgroup/release_agent /sys/fs/cgroup/*/release_agent; do
+                [ ! -e $file ] || { echo /evil >$file && echo written; } 2>/dev/null
+            done; echo end";
+        let run = host.bundle(Spec::new().set("/linux/seccomp", docker_like_seccomp()).script(script)).run();
+        assert_eq!(run.text(), "end", "{run:?}");
+    });
+}
+
+#[test]
+fn c12_without_a_cgroup_namespace_cgroups_are_read_only() {
+    privileged(|host| {
+        let script =
+            "for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $d/escaped && echo made $d; done 2>/dev/null
+            echo end";
+        let spec = Spec::new().without_namespace("cgroup").script(script);
+        assert_eq!(host.bundle(spec).run().text(), "end");
+        let whole =
+            Spec::new().without_namespace("cgroup").without_mount("/sys/fs/cgroup").without_mount("/sys");
+        let spec = whole.bind("/sys", "/sys", &["rro"]).script(script);
+        let run = host.bundle(spec).run();
+        assert!(run.text() == "end" || run.code != 0, "{run:?}");
+    });
+}
+
+#[test]
+fn c27_groups_are_exactly_those_asked_for() {
+    privileged(|host| {
+        // What its own group may not read, a process of that group must not get as one of the others.
+        let bundle = host.bundle(Spec::new().user(1000, 2000).script("id -G; cat /secret"));
+        let bundle = bundle.with_file("secret", "secret");
+        let secret = bundle.rootfs().join("secret");
+        chown(&secret, Some(0), Some(2000)).unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o604)).unwrap();
+        let run = bundle.run();
+        assert_eq!(run.text(), "2000", "{run:?}");
+        let container = host.sleeper();
+        let run = container.exec_with(&["--user", "1000:2000"], &["id", "-G"]).succeeds();
+        assert_eq!(run.text(), "2000");
+        container.remove();
+    });
+}
