@@ -17,6 +17,8 @@ BUILD_NEEDS := gcc:gcc make:make
 DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static
 # What some tests and the bench compare with; where a package is not to be had, they say what they left out.
 TEST_WANTS := strace:strace umoci:umoci podman:podman script:bsdutils
+VM_NEEDS := $(DEMO_NEEDS) qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
+	/usr/sbin/depmod:kmod xz:xz-utils strace:strace
 BENCH_WANTS := crun:crun runc:runc umoci:umoci perf:linux-perf
 
 # $(call need,PROGRAM:PACKAGE …) installs the packages whose program is missing; silent when none is.
@@ -40,7 +42,7 @@ define want
 	done
 endef
 
-.PHONY: help build demo test unit-test lint bench install clean
+.PHONY: help build demo test unit-test test-vm test-faults lint bench install clean
 
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +73,17 @@ test: build unit-test ## Run all tests, the privileged ones too (root); says wha
 unit-test: ## Run the tests that stand beside the code
 	$(call need,$(DEMO_NEEDS))
 	@cargo test --quiet --no-fail-fast --workspace --exclude coracle-tests
+
+test-vm: build ## Run all tests in a virtual machine with a unified cgroup tree (root; VM="--cgroups hybrid" for others)
+	$(call need,$(VM_NEEDS))
+	@cargo test --quiet --workspace --no-run
+	@cargo build --quiet -p coracle-tests --bins
+	@cargo test --workspace --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' >target/test-binaries
+	@tests/vm/run $(VM) env PATH="$$PATH" tests/vm/suite target/test-binaries
+
+test-faults: build ## Refuse and kill the runtime at every system call, one a turn (root; takes a while)
+	$(call need,$(DEMO_NEEDS) strace:strace)
+	@CORACLE_TEST_SECONDS=1800 cargo test --quiet --no-fail-fast -p coracle-tests --test faults -- --include-ignored --test-threads=2
 
 lint: ## Check format and lints of every crate
 	@cargo fmt --check

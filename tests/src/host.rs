@@ -45,6 +45,9 @@ pub fn privileged_v1<F: FnOnce(&Host)>(test: F) {
 
 fn on_host<F: FnOnce(&Host)>(options: &[&str], test: F) {
     let name = name_of(&test);
+    if !options.is_empty() && crate::cgroup::is_unified() {
+        return record_skip(&name, "this machine has no version 1 controllers");
+    }
     match std::env::var(INSIDE) {
         Ok(inside) if inside == name => inside_host(name, test),
         _ => enter_host(&name, options),
@@ -64,7 +67,7 @@ fn enter_host(name: &str, options: &[&str]) {
     let output = Command::new(directory.join("coracle-test-host"))
         .args(options)
         .arg(&executable)
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, name)
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
@@ -102,6 +105,14 @@ fn make_state_roots() {
         fs::DirBuilder::new().mode(0o700).create(path).expect("make a runtime's root directory");
     }
     fs::create_dir("/run/mount").expect("make the directory of mount(8)");
+}
+
+fn record_skip(name: &str, reason: &str) {
+    let line = format!("skipped: {name}: {reason}\n");
+    let path =
+        std::env::var_os("CORACLE_SKIPS").map_or_else(|| repository().join("target/skipped"), PathBuf::from);
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(line.as_bytes())).expect("record a skipped test");
 }
 
 fn repository() -> PathBuf {
@@ -187,11 +198,7 @@ impl Host {
 
     /// Records that this test could not run, and why; the test then returns. `make test` counts these.
     pub fn skip(&self, reason: &str) {
-        let line = format!("skipped: {}: {reason}\n", self.name);
-        let path = std::env::var_os("CORACLE_SKIPS")
-            .map_or_else(|| repository().join("target/skipped"), PathBuf::from);
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("record a skipped test");
+        record_skip(&self.name, reason);
     }
 
     /// Whether the runtime under test is ours; records a skipped test if not.

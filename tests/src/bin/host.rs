@@ -1,5 +1,5 @@
-//! `coracle-test-host [--v1-only] [--seconds N] COMMAND…` runs a command on a host of its own: new namespaces,
-//! empty `/run` and `/var/lib`, an own cgroup in every hierarchy. What it leaves is removed, what it prints and its
+//! `coracle-test-host [--v1-only] COMMAND…` runs a command on a host of its own: new namespaces,
+//! empty `/run`, `/var/lib` and `/dev/shm`, an own cgroup in every hierarchy. What it leaves is removed, what it prints and its
 //! exit code are handed on.
 
 #![forbid(unsafe_code)]
@@ -20,7 +20,7 @@ use nix::sys::wait::{WaitStatus, wait};
 
 use coracle_tests::command::code;
 
-/// A test that takes longer is stuck.
+/// A test that takes longer is stuck. `CORACLE_TEST_SECONDS` says how long on a slower machine, or for a whole sweep.
 const LIMIT: Duration = Duration::from_secs(240);
 const PREFIX: &str = "coracle-test-";
 
@@ -49,6 +49,11 @@ struct Hierarchy {
 impl Hierarchy {
     fn ours(&self) -> PathBuf {
         self.here.join(format!("{PREFIX}{}", std::process::id()))
+    }
+
+    /// Whether it is the one tree with every controller.
+    fn is_whole(&self) -> bool {
+        self.kind == "cgroup2" && self.point == Path::new("/sys/fs/cgroup")
     }
 }
 
@@ -107,11 +112,14 @@ fn outer(v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     unshare(namespaces).map_err(|errno| format!("unshare: {errno}"))?;
+    for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.is_whole()) {
+        make_room(hierarchy).map_err(|error| format!("pass controllers down: {error}"))?;
+    }
     let executable = std::env::current_exe().map_err(|error| error.to_string())?;
     let flags: &[&str] = if v1_only { &["--init", "--v1-only"] } else { &["--init"] };
     let child = Command::new(executable).args(flags).args(command).spawn();
     let result =
-        child.map_err(|error| format!("start inside: {error}")).and_then(|child| limited(child, LIMIT));
+        child.map_err(|error| format!("start inside: {error}")).and_then(|child| limited(child, limit()));
     for hierarchy in &hierarchies {
         let _ = fs::write(hierarchy.here.join("cgroup.procs"), std::process::id().to_string());
         remove(&hierarchy.ours());
@@ -129,6 +137,17 @@ fn join_own(hierarchy: &Hierarchy) -> std::io::Result<()> {
         }
     }
     fs::write(ours.join("cgroup.procs"), std::process::id().to_string())
+}
+
+/// Moves this process out of its own cgroup, which is the root that the inside sees: a cgroup with processes passes
+/// no controller down (cgroups(7), "no internal processes").
+fn make_room(hierarchy: &Hierarchy) -> std::io::Result<()> {
+    let ours = hierarchy.ours();
+    fs::create_dir(ours.join("tests"))?;
+    fs::write(ours.join("tests/cgroup.procs"), std::process::id().to_string())?;
+    let controllers = fs::read_to_string(ours.join("cgroup.controllers"))?;
+    let all: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+    fs::write(ours.join("cgroup.subtree_control"), all.join(" "))
 }
 
 /// Removes what a killed test host left: its name holds its process ID.
@@ -157,6 +176,11 @@ fn remove(cgroup: &Path) {
         thread::sleep(Duration::from_millis(5));
     }
     eprintln!("coracle-test-host: {} could not be removed", cgroup.display());
+}
+
+fn limit() -> Duration {
+    let seconds = std::env::var("CORACLE_TEST_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    seconds.map_or(LIMIT, Duration::from_secs)
 }
 
 /// Waits for the first process inside; its death ends all others there.
@@ -215,6 +239,7 @@ fn build(v1_only: bool, hierarchies: &[Hierarchy]) -> Result<(), (String, Errno)
     attach("sysfs", Path::new("/sys"), "")?;
     attach("tmpfs", Path::new("/run"), "mode=755,size=4g")?;
     attach("tmpfs", Path::new("/var/lib"), "mode=755,size=4g")?;
+    attach("tmpfs", Path::new("/dev/shm"), "mode=1777,size=1g")?;
     let unified = hierarchies.iter().any(|hierarchy| hierarchy.point == Path::new("/sys/fs/cgroup"));
     if !unified {
         attach("tmpfs", Path::new("/sys/fs/cgroup"), "mode=755")?;
