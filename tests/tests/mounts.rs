@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use coracle_tests::{Host, Spec, privileged};
+use rustix::fs::XattrFlags;
 use serde_json::json;
 
 /// A directory of the host with one file.
@@ -161,6 +162,72 @@ fn tmpfs_takes_size_and_mode() {
         let full =
             "dd if=/dev/zero of=/scratch/file bs=1M count=2 2>/dev/null || echo full; stat -c %a /scratch";
         assert_eq!(host.bundle(spec().script(full)).run().succeeds().lines(), ["full", "1770"]);
+    });
+}
+
+#[test]
+fn a_tmpfs_can_begin_with_what_it_covers() {
+    privileged(|host| {
+        let spec = Spec::new()
+            .mount("/srv", "tmpfs", "tmpfs", &["tmpcopyup", "ro"])
+            .mount("/srv/new", "tmpfs", "tmpfs", &["tmpcopyup"])
+            .capabilities(&["CAP_DAC_OVERRIDE"])
+            .args(["sleep", "1000"]);
+        let bundle = host.bundle(spec).with_file("srv/dir/file", "content").with_file("srv/program", "#!");
+        let srv = bundle.rootfs().join("srv");
+        fs::create_dir(srv.join("new")).unwrap();
+        symlink("/run/host-canary/file", srv.join("link")).unwrap();
+        let script = "cd $1 && chmod 1751 . && chown 7:8 . && chown 1000:1001 dir dir/file && chmod 2750 dir && \
+                      chown 5:6 program && chmod 4711 program && chown -h 3:4 link && mkfifo -m 640 fifo && \
+                      mknod -m 604 null c 1 3 && truncate -s 8G sparse && touch -d @1000000 -h program link dir";
+        host.shell(&script.replace("$1", srv.to_str().unwrap())).succeeds();
+        rustix::fs::setxattr(srv.join("program"), "security.capability", &CAPABILITY, XattrFlags::empty())
+            .unwrap();
+        let container = bundle.start();
+        let script = "cd /srv && stat -c '%n %F %a %u:%g %Y' program link dir | grep -v '^ '; readlink link; \
+                      stat -c '%n %F %a %u:%g %t:%T' . fifo null dir/file; cat dir/file; stat -c ' %s %b' sparse; \
+                      touch /srv/x 2>/dev/null || echo read-only; touch /srv/new/x && echo writable";
+        assert_eq!(
+            container.exec(&["sh", "-c", script]).succeeds().lines(),
+            [
+                "program regular file 4711 5:6 1000000",
+                "link symbolic link 777 3:4 1000000",
+                "dir directory 2750 1000:1001 1000000",
+                "/run/host-canary/file",
+                ". directory 1751 7:8 0:0",
+                "fifo fifo 640 0:0 0:0",
+                "null character special file 604 0:0 1:3",
+                "dir/file regular file 644 1000:1001 0:0",
+                "content 8589934592 0",
+                "read-only",
+                "writable",
+            ]
+        );
+        let inside = format!("/proc/{}/root/srv/program", container.pid());
+        let mut value = [0_u8; 64];
+        let length = rustix::fs::getxattr(inside, "security.capability", &mut value).unwrap();
+        assert_eq!(value[..length], CAPABILITY);
+        container.remove();
+        assert!(!srv.join("new/x").exists(), "what is written to the copy reached the root");
+    });
+}
+
+/// `cap_net_raw=ep`, as setcap(8) writes it.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn a_tmpfs_too_small_for_what_it_covers_is_told() {
+    privileged(|host| {
+        if host.needs_coracle("these words for it") {
+            let spec = Spec::new().mount("/srv", "tmpfs", "tmpfs", &["tmpcopyup", "size=4k"]);
+            let bundle = host.bundle(spec).with_file("srv/file", &"x".repeat(100_000));
+            bundle.run().fails_with(&[
+                "mounts[7] at \"/srv\"",
+                "copying up \".\" (tmpcopyup): \"file\"",
+                "sendfile",
+                "no space",
+            ]);
+        }
     });
 }
 

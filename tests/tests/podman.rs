@@ -130,6 +130,20 @@ fn environment_user_directory_and_volumes_arrive() {
 }
 
 #[test]
+fn a_read_only_container_has_writable_temporary_files() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            let script = "touch /new 2>/dev/null || echo refused; echo x > /tmp/new && echo x > /run/new && echo written; \
+                          cat /srv/greeting; echo x > /srv/greeting && cat /srv/greeting";
+            let options = ["--read-only", "--tmpfs", "/srv"];
+            let run = podman.run(&options, &["sh", "-c", script]).succeeds();
+            assert_eq!(run.lines(), ["refused", "written", "hello from three layers", "x"]);
+            podman.run(&["--systemd", "always"], &["touch", "/run/lock/new"]).succeeds();
+        });
+    });
+}
+
+#[test]
 fn a_memory_limit_is_the_cgroups() {
     privileged(|host| {
         with_podman(host, |podman| {

@@ -28,7 +28,7 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: 
         && only.name.is_empty()
     {
         let made = make(only, path)?;
-        attach(plan, made.as_fd(), top.as_fd())?;
+        attach(made.as_fd(), top.as_fd(), plan.attributes, plan.recursive)?;
         return Ok(made);
     }
     let context = mount::Context::open("tmpfs")?;

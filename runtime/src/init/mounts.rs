@@ -8,6 +8,7 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes};
 use coracle_sys::{Errno, archive};
 
+use super::copy_up::copy_up;
 use super::root::Root;
 use super::{Birth, cgroups};
 use crate::error::{Code, Context, Error, Result};
@@ -34,7 +35,7 @@ pub(super) fn mount(root: &mut Root, plan: &MountPlan, birth: &Birth<'_>) -> Res
 fn bind(root: &Root, plan: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd> {
     let tree = mount::clone_tree(file::CWD, source, recursive)?;
     let target = target(root, plan, is_dir(tree.as_fd())?)?;
-    attach(plan, tree.as_fd(), target.as_fd())?;
+    attach(tree.as_fd(), target.as_fd(), plan.attributes, plan.recursive)?;
     Ok(tree)
 }
 
@@ -54,39 +55,64 @@ struct NewFileSystem<'a> {
     parameters: &'a [(String, Option<String>)],
 }
 
-fn new(root: &Root, plan: &MountPlan, wanted: &NewFileSystem<'_>) -> Result<OwnedFd> {
-    let kernel = matches!(wanted.fstype, "proc" | "sysfs");
-    let has_mode = wanted.parameters.iter().any(|(name, _)| name == "mode");
-    // A tmpfs over a directory takes that directory's permissions, as runc's does.
-    let covered = if wanted.fstype == "tmpfs" && !has_mode { root.existing(&plan.target)? } else { None };
-    let target = target(root, plan, true)?;
-    let context = mount::Context::open(wanted.fstype).map_err(|e| unknown_type(e, plan))?;
-    if let Some(source) = wanted.source.filter(|s| !s.is_empty()) {
-        context.set("source", source.as_bytes())?;
+impl NewFileSystem<'_> {
+    fn has(&self, parameter: &str) -> bool {
+        self.parameters.iter().any(|(name, _)| name == parameter)
     }
-    for (name, value) in wanted.parameters {
-        match value {
-            Some(value) => context.set(name, value.as_bytes()),
-            None => context.set_flag(name),
+
+    /// A tmpfs over a directory takes that directory's permissions, as runc's does.
+    fn takes_mode(&self) -> bool {
+        self.fstype == "tmpfs" && !self.has("mode")
+    }
+
+    /// Begins the file system, up to where only its creation is missing.
+    fn configure(&self, plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<mount::Context> {
+        let context = mount::Context::open(self.fstype).map_err(|e| unknown_type(e, plan))?;
+        if let Some(source) = self.source.filter(|s| !s.is_empty()) {
+            context.set("source", source.as_bytes())?;
         }
-        .context(|| format!("{}.options", plan.field))?;
+        for (name, value) in self.parameters {
+            match value {
+                Some(value) => context.set(name, value.as_bytes()),
+                None => context.set_flag(name),
+            }
+            .context(|| format!("{}.options", plan.field))?;
+        }
+        if let Some(covered) = covered.filter(|_| self.takes_mode()) {
+            let mode = file::stat(covered.as_fd())?.st_mode & 0o7777;
+            context.set("mode", format!("{mode:o}").as_bytes())?;
+        }
+        if let Some(label) =
+            plan.label.as_deref().filter(|_| !matches!(self.fstype, "proc" | "sysfs" | "mqueue"))
+        {
+            context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
+        }
+        Ok(context)
     }
-    if let Some(covered) = covered {
-        let mode = file::stat(covered.as_fd())?.st_mode & 0o7777;
-        context.set("mode", format!("{mode:o}").as_bytes())?;
-    }
-    let label = plan.label.as_deref().filter(|_| !kernel);
-    if let Some(label) = label.filter(|_| wanted.fstype != "mqueue") {
-        context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
-    }
-    let made = context.mount(plan.attributes.set)?;
-    if let Some(label) = label.filter(|_| wanted.fstype == "mqueue") {
+}
+
+fn new(root: &Root, plan: &MountPlan, wanted: &NewFileSystem<'_>) -> Result<OwnedFd> {
+    let is_covering = wanted.takes_mode() || plan.copy_up;
+    let covered = if is_covering { root.existing(&plan.target)? } else { None };
+    let target = target(root, plan, true)?;
+    let context = wanted.configure(plan, covered.as_ref())?;
+    // What is still to be filled gets its attributes, read-only perhaps, when it is.
+    let (at_once, later) = if plan.copy_up {
+        (0, plan.attributes)
+    } else {
+        (plan.attributes.set, Attributes { set: 0, clear: 0, ..plan.attributes })
+    };
+    let made = context.mount(at_once)?;
+    if let Some(label) = plan.label.as_deref().filter(|_| wanted.fstype == "mqueue") {
         // Its policy has it labelled file by file, its root first.
         let own_root = file::open(made.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
         relabel(own_root.as_fd(), label)?;
     }
-    let plan_after = MountPlan { attributes: after_creation(plan), ..plan.clone() };
-    attach(&plan_after, made.as_fd(), target.as_fd())?;
+    if let Some(covered) = covered.filter(|_| plan.copy_up) {
+        let as_asked = ["mode", "uid", "gid"].iter().any(|name| wanted.has(name));
+        copy_up(covered.as_fd(), made.as_fd(), !as_asked)?;
+    }
+    attach(made.as_fd(), target.as_fd(), later, plan.recursive)?;
     Ok(made)
 }
 
@@ -94,11 +120,6 @@ fn new(root: &Root, plan: &MountPlan, wanted: &NewFileSystem<'_>) -> Result<Owne
 pub(super) fn relabel(file: BorrowedFd<'_>, label: &str) -> Result<()> {
     archive::set_xattr(file, OsStr::new("security.selinux"), label.as_bytes())
         .context(|| "labelling it (linux.mountLabel)")
-}
-
-/// What is left of a mount's attributes once it was created with those to set.
-fn after_creation(plan: &MountPlan) -> Attributes {
-    Attributes { propagation: plan.attributes.propagation, ..Attributes::default() }
 }
 
 fn unknown_type(error: coracle_sys::Error, plan: &MountPlan) -> Error {
@@ -110,11 +131,16 @@ fn unknown_type(error: coracle_sys::Error, plan: &MountPlan) -> Error {
     error.code_is(Code::Unsupported).hint(format!("this kernel doesn't know {}.type", plan.field))
 }
 
-/// Sets the attributes while nobody can see the mount, then attaches it.
-pub(super) fn attach(plan: &MountPlan, made: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
-    for (attributes, recursive) in [(plan.recursive, true), (plan.attributes, false)] {
+/// Sets the attributes, first those of the whole tree, while nobody can see the mount, then attaches it.
+pub(super) fn attach(
+    made: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attributes: Attributes,
+    recursive: Attributes,
+) -> Result<()> {
+    for (attributes, is_recursive) in [(recursive, true), (attributes, false)] {
         if !attributes.is_empty() {
-            mount::set_attributes(made, attributes, recursive)?;
+            mount::set_attributes(made, attributes, is_recursive)?;
         }
     }
     Ok(mount::attach(made, target)?)

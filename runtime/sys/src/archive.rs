@@ -1,11 +1,12 @@
-//! What unpacking a layer asks of the kernel: times, extended attributes, range locks, and making a tree
-//! durable or gone.
+//! What unpacking a layer, or copying a tree, asks of the kernel: times, extended attributes, range locks, data with
+//! its holes, and making a tree durable or gone.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use crate::error::{Error, Result, check, show};
 use crate::file::{self, Resolve};
@@ -167,6 +168,36 @@ pub fn xattr_names(fd: BorrowedFd<'_>) -> Result<Vec<CString>> {
         Err(e) => return Err(e),
     }
     Ok(names.split(|b| *b == 0).filter(|n| !n.is_empty()).filter_map(|n| CString::new(n).ok()).collect())
+}
+
+/// Copies all that the regular file `from` holds to the empty file `to`, holes as holes (sendfile(2), and lseek(2) with
+/// `SEEK_DATA`). What is written to `from` meanwhile may be missed.
+///
+/// # Errors
+/// `ENOSPC`, `EIO`.
+pub fn copy_data(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let size = file::stat(from)?.st_size;
+    let failed = |call: &str| {
+        let call = format!("{call}({}, {})", show(&to), show(&from));
+        move |errno| Error::new(call, errno)
+    };
+    let mut at = 0;
+    while at < size {
+        at = match lseek(from, at, Whence::SeekData) {
+            Err(Errno::ENXIO) => break,
+            other => other.map_err(failed("lseek"))?,
+        };
+        let end = lseek(from, at, Whence::SeekHole).map_err(failed("lseek"))?;
+        lseek(to, at, Whence::SeekSet).map_err(failed("lseek"))?;
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(usize::MAX);
+            if nix::sys::sendfile::sendfile(to, from, Some(&mut at), length).map_err(failed("sendfile"))? == 0
+            {
+                break; // It was cut short meanwhile.
+            }
+        }
+    }
+    nix::unistd::ftruncate(to, size).map_err(failed("ftruncate"))
 }
 
 /// Writes everything of the file system that holds `fd` to its device (syncfs(2)).

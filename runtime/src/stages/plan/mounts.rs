@@ -24,6 +24,8 @@ pub struct MountPlan {
     /// The attributes of the mount and of all below it.
     #[serde(skip)]
     pub recursive: Attributes,
+    /// Whether what it covers is copied into it.
+    pub copy_up: bool,
     /// The SELinux label of its files, where it is a new file system (`linux.mountLabel`).
     pub label: Option<String>,
     /// The options as the configuration has them.
@@ -71,6 +73,7 @@ enum Meaning {
     Bind {
         recursive: bool,
     },
+    CopyUp,
     Nothing,
     /// A parameter of the file system that the mount API knows as a flag of the same name.
     Flag,
@@ -86,6 +89,7 @@ pub fn plan(index: usize, mount: &Mount) -> Result<MountPlan> {
     let mut attributes = Attributes::default();
     let mut recursive = Attributes::default();
     let mut bind = (mount.typ().as_deref() == Some("bind")).then_some(false);
+    let mut copy_up = false;
     let mut parameters = Vec::new();
     for option in &options {
         let (name, is_recursive) = match meaning(option) {
@@ -102,14 +106,21 @@ pub fn plan(index: usize, mount: &Mount) -> Result<MountPlan> {
                 recursive.propagation = Some(propagation);
             }
             Some(Meaning::Bind { recursive }) if !is_recursive => bind = Some(recursive),
+            Some(Meaning::CopyUp) if !is_recursive => copy_up = true,
             Some(Meaning::Nothing) if !is_recursive => {}
             Some(Meaning::Flag) if !is_recursive => parameters.push((option.clone(), None)),
             _ => parameters.push(parameter(&field, option)?),
         }
     }
     let source = source(&field, mount, bind, parameters)?;
+    if copy_up && !matches!(&source, Source::New { fstype, .. } if fstype == "tmpfs") {
+        return Err(Error::new(
+            Code::InvalidSpec,
+            format!("{field}.options: \"tmpcopyup\" is for a tmpfs only"),
+        ));
+    }
     let target = below_root(mount.destination());
-    Ok(MountPlan { field, target, source, attributes, recursive, label: None, options })
+    Ok(MountPlan { field, target, source, attributes, recursive, copy_up, label: None, options })
 }
 
 fn pick<'a>(is_recursive: bool, one: &'a mut Attributes, tree: &'a mut Attributes) -> &'a mut Attributes {
@@ -146,9 +157,7 @@ fn source(
 }
 
 fn parameter(field: &str, option: &str) -> Result<(String, Option<String>)> {
-    if ["idmap", "ridmap", "tmpcopyup", "remount", "copy-symlink", "src-nofollow", "dest-nofollow"]
-        .contains(&option)
-    {
+    if ["idmap", "ridmap", "remount", "copy-symlink", "src-nofollow", "dest-nofollow"].contains(&option) {
         return Err(Error::new(
             Code::Unsupported,
             format!("{field}.options: {option:?} is not supported yet"),
@@ -197,6 +206,7 @@ fn meaning(option: &str) -> Option<Meaning> {
         "rslave" => Propagate(Propagation::Slave, true),
         "rprivate" => Propagate(Propagation::Private, true),
         "runbindable" => Propagate(Propagation::Unbindable, true),
+        "tmpcopyup" => Meaning::CopyUp,
         "bind" => Meaning::Bind { recursive: false },
         "rbind" => Meaning::Bind { recursive: true },
         "defaults" | "async" | "nomand" | "loud" | "nolazytime" => Nothing,
@@ -264,8 +274,11 @@ mod tests {
     #[test]
     fn options_that_are_not_honoured_are_refused_by_name() {
         let error =
-            planned(serde_json::json!({"destination": "/d", "type": "tmpfs", "options": ["tmpcopyup"]}));
-        assert!(error.unwrap_err().to_string().contains("\"tmpcopyup\" is not supported yet"));
+            planned(serde_json::json!({"destination": "/d", "type": "tmpfs", "options": ["remount"]}));
+        assert!(error.unwrap_err().to_string().contains("\"remount\" is not supported yet"));
+        let error =
+            planned(serde_json::json!({"destination": "/d", "type": "ramfs", "options": ["tmpcopyup"]}));
+        assert!(error.unwrap_err().to_string().contains("\"tmpcopyup\" is for a tmpfs only"));
     }
 
     #[test]
