@@ -76,7 +76,8 @@ fn processes(lines: &mut BTreeSet<String>) {
         if !name.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
-        let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        // One that has ended since the directory was read is not there.
+        let Ok(command) = fs::read_to_string(entry.path().join("comm")) else { continue };
         lines.insert(format!("process {name} {}", command.trim_end()));
         for namespace in entries(&entry.path().join("ns")) {
             if let Ok(target) = fs::read_link(namespace.path()) {

@@ -11,21 +11,46 @@ use super::{Hierarchy, LONGEST, Place, Site, Tree, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
 impl Place {
-    /// Makes the cgroups and opens them.
+    /// Makes the cgroups and opens them. Where one turns out to be another container's, it and those that were not
+    /// reached are marked to stay.
     ///
     /// # Errors
     /// `Exists` where one is there and holds processes, or another launch is about to enter it: two containers must
     /// not share one, because the end of the first would be the end of the second.
-    pub fn make(&self) -> Result<Tree> {
+    pub fn make(&mut self) -> Result<Tree> {
         let root = mount_point()?;
         let mut dirs = Vec::with_capacity(self.at.len());
-        for Site { hierarchy, path, .. } in &self.at {
-            let dir = make_one(root.as_fd(), hierarchy, path)
-                .context(|| format!("making cgroup {path:?} in hierarchy {:?}", hierarchy.name))?;
-            dirs.push((hierarchy.clone(), dir));
+        for i in 0..self.at.len() {
+            let Site { hierarchy, path, .. } = &self.at[i];
+            let name = || format!("making cgroup {path:?} in hierarchy {:?}", hierarchy.name);
+            // Who is the first in one hierarchy is the first in all. There, no other launch finds a cgroup that was
+            // made and not yet claimed.
+            let alone = if i == 0 { Some(queue()?) } else { None };
+            let own = own_or_claim(root.as_fd(), &self.at[i]).context(name);
+            drop(alone);
+            match own {
+                Ok(dir) => dirs.push((hierarchy.clone(), dir)),
+                Err(failure) => {
+                    if failure.code() == Code::Exists {
+                        self.at[i..].iter_mut().for_each(|site| site.keep = site.depth());
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        for ((_, dir), site) in dirs.iter().zip(&self.at) {
+            furnish(root.as_fd(), dir.as_fd(), site)
+                .context(|| format!("furnishing cgroup {:?}", site.full()))?;
         }
         Ok(Tree { version: self.version, dirs })
     }
+}
+
+/// Waits for other launches that are at this point. One's turn ends with the descriptor.
+fn queue() -> Result<OwnedFd> {
+    let turn = mount_point()?;
+    file::lock(turn.as_fd(), true)?;
+    Ok(turn)
 }
 
 /// Keeps every other launch out until this one's process is in: the lock ends with the descriptor, and from then on
@@ -41,33 +66,45 @@ fn in_use(why: &str) -> Error {
     Error::new(Code::Exists, why).hint("give the container a linux.cgroupsPath of its own")
 }
 
-fn make_one(root: BorrowedFd<'_>, hierarchy: &Hierarchy, path: &Path) -> Result<OwnedFd> {
-    let full = Path::new(&hierarchy.name).join(path);
+/// Opens a cgroup in which nobody is and nobody else is about to be.
+fn own_or_claim(root: BorrowedFd<'_>, site: &Site) -> Result<OwnedFd> {
+    let full = site.full();
+    let is_own = site.keep < site.depth();
+    if is_own {
+        make_own(root, site, &full)?;
+    }
+    let dir = match file::open(root, &full, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+        Err(e) if e.errno() == Errno::ENOENT => {
+            return Err(Error::from(e).hint("it went while the container was made: try again"));
+        }
+        other => other?,
+    };
+    claim(dir.as_fd())?;
+    if !is_own && !processes_below(dir.as_fd())?.is_empty() {
+        return Err(in_use("it is there already and holds processes"));
+    }
+    Ok(dir)
+}
+
+/// Gives a new cgroup what a process needs in it: CPUs and memory, and the controllers.
+fn furnish(root: BorrowedFd<'_>, dir: BorrowedFd<'_>, site: &Site) -> Result<()> {
+    let full = site.full();
+    inherit_cpuset(root, &site.hierarchy, &full, dir)?;
+    if site.hierarchy.name.is_empty() {
+        pass_controllers_down(root, &full)?;
+    }
+    Ok(())
+}
+
+/// Makes a cgroup that was not there when it was planned, and its parents.
+fn make_own(root: BorrowedFd<'_>, site: &Site, full: &Path) -> Result<()> {
     // A parent that another container's end removes in between is made once more.
     for _ in 0..8 {
-        let existed = match file::mkdir(root, &full, 0o755) {
-            Ok(()) => false,
-            Err(e) if e.errno() == Errno::EEXIST => true,
-            Err(e) if e.errno() == Errno::ENOENT => {
-                make_parents(root, hierarchy, path)?;
-                continue;
-            }
+        match file::mkdir(root, full, 0o755) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.errno() == Errno::EEXIST => return Err(in_use("another made it in the meantime")),
+            Err(e) if e.errno() == Errno::ENOENT => make_parents(root, &site.hierarchy, &site.path)?,
             Err(e) => return Err(e.into()),
-        };
-        match file::open(root, &full, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
-            Err(e) if e.errno() == Errno::ENOENT => {}
-            other => {
-                let dir = other?;
-                claim(dir.as_fd())?;
-                if existed && !processes_below(dir.as_fd())?.is_empty() {
-                    return Err(in_use("it is there already and holds processes"));
-                }
-                inherit_cpuset(root, hierarchy, &full, dir.as_fd())?;
-                if hierarchy.name.is_empty() {
-                    pass_controllers_down(root, &full)?;
-                }
-                return Ok(dir);
-            }
         }
     }
     Err(Error::new(Code::System, "its parent is being removed again and again"))

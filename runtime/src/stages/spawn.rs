@@ -50,10 +50,7 @@ pub struct Born {
 /// `Exists` where a cgroup is in use, `System` where the kernel refuses.
 pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Waiting> {
     let Prepared { mut container, launch, .. } = prepared;
-    let tree = match &container.record.cgroup {
-        Some(place) => place.make()?,
-        None => Tree::none(),
-    };
+    let tree = make_cgroups(&mut container)?;
     let joins = open_joins(&launch.namespaces)?;
     let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
     let (console, terminal) = console(launch.process.terminal, options)?;
@@ -78,6 +75,15 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
     let scheduling = launch.process.scheduling;
     let born = Born { child, cloned, console, scheduling };
     Ok(Waiting { container, born, cgroup: tree.into_handles() })
+}
+
+/// What turns out to be another's is on record as such before this launch is undone.
+fn make_cgroups(container: &mut Container) -> Result<Tree> {
+    let Some(place) = &mut container.record.cgroup else { return Ok(Tree::none()) };
+    place.make().or_else(|failure| {
+        container.save()?;
+        Err(failure)
+    })
 }
 
 /// A container that stands, for a process that is to be executed in it.
