@@ -31,11 +31,15 @@ impl Isolator for HostPath {
     }
 }
 
-/// A bind mount says so in its options; its type is then ignored, but `bind` as a type means the same.
+/// A bind mount says so in its options; its type is then ignored, but `bind` as a type means the same. With `remount`
+/// nothing is bound: what is mounted there changes.
 fn is_bind(mount: &Mount) -> bool {
-    let options = mount.options().as_deref().unwrap_or_default();
-    mount.typ().as_deref() == Some("bind")
-        || options.iter().any(|option| option == "bind" || option == "rbind")
+    let is_named = mount.typ().as_deref() == Some("bind") || has(mount, &["bind", "rbind"]);
+    is_named && !has(mount, &["remount"])
+}
+
+fn has(mount: &Mount, options: &[&str]) -> bool {
+    mount.options().iter().flatten().any(|option| options.contains(&option.as_str()))
 }
 
 /// The source of a bind mount as an absolute path to something that is there.
@@ -47,7 +51,9 @@ fn source(mount: &Mount, bundle: &Path) -> Result<PathBuf> {
     })?;
     let source = bundle.join(source);
     // The runtime opens it again when it mounts: the plan has no side effects and keeps nothing open.
-    match file::open(CWD, &source, nix::libc::O_PATH, 0, Resolve::Host) {
+    let is_link = has(mount, &["copy-symlink", "src-nofollow"]);
+    let flags = nix::libc::O_PATH | if is_link { nix::libc::O_NOFOLLOW } else { 0 };
+    match file::open(CWD, &source, flags, 0, Resolve::Host) {
         Ok(_) => Ok(source),
         Err(e) => Err(Error::failed(e.call(), e.errno()).on_path(source.to_string_lossy())),
     }

@@ -9,27 +9,29 @@ use coracle_sys::mount::{self, Attributes, attr};
 use super::mounts::attach;
 use super::root::{Root, target};
 use crate::cgroup::{Hierarchy, Place};
-use crate::error::{Context, Result};
-use crate::stages::plan::mounts::MountPlan;
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::plan::mounts::{MountPlan, Source};
 
 const SAFE: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
-/// Mounts the hierarchies as the host has them: the unified tree alone on version 2, else a directory each. Each
-/// shows the container's own cgroup as its root: by itself in a cgroup namespace (`in_namespace`), which only has
-/// to be looked at from inside, else by binding that directory alone.
-pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: bool) -> Result<OwnedFd> {
+/// Mounts the hierarchies as the host has them: the unified tree alone on version 2 and where only it is asked for,
+/// else a directory each. Each shows the container's own cgroup as its root: by itself in a cgroup namespace
+/// (`in_namespace`), which only has to be looked at from inside, else by binding that directory alone.
+pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: bool) -> Result<()> {
     let top = root.target(&plan.target, true)?;
     let read_only = (plan.attributes.set | plan.recursive.set) & attr::RDONLY;
     let make = |hierarchy: &Hierarchy, path: &Path| {
         if in_namespace { new(hierarchy, SAFE | read_only) } else { bound(path, SAFE | read_only) }
     };
     let all: Vec<_> = place.paths().collect();
-    if let [(only, path)] = all.as_slice()
-        && only.name.is_empty()
-    {
-        let made = make(only, path)?;
-        attach(made.as_fd(), top.as_fd(), plan.attributes, plan.recursive)?;
-        return Ok(made);
+    let is_alone = plan.source == Source::Cgroups { unified: true } || all.len() == 1;
+    if let Some((unified, path)) = all.iter().find(|(hierarchy, _)| is_alone && hierarchy.unified) {
+        let made = make(unified, path)?;
+        return attach(made.as_fd(), top.as_fd(), plan.attributes, plan.recursive);
+    }
+    if plan.source == (Source::Cgroups { unified: true }) {
+        return Err(Error::new(Code::Unsupported, "this host has no unified hierarchy of cgroups")
+            .hint("use the type \"cgroup\""));
     }
     let context = mount::Context::open("tmpfs")?;
     context.set("mode", b"755")?;
@@ -45,8 +47,7 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: 
             .context(|| format!("mounting cgroup hierarchy {:?}", hierarchy.name))?;
     }
     let attributes = Attributes { set: read_only, ..plan.attributes };
-    mount::set_attributes(tmpfs.as_fd(), attributes, false)?;
-    Ok(tmpfs)
+    Ok(mount::set_attributes(tmpfs.as_fd(), attributes, false)?)
 }
 
 fn one(tmpfs: BorrowedFd<'_>, hierarchy: &Hierarchy, made: &OwnedFd) -> Result<()> {

@@ -21,6 +21,9 @@ const LINKS: [(&str, &str); 5] = [
 
 /// Makes the devices `devices`; by binding the host's where a user namespace forbids making them.
 pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], in_user_namespace: bool) -> Result<()> {
+    if devices.is_empty() {
+        return Ok(());
+    }
     let dev = open_dev(root)?;
     for device in devices {
         let path = Path::new("/").join(&device.target);

@@ -162,7 +162,7 @@ fn build_inside(
     hooks::run("createContainer", &inside.create_hooks, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;
     rootfs::mask(&root, inside)?;
-    rootfs::enter(root.into_fd(), inside, birth.options.no_pivot)
+    rootfs::enter(root.finish()?, inside, birth.options.no_pivot)
 }
 
 fn name_host(inside: &Inside) -> Result<()> {

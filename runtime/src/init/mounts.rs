@@ -5,38 +5,76 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::mount::{self, Attributes};
+use coracle_sys::mount::{self, Attributes, attr};
 use coracle_sys::{Errno, archive};
 
 use super::copy_up::copy_up;
 use super::root::Root;
 use super::{Birth, cgroups};
 use crate::error::{Code, Context, Error, Result};
-use crate::stages::plan::mounts::{MountPlan, Source};
+use crate::stages::plan::mounts::{Link, MountPlan, Source};
 
 /// Makes one mount.
 pub(super) fn mount(root: &mut Root, plan: &MountPlan, birth: &Birth<'_>) -> Result<()> {
     let made = match &plan.source {
-        Source::Bind { path, recursive } => bind(root, plan, path, *recursive),
+        Source::Bind { .. } => bind(root, plan),
         Source::New { fstype, source, parameters } => {
-            new(root, plan, &NewFileSystem { fstype, source: source.as_deref(), parameters })
+            new(root, plan, &NewFileSystem { fstype, source: source.as_deref(), parameters }).map(Some)
         }
-        Source::Cgroups => match birth.place {
-            Some(place) => cgroups::mount(root, plan, place, birth.in_cgroup_namespace),
+        Source::Cgroups { .. } => match birth.place {
+            Some(place) => cgroups::mount(root, plan, place, birth.in_cgroup_namespace).map(|()| None),
             None => Err(Error::new(Code::InvalidSpec, "the container has no cgroups to show")),
         },
+        Source::Present => change(root, plan),
     };
-    let made =
-        made.context(|| format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target)))?;
-    root.mounted(plan, made);
+    let mounting = || format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target));
+    if let Some(made) = made.context(mounting)? {
+        root.mounted(plan, made);
+    }
     Ok(())
 }
 
-fn bind(root: &Root, plan: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd> {
-    let tree = mount::clone_tree(file::CWD, source, recursive)?;
+fn bind(root: &Root, plan: &MountPlan) -> Result<Option<OwnedFd>> {
+    let Source::Bind { path, recursive, link } = &plan.source else { return Ok(None) };
+    let copied = if *link == Link::Copied { file::read_link(file::CWD, path).ok() } else { None };
+    if let Some(content) = copied {
+        return copy_link(root, &plan.target, &content).map(|()| None);
+    }
+    let tree = if *link == Link::Mounted {
+        mount::clone_link(file::CWD, path, *recursive)?
+    } else {
+        mount::clone_tree(file::CWD, path, *recursive)?
+    };
     let target = target(root, plan, is_dir(tree.as_fd())?)?;
     attach(tree.as_fd(), target.as_fd(), plan.attributes, plan.recursive)?;
-    Ok(tree)
+    Ok(Some(tree))
+}
+
+/// Makes the symbolic link of the host again in the container, where it is not there already.
+fn copy_link(root: &Root, path: &Path, content: &OsStr) -> Result<()> {
+    let (dir, name) = root.place(path)?;
+    match file::symlink(content, dir.as_fd(), name) {
+        Err(e) if e.errno() == Errno::EEXIST => {}
+        other => return Ok(other?),
+    }
+    match file::read_link(dir.as_fd(), name) {
+        Ok(found) if found == content => Ok(()),
+        _ => Err(Error::new(
+            Code::InvalidSpec,
+            format!("something else than a link to {content:?} is there already"),
+        )
+        .hint("leave out \"copy-symlink\"")),
+    }
+}
+
+/// Changes the attributes of what is mounted there already.
+fn change(root: &Root, plan: &MountPlan) -> Result<Option<OwnedFd>> {
+    let nothing = || Error::new(Code::InvalidSpec, "there is nothing to remount");
+    let mounted = root.existing(&plan.target)?.ok_or_else(nothing)?;
+    set_attributes(mounted.as_fd(), plan.attributes, plan.recursive).map_err(|e| {
+        if e.errno() == Some(Errno::EINVAL) { e.hint("is anything mounted there?") } else { e }
+    })?;
+    Ok(None)
 }
 
 /// What to mount on. A procfs or sysfs that a link leads elsewhere would not be where later steps, and users, expect it
@@ -44,6 +82,8 @@ fn bind(root: &Root, plan: &MountPlan, source: &Path, recursive: bool) -> Result
 fn target(root: &Root, plan: &MountPlan, is_dir: bool) -> Result<OwnedFd> {
     if plan.shows_kernel() && is_dir {
         root.real_directory(&plan.target)
+    } else if plan.on_link {
+        root.target_itself(&plan.target, is_dir)
     } else {
         root.target(&plan.target, is_dir)
     }
@@ -96,13 +136,9 @@ fn new(root: &Root, plan: &MountPlan, wanted: &NewFileSystem<'_>) -> Result<Owne
     let covered = if is_covering { root.existing(&plan.target)? } else { None };
     let target = target(root, plan, true)?;
     let context = wanted.configure(plan, covered.as_ref())?;
-    // What is still to be filled gets its attributes, read-only perhaps, when it is.
-    let (at_once, later) = if plan.copy_up {
-        (0, plan.attributes)
-    } else {
-        (plan.attributes.set, Attributes { set: 0, clear: 0, ..plan.attributes })
-    };
-    let made = context.mount(at_once)?;
+    // What is still to be filled becomes read-only when it is.
+    let late = if plan.is_filled_later() { attr::RDONLY } else { 0 };
+    let made = context.mount(plan.attributes.set & !late)?;
     if let Some(label) = plan.label.as_deref().filter(|_| wanted.fstype == "mqueue") {
         // Its policy has it labelled file by file, its root first.
         let own_root = file::open(made.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
@@ -112,7 +148,9 @@ fn new(root: &Root, plan: &MountPlan, wanted: &NewFileSystem<'_>) -> Result<Owne
         let as_asked = ["mode", "uid", "gid"].iter().any(|name| wanted.has(name));
         copy_up(covered.as_fd(), made.as_fd(), !as_asked)?;
     }
-    attach(made.as_fd(), target.as_fd(), later, plan.recursive)?;
+    let recursive = Attributes { set: plan.recursive.set & !late, ..plan.recursive };
+    let own = Attributes { propagation: plan.attributes.propagation, ..Attributes::default() };
+    attach(made.as_fd(), target.as_fd(), own, recursive)?;
     Ok(made)
 }
 
@@ -131,19 +169,25 @@ fn unknown_type(error: coracle_sys::Error, plan: &MountPlan) -> Error {
     error.code_is(Code::Unsupported).hint(format!("this kernel doesn't know {}.type", plan.field))
 }
 
-/// Sets the attributes, first those of the whole tree, while nobody can see the mount, then attaches it.
+/// Sets the attributes while nobody can see the mount, then attaches it.
 pub(super) fn attach(
     made: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
     attributes: Attributes,
     recursive: Attributes,
 ) -> Result<()> {
-    for (attributes, is_recursive) in [(recursive, true), (attributes, false)] {
+    set_attributes(made, attributes, recursive)?;
+    Ok(mount::attach(made, target)?)
+}
+
+/// Sets the attributes; those of the whole tree come last, as with runc.
+fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, recursive: Attributes) -> Result<()> {
+    for (attributes, is_recursive) in [(attributes, false), (recursive, true)] {
         if !attributes.is_empty() {
-            mount::set_attributes(made, attributes, is_recursive)?;
+            mount::set_attributes(mount, attributes, is_recursive)?;
         }
     }
-    Ok(mount::attach(made, target)?)
+    Ok(())
 }
 
 fn is_dir(fd: BorrowedFd<'_>) -> Result<bool> {

@@ -1,38 +1,53 @@
 //! The container's root as it is filled: how everything below it is reached.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::mount::{self, Attributes, attr};
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::mounts::MountPlan;
 
-/// The container's root, and the kernel's own file systems that were mounted in it. What is below one of these is
-/// looked up from that very mount: whoever can rename things in the root file system meanwhile could put a link in
-/// place of the directory it was mounted on, and what is to be covered would seem not to be there.
+/// The container's root, and what was mounted in it that is needed again. What is below a file system of the kernel's
+/// own is looked up from that very mount: whoever can rename things in the root file system meanwhile could put a link
+/// in place of the directory it was mounted on, and what is to be covered would seem not to be there.
 pub(super) struct Root {
     fd: OwnedFd,
-    kernel: Vec<(PathBuf, OwnedFd)>,
+    kept: Vec<Kept>,
+}
+
+struct Kept {
+    path: PathBuf,
+    fd: OwnedFd,
+    /// Whether it shows what the kernel has to say, and what is below it is reached through it.
+    shows_kernel: bool,
+    /// Whether it is to be read-only in the end.
+    read_only: bool,
 }
 
 impl Root {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, kernel: Vec::new() }
+        Self { fd, kept: Vec::new() }
     }
 
     /// Takes note of the mount `made`, which was attached as `plan` says.
     pub(super) fn mounted(&mut self, plan: &MountPlan, made: OwnedFd) {
-        self.kernel.retain(|(path, _)| !path.starts_with(&plan.target));
-        if plan.shows_kernel() {
-            self.kernel.push((plan.target.clone(), made));
+        for covered in self.kept.iter_mut().filter(|kept| kept.path.starts_with(&plan.target)) {
+            covered.shows_kernel = false;
+        }
+        let (shows_kernel, read_only) = (plan.shows_kernel(), plan.is_filled_later());
+        if shows_kernel || read_only {
+            self.kept.push(Kept { path: plan.target.clone(), fd: made, shows_kernel, read_only });
         }
     }
 
     /// Where the way to `path` begins, and the rest of the way (`.` where there is none).
     pub(super) fn way<'a>(&self, path: &'a Path) -> (BorrowedFd<'_>, &'a Path) {
-        let mut ways = self.kernel.iter().filter_map(|(top, fd)| Some((fd, path.strip_prefix(top).ok()?)));
+        let kernel = self.kept.iter().filter(|kept| kept.shows_kernel);
+        let mut ways = kernel.filter_map(|kept| Some((&kept.fd, path.strip_prefix(&kept.path).ok()?)));
         match ways.next_back() {
             Some((fd, rest)) if rest == Path::new("") => (fd.as_fd(), Path::new(".")),
             Some((fd, rest)) => (fd.as_fd(), rest),
@@ -55,6 +70,27 @@ impl Root {
         target(top, rest, is_dir)
     }
 
+    /// The same, but a link of that name is not followed.
+    pub(super) fn target_itself(&self, path: &Path, is_dir: bool) -> Result<OwnedFd> {
+        let (parent, name) = self.place(path)?;
+        let open =
+            || file::open(parent.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, 0, Resolve::BeneathNoLinks);
+        match open() {
+            Err(e) if e.errno() == Errno::ENOENT && is_dir => file::mkdir(parent.as_fd(), name, 0o755)?,
+            Err(e) if e.errno() == Errno::ENOENT => {
+                file::mknod(parent.as_fd(), name, libc::S_IFREG | 0o644, 0)?;
+            }
+            other => return Ok(other?),
+        }
+        Ok(open()?)
+    }
+
+    /// The directory that holds `path`, made where it is missing, and the name in it.
+    pub(super) fn place<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr)> {
+        let (top, rest) = self.way(path);
+        place(top, rest)
+    }
+
     /// The directory `path`, made where it is missing, with no link on the way to it.
     pub(super) fn real_directory(&self, path: &Path) -> Result<OwnedFd> {
         file::mkdir_all_no_links(self.fd.as_fd(), path, 0o755).map_err(|e| {
@@ -68,8 +104,14 @@ impl Root {
         })
     }
 
-    pub(super) fn into_fd(self) -> OwnedFd {
-        self.fd
+    /// Gives what had to be filled first its last attribute, and lets go of all but the root itself.
+    pub(super) fn finish(self) -> Result<OwnedFd> {
+        let read_only = Attributes { set: attr::RDONLY, ..Attributes::default() };
+        for kept in self.kept.iter().filter(|kept| kept.read_only) {
+            mount::set_attributes(kept.fd.as_fd(), read_only, false)
+                .context(|| format!("making {:?} read-only", Path::new("/").join(&kept.path)))?;
+        }
+        Ok(self.fd)
     }
 }
 
@@ -88,12 +130,16 @@ pub(super) fn target(top: BorrowedFd<'_>, path: &Path, is_dir: bool) -> Result<O
         Err(e) if e.errno() == Errno::ENOENT => {}
         other => return Ok(other?),
     }
-    let parent = file::mkdir_all(top, path.parent().unwrap_or(Path::new("")), 0o755)?;
-    let name = path.file_name().ok_or_else(|| Error::new(Code::InvalidSpec, "it has no name"))?;
+    let (parent, name) = place(top, path)?;
     match file::mknod(parent.as_fd(), name, libc::S_IFREG | 0o644, 0) {
         Err(e) if e.errno() != Errno::EEXIST => return Err(e.into()),
         _ => {}
     }
     // A dangling link of that name is followed no further: what it names is not there to be covered.
     Ok(file::open(top, path, libc::O_PATH, 0, Resolve::InRoot)?)
+}
+
+fn place<'a>(top: BorrowedFd<'_>, path: &'a Path) -> Result<(OwnedFd, &'a OsStr)> {
+    let name = path.file_name().ok_or_else(|| Error::new(Code::InvalidSpec, "it has no name"))?;
+    Ok((file::mkdir_all(top, path.parent().unwrap_or(Path::new("")), 0o755)?, name))
 }

@@ -170,11 +170,20 @@ impl Context {
 /// # Errors
 /// `EINVAL` where a locked mount would be uncovered.
 pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
+    open_tree(dir, path, if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+/// As [`clone_tree`], but where `path` is a symbolic link the link itself is what is cloned.
+///
+/// # Errors
+/// As [`clone_tree`].
+pub fn clone_link(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
+    open_tree(dir, path, libc::AT_SYMLINK_NOFOLLOW | if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+fn open_tree(dir: BorrowedFd<'_>, path: &Path, how: i32) -> Result<OwnedFd> {
     let name = c_string(path.as_os_str().as_bytes(), "open_tree")?;
-    let mut flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
-    if recursive {
-        flags |= libc::AT_RECURSIVE as u32;
-    }
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (libc::AT_EMPTY_PATH | how) as u32;
     // SAFETY: `name` is a valid C string that outlives the call.
     let ret = unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), name.as_ptr(), flags) };
     check_fd(ret, || format!("open_tree({}, {path:?})", show(&dir)))

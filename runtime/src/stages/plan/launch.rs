@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use coracle_isolator_host::Adjusted;
 use coracle_sys::mount::Propagation;
-use oci_spec::runtime::{Hook, LinuxDeviceType, Spec};
+use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceType, Spec};
 use serde::Serialize;
 
-use super::mounts::{self, MountPlan};
+use super::mounts::{self, MountPlan, Source};
 use super::namespaces::{self, Namespaces};
 use super::process::ProcessPlan;
 use super::{below_root, linux};
@@ -43,7 +43,7 @@ pub struct Inside {
     pub propagation: Option<(Propagation, bool)>,
     /// The mounts, in order.
     pub mounts: Vec<MountPlan>,
-    /// The device nodes.
+    /// The device nodes; none at all, and no links beside them, where `/dev` is the host's or another's.
     pub devices: Vec<Device>,
     /// Hooks that run in the container's namespaces before its root is entered.
     #[serde(skip)]
@@ -118,13 +118,18 @@ impl Launch {
 impl Inside {
     fn new(spec: &Spec, rootfs: &Path) -> Result<Self> {
         let linux = linux(spec)?;
+        let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
         let mounts = spec.mounts().iter().flatten().enumerate();
         let hooks = spec.hooks().clone().unwrap_or_default();
         let paths = |list: &Option<Vec<String>>| {
             list.iter().flatten().map(|p| below_root(Path::new(p))).collect::<Vec<_>>()
         };
+        let mounts = mounts
+            .map(|(index, mount)| {
+                Ok(MountPlan { label: mount_label.clone(), ..mounts::plan(index, mount, linux)? })
+            })
+            .collect::<Result<Vec<_>>>()?;
         let sysctl = linux.sysctl().iter().flatten();
-        let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
         Ok(Self {
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
@@ -136,12 +141,8 @@ impl Inside {
                 .filter(|word| !word.is_empty())
                 .map(mounts::propagation)
                 .transpose()?,
-            mounts: mounts
-                .map(|(index, mount)| {
-                    Ok(MountPlan { label: mount_label.clone(), ..mounts::plan(index, mount)? })
-                })
-                .collect::<Result<_>>()?,
-            devices: devices(spec)?,
+            devices: devices(spec, &mounts)?,
+            mounts,
             create_hooks: hooks.create_container().clone().unwrap_or_default(),
             mount_label,
             masked_paths: paths(linux.masked_paths()),
@@ -168,8 +169,13 @@ fn sysctl_path(name: &str) -> String {
     }
 }
 
-/// The default devices, and the configuration's, which may replace them.
-fn devices(spec: &Spec) -> Result<Vec<Device>> {
+/// The default devices, and the configuration's, which may replace them. None where something is bound over `/dev`: it
+/// is not the container's to change.
+fn devices(spec: &Spec, mounts: &[MountPlan]) -> Result<Vec<Device>> {
+    let is_bound = |m: &MountPlan| m.target == Path::new("dev") && matches!(m.source, Source::Bind { .. });
+    if mounts.iter().any(is_bound) {
+        return Ok(Vec::new());
+    }
     let mut devices: Vec<Device> = DEFAULT_DEVICES
         .iter()
         .map(|&(target, major, minor)| Device {
@@ -183,22 +189,33 @@ fn devices(spec: &Spec) -> Result<Vec<Device>> {
         })
         .collect();
     for (index, wanted) in linux(spec)?.devices().iter().flatten().enumerate() {
-        let number = |n: i64| u32::try_from(n).unwrap_or(0);
-        let device = Device {
-            target: below_root(wanted.path()),
-            kind: kind(wanted.typ()).ok_or_else(|| {
-                Error::new(Code::InvalidSpec, format!("linux.devices[{index}].type is not b, c, u or p"))
-            })?,
-            major: number(wanted.major()),
-            minor: number(wanted.minor()),
-            mode: wanted.file_mode().unwrap_or(0o666) & 0o7777,
-            uid: wanted.uid().unwrap_or(0),
-            gid: wanted.gid().unwrap_or(0),
-        };
+        let device = device(wanted).map_err(|(name, why)| {
+            Error::new(Code::InvalidSpec, format!("linux.devices[{index}].{name} {why}"))
+        })?;
         devices.retain(|d| d.target != device.target);
         devices.push(device);
     }
     Ok(devices)
+}
+
+/// A device of the configuration, or the field that is wrong and why.
+fn device(wanted: &LinuxDevice) -> std::result::Result<Device, (&'static str, String)> {
+    let kind = kind(wanted.typ()).ok_or_else(|| ("type", "is not b, c, u or p".to_owned()))?;
+    let number = |name, n: i64| match u32::try_from(n) {
+        Ok(n) => Ok(n),
+        // A pipe has no numbers.
+        Err(_) if kind == libc::S_IFIFO => Ok(0),
+        Err(_) => Err((name, format!("is {n}, which is no number of a device"))),
+    };
+    Ok(Device {
+        target: below_root(wanted.path()),
+        kind,
+        major: number("major", wanted.major())?,
+        minor: number("minor", wanted.minor())?,
+        mode: wanted.file_mode().unwrap_or(0o666) & 0o7777,
+        uid: wanted.uid().unwrap_or(0),
+        gid: wanted.gid().unwrap_or(0),
+    })
 }
 
 fn kind(kind: LinuxDeviceType) -> Option<u32> {
@@ -225,6 +242,19 @@ mod tests {
         let inside = Launch::new(&spec.unwrap(), Path::new("/r")).unwrap().inside.unwrap();
         assert_eq!(inside.mounts[0].label.as_deref(), Some("l"));
         assert_eq!(inside.mount_label.as_deref(), Some("l"));
+    }
+
+    #[test]
+    fn a_number_that_no_device_has_is_refused() {
+        for (number, words) in [(-1, "is -1"), (1_i64 << 33, "is 8589934592")] {
+            let spec = serde_json::from_value(serde_json::json!({
+                "ociVersion": "1.2.0", "root": {"path": "r"},
+                "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]},
+                "linux": {"devices": [{"path": "/dev/x", "type": "c", "major": 1, "minor": number}]},
+            }));
+            let error = devices(&spec.unwrap(), &[]).unwrap_err().to_string();
+            assert!(error.starts_with("linux.devices[0].minor ") && error.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! where do the cgroups go? Pure: nothing on the host is changed, and nothing needs root.
 
 pub mod checks;
+pub mod id_maps;
 pub mod launch;
+mod mount_options;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;

@@ -87,7 +87,8 @@ fn clone_flag(kind: LinuxNamespaceType) -> i32 {
     }
 }
 
-fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> String {
+/// Mappings as `/proc/PID/uid_map` wants them.
+pub(super) fn id_map(mappings: &Option<Vec<LinuxIdMapping>>) -> String {
     let line = |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
     mappings.iter().flatten().map(line).collect()
 }
