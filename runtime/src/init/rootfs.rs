@@ -21,7 +21,12 @@ const READ_ONLY: Attributes = Attributes { set: attr::RDONLY, clear: 0, propagat
 /// mount that holds that directory: it may be shared, or the root itself.
 pub(super) fn attach(inside: &Inside) -> Result<OwnedFd> {
     let host = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
-    let (propagation, _) = inside.propagation.unwrap_or((Propagation::Slave, true));
+    // What can't be bound could not be cloned: that waits for the end.
+    let propagation = match inside.propagation {
+        None => Propagation::Slave,
+        Some((Propagation::Unbindable, _)) => Propagation::Private,
+        Some((propagation, _)) => propagation,
+    };
     let keep_from_host = |propagation| Attributes { propagation: Some(propagation), ..Attributes::default() };
     mount::set_attributes(host.as_fd(), keep_from_host(propagation), true)?;
     let rootfs = &inside.rootfs;
@@ -141,10 +146,14 @@ pub(super) fn enter(root: OwnedFd, inside: &Inside, no_pivot: bool) -> Result<()
         mount::detach(Path::new("."))?;
     }
     namespace::change_dir(Path::new("/"))?;
-    if let Some((propagation, recursive)) = inside.propagation {
+    // Slaves and private mounts are so from the beginning.
+    if let Some((propagation @ (Propagation::Shared | Propagation::Unbindable), recursive)) =
+        inside.propagation
+    {
         let own = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
         let attributes = Attributes { propagation: Some(propagation), ..Attributes::default() };
-        mount::set_attributes(own.as_fd(), attributes, recursive && propagation != Propagation::Shared)?;
+        // The mounts of the configuration say themselves which of them are shared.
+        mount::set_attributes(own.as_fd(), attributes, recursive && propagation == Propagation::Unbindable)?;
     }
     Ok(())
 }
