@@ -148,6 +148,11 @@ impl<'h> Container<'h> {
         self.bundle.host.call(&[&[verb, self.id()], args].concat())
     }
 
+    /// A verb with options before the ID.
+    pub fn verb_with(&self, verb: &str, options: &[&str]) -> Outcome {
+        self.bundle.host.call(&[&[verb], options, &[self.id()]].concat())
+    }
+
     /// What `state` prints.
     ///
     /// # Panics

@@ -4,7 +4,7 @@ use coracle_isolator::{Cgroup, CgroupVersion, CpuUsage, Result, Usage};
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use crate::limit::{Controller, Setting, not_on};
-use crate::statistics::{keyed, number, text};
+use crate::statistics::{keyed, number, pressure, text};
 
 /// `linux.resources.cpu` but for `cpus` and `mems`. Zero is as good as absent, as runc has it, since no value of
 /// these but `idle` may be zero.
@@ -40,7 +40,8 @@ impl Controller for Cpu {
             CgroupVersion::V1 => usage_1(group)?,
             CgroupVersion::V2 => text(group, "cpu", "cpu.stat")?.map(|stat| usage_2(&stat)),
         };
-        Ok(Usage { cpu, ..Usage::default() })
+        let pressure = pressure(group, "cpu")?;
+        Ok(Usage { cpu: cpu.map(|cpu| CpuUsage { pressure, ..cpu }), ..Usage::default() })
     }
 }
 
@@ -116,13 +117,16 @@ fn usage_1(group: &Cgroup) -> Result<Option<CpuUsage>> {
     let Some(total) = number(group, "cpuacct", "cpuacct.usage")? else { return Ok(None) };
     let stat = text(group, "cpu", "cpu.stat")?.unwrap_or_default();
     let of = |key| keyed(&stat, key).unwrap_or_default();
+    let per_cpu = text(group, "cpuacct", "cpuacct.usage_percpu")?.unwrap_or_default();
     Ok(Some(CpuUsage {
         total,
+        per_cpu: per_cpu.split_ascii_whitespace().filter_map(|time| time.parse().ok()).collect(),
         user: number(group, "cpuacct", "cpuacct.usage_user")?.unwrap_or_default(),
         system: number(group, "cpuacct", "cpuacct.usage_sys")?.unwrap_or_default(),
         periods: of("nr_periods"),
         throttled_periods: of("nr_throttled"),
         throttled_time: of("throttled_time"),
+        pressure: None,
     }))
 }
 
@@ -136,6 +140,7 @@ fn usage_2(stat: &str) -> CpuUsage {
         periods: of("nr_periods"),
         throttled_periods: of("nr_throttled"),
         throttled_time: of("throttled_usec") * 1000,
+        ..CpuUsage::default()
     }
 }
 
@@ -203,6 +208,7 @@ mod tests {
             periods: 3,
             throttled_periods: 1,
             throttled_time: 9000,
+            ..CpuUsage::default()
         };
         assert_eq!(usage, wanted);
     }

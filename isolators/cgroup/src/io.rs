@@ -6,7 +6,7 @@ use coracle_isolator::{Cgroup, CgroupVersion, IoUsage, Result, Usage};
 use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice};
 
 use crate::limit::{Controller, Setting, WhereMissing, not_on};
-use crate::statistics::{pairs, text};
+use crate::statistics::{pairs, pressure, text};
 
 /// `linux.resources.blockIO`. Weights (10 to 1000) need a kernel whose I/O scheduler knows them: BFQ on version 1
 /// and 2, or the `io.cost` controller of version 2, whose weights are 1 to 10000.
@@ -42,7 +42,7 @@ impl Controller for Io {
             CgroupVersion::V1 => usage_1(group)?,
             CgroupVersion::V2 => text(group, "io", "io.stat")?.as_deref().map(usage_2).unwrap_or_default(),
         };
-        Ok(Usage { io, ..Usage::default() })
+        Ok(Usage { io, io_pressure: pressure(group, "io")?, ..Usage::default() })
     }
 }
 

@@ -18,6 +18,7 @@ mod statistics;
 mod cpu;
 mod cpuset;
 mod memory;
+mod oom;
 mod pids;
 mod io;
 mod hugetlb;

@@ -1,9 +1,10 @@
 //! From fields of `linux.resources` to writes into a control group.
 
 use std::borrow::Cow;
+use std::os::fd::OwnedFd;
 
 use coracle_isolator::{
-    Adjustment, Cgroup, CgroupVersion, Config, Errno, Error, Handles, Isolator, Result, Usage,
+    Adjustment, Cgroup, CgroupVersion, Config, Errno, Error, Handles, Isolator, Limitation, Result, Usage,
 };
 use oci_spec::runtime::{LinuxResources, Spec};
 
@@ -86,6 +87,24 @@ pub(crate) trait Controller {
         None
     }
 
+    /// A descriptor that becomes readable when the group may have run into a limit.
+    ///
+    /// # Errors
+    /// Where the kernel gives none.
+    fn watch(&self, group: &Cgroup) -> Result<Option<OwnedFd>> {
+        let _ = group;
+        Ok(None)
+    }
+
+    /// The limit that the group has run into.
+    ///
+    /// # Errors
+    /// Where the kernel's file can't be read.
+    fn limitation(&self, group: &Cgroup) -> Result<Option<Limitation>> {
+        let _ = group;
+        Ok(None)
+    }
+
     /// What the group uses.
     ///
     /// # Errors
@@ -130,6 +149,14 @@ impl<C: Controller> Isolator for Limits<C> {
     fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {
         self.0.check(container.cgroup.version(), resources)?;
         self.apply(container.cgroup, resources)
+    }
+
+    fn watch(&self, container: &Handles<'_>) -> Result<Option<OwnedFd>> {
+        self.0.watch(container.cgroup)
+    }
+
+    fn limitation(&self, container: &Handles<'_>) -> Result<Option<Limitation>> {
+        self.0.limitation(container.cgroup)
     }
 
     fn usage(&self, container: &Handles<'_>) -> Result<Usage> {

@@ -1,10 +1,14 @@
 //! `cgroups/memory`: how much memory a container gets.
 
-use coracle_isolator::{Cgroup, CgroupVersion, Errno, Error, MemoryUsage, Result, Usage};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use coracle_isolator::{Cgroup, CgroupVersion, Errno, Error, Limitation, MemoryUsage, Result, Usage};
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use crate::limit::{Controller, Setting, WhereMissing, not_on};
-use crate::statistics::{keyed, number, text};
+use crate::oom;
+use crate::statistics::{keyed, number, pressure, text};
 
 /// `linux.resources.memory`. `limit`, `swap` (memory and swap together) and `reservation` are bytes, -1 is no
 /// limit, and zero is as good as absent, as runc has it.
@@ -53,7 +57,16 @@ impl Controller for Memory {
             CgroupVersion::V1 => usage_1(group)?,
             CgroupVersion::V2 => usage_2(group)?,
         };
-        Ok(Usage { memory, ..Usage::default() })
+        let pressure = pressure(group, "memory")?;
+        Ok(Usage { memory: memory.map(|memory| MemoryUsage { pressure, ..memory }), ..Usage::default() })
+    }
+
+    fn watch(&self, group: &Cgroup) -> Result<Option<OwnedFd>> {
+        oom::watch(group)
+    }
+
+    fn limitation(&self, group: &Cgroup) -> Result<Option<Limitation>> {
+        oom::limitation(group)
     }
 }
 
@@ -170,12 +183,28 @@ fn usage_1(group: &Cgroup) -> Result<Option<MemoryUsage>> {
         peak: number(group, "memory", "memory.max_usage_in_bytes")?,
         limit,
         swap: keyed(&stat, "total_swap"),
+        swap_limit: swap_limit_1(group, limit)?,
+        kernel: number(group, "memory", "memory.kmem.usage_in_bytes")?,
         rss: of("total_rss"),
         cache: of("total_cache"),
         inactive_file: of("total_inactive_file"),
         limit_hits: number(group, "memory", "memory.failcnt")?.unwrap_or_default(),
         oom_kills: keyed(&control, "oom_kill").unwrap_or_default(),
+        statistics: all(&stat),
+        pressure: None,
     }))
+}
+
+/// Version 1 limits memory and swap together.
+fn swap_limit_1(group: &Cgroup, memory: Option<u64>) -> Result<Option<u64>> {
+    let both = number(group, "memory", "memory.memsw.limit_in_bytes")?.filter(|limit| *limit < 1 << 62);
+    Ok(both.zip(memory).map(|(both, memory)| both.saturating_sub(memory)))
+}
+
+/// Lines of `key number`.
+fn all(stat: &str) -> BTreeMap<String, u64> {
+    let pairs = stat.lines().filter_map(|line| line.split_once(' '));
+    pairs.filter_map(|(key, value)| Some((key.to_owned(), value.parse().ok()?))).collect()
 }
 
 fn usage_2(group: &Cgroup) -> Result<Option<MemoryUsage>> {
@@ -188,11 +217,15 @@ fn usage_2(group: &Cgroup) -> Result<Option<MemoryUsage>> {
         peak: number(group, "memory", "memory.peak")?,
         limit: number(group, "memory", "memory.max")?,
         swap: number(group, "memory", "memory.swap.current")?,
+        swap_limit: number(group, "memory", "memory.swap.max")?,
+        kernel: keyed(&stat, "kernel"),
         rss: of("anon"),
         cache: of("file"),
         inactive_file: of("inactive_file"),
         limit_hits: keyed(&events, "max").unwrap_or_default(),
         oom_kills: keyed(&events, "oom_kill").unwrap_or_default(),
+        statistics: all(&stat),
+        pressure: None,
     }))
 }
 

@@ -117,7 +117,8 @@ impl Registry {
     /// Gives each isolator the new limits.
     ///
     /// # Errors
-    /// Where one fails; those after it are not called, and what those before it wrote stays.
+    /// Where one fails; those after it are not called, and what those before it wrote stays until the caller puts it
+    /// back ([`coracle_isolator::Cgroup::put_back`]).
     pub fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {
         self.each("update", |isolator| isolator.update(container, resources))
     }

@@ -1,5 +1,6 @@
 //! A container by its handles.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -7,6 +8,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
+use crate::before::Before;
 use crate::{CgroupVersion, Error, Result};
 
 /// More than any file of a control group holds (`memory.stat` of a recent kernel: 2 KiB).
@@ -30,6 +32,8 @@ pub struct Handles<'a> {
 pub struct Cgroup {
     version: CgroupVersion,
     dirs: Vec<(Vec<String>, OwnedFd)>,
+    /// What [`put_back`](Cgroup::put_back) takes back; `None` where nothing is remembered.
+    before: Option<RefCell<Vec<Before>>>,
 }
 
 impl Cgroup {
@@ -37,7 +41,30 @@ impl Cgroup {
     /// `cpuacct`, …, `name=systemd`, and `unified` for the version 2 tree of a hybrid machine. On version 2 there
     /// is one directory, and the names do not matter.
     pub fn new(version: CgroupVersion, dirs: Vec<(Vec<String>, OwnedFd)>) -> Self {
-        Self { version, dirs }
+        Self { version, dirs, before: None }
+    }
+
+    /// The same, which remembers what each file held before it is written.
+    #[must_use]
+    pub fn remembering(mut self) -> Self {
+        self.before = Some(RefCell::default());
+        self
+    }
+
+    /// Writes back what the files held that were written since [`remembering`](Self::remembering), last first. Each is
+    /// attempted whatever became of the others; one that is refused is tried again at the end, since limits bound
+    /// each other.
+    ///
+    /// # Errors
+    /// The first refusal that stays.
+    pub fn put_back(&self) -> Result<()> {
+        let before = self.before.as_ref().map(RefCell::take).unwrap_or_default();
+        let restore = |before: &Before| {
+            let mut values = before.restoring().into_iter();
+            values.try_for_each(|value| self.write_file(&before.controller, &before.file, &value))
+        };
+        let refused: Vec<&Before> = before.iter().rev().filter(|before| restore(before).is_err()).collect();
+        refused.into_iter().map(restore).fold(Ok(()), Result::and)
     }
 
     /// Which version carries the limits.
@@ -60,6 +87,20 @@ impl Cgroup {
     /// # Errors
     /// Where there is no such controller or file, or the kernel refuses the value.
     pub fn write(&self, controller: &str, file: &str, value: &str) -> Result<()> {
+        let Some(before) = &self.before else { return self.write_file(controller, file, value) };
+        let held = self.read(controller, file);
+        self.write_file(controller, file, value)?;
+        // A file that can't be read can't be put back either.
+        before.borrow_mut().extend(held.ok().map(|held| Before {
+            controller: controller.to_owned(),
+            file: file.to_owned(),
+            written: value.to_owned(),
+            held,
+        }));
+        Ok(())
+    }
+
+    fn write_file(&self, controller: &str, file: &str, value: &str) -> Result<()> {
         let call = |errno| Error::failed(format!("write({file:?}, {value:?})"), errno).on_path(file);
         let fd = self.open(controller, file, OFlag::O_WRONLY)?;
         loop {

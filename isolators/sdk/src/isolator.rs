@@ -100,7 +100,7 @@ pub trait Isolator {
     }
 
     /// Called when somebody begins to watch the container: a descriptor that becomes readable when there may be
-    /// a [`limitation`](Self::limitation) to tell. The runtime polls and closes it.
+    /// a [`limitation`](Self::limitation) to tell. The runtime polls it, reads it empty, and closes it.
     ///
     /// # Errors
     /// Where the kernel gives no such descriptor.
@@ -123,7 +123,7 @@ pub trait Isolator {
     /// it is.
     ///
     /// # Errors
-    /// Where the kernel refuses. The limits that were written before stay.
+    /// Where the kernel refuses. The runtime writes back what the control group's files held before.
     fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {
         let _ = (container, resources);
         Ok(())

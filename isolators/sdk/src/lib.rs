@@ -15,6 +15,7 @@ pub mod isolator;
 pub mod config;
 pub mod adjustment;
 pub mod cgroup;
+mod before;
 pub mod report;
 pub mod error;
 
@@ -25,5 +26,6 @@ pub use error::{Error, Result};
 pub use isolator::Isolator;
 pub use nix::errno::Errno;
 pub use report::{
-    CpuUsage, HugetlbUsage, IoUsage, Limitation, MemoryUsage, PidsUsage, RdmaUsage, Status, Usage,
+    CpuUsage, HugetlbUsage, IoUsage, Limitation, MemoryUsage, PidsUsage, Pressure, RdmaUsage, Stall, Status,
+    Usage,
 };

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// What a container uses. Each isolator fills in what it looks after; what the kernel does not tell is absent.
 /// Times are nanoseconds, sizes are bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Usage {
     /// Processor time.
@@ -23,6 +23,9 @@ pub struct Usage {
     /// Block devices, by `major:minor`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub io: BTreeMap<String, IoUsage>,
+    /// Waiting for block devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_pressure: Option<Pressure>,
     /// Huge pages, by their size as the kernel writes it: `2MB`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub hugetlb: BTreeMap<String, HugetlbUsage>,
@@ -38,13 +41,14 @@ impl Usage {
         self.memory = self.memory.take().or(other.memory);
         self.pids = self.pids.take().or(other.pids);
         self.io.extend(other.io);
+        self.io_pressure = self.io_pressure.take().or(other.io_pressure);
         self.hugetlb.extend(other.hugetlb);
         self.rdma.extend(other.rdma);
     }
 }
 
 /// Processor time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CpuUsage {
     /// All of it.
@@ -53,16 +57,46 @@ pub struct CpuUsage {
     pub user: u64,
     /// In the kernel.
     pub system: u64,
+    /// All of it by processor; version 1 alone tells.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub per_cpu: Vec<u64>,
     /// Periods in which there was a quota.
     pub periods: u64,
     /// Periods in which the quota was used up.
     pub throttled_periods: u64,
     /// For how long tasks had to wait for the next period.
     pub throttled_time: u64,
+    /// Waiting for a processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressure>,
+}
+
+/// How much of the time tasks waited for a resource (psi.rst of the kernel's documentation, Linux 4.20).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pressure {
+    /// Some of the tasks waited.
+    pub some: Stall,
+    /// All of them did.
+    pub full: Stall,
+}
+
+/// Shares of the last ten, sixty and three hundred seconds in percent, and all of the time in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stall {
+    /// Of the last ten seconds.
+    pub avg10: f64,
+    /// Of the last minute.
+    pub avg60: f64,
+    /// Of the last five minutes.
+    pub avg300: f64,
+    /// Since the beginning.
+    pub total: u64,
 }
 
 /// Memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MemoryUsage {
     /// What is charged to the container now, page cache included.
@@ -73,6 +107,10 @@ pub struct MemoryUsage {
     pub limit: Option<u64>,
     /// Swap space in use, without memory.
     pub swap: Option<u64>,
+    /// The limit of swap space, without memory; absent where there is none.
+    pub swap_limit: Option<u64>,
+    /// What the kernel itself holds for the container.
+    pub kernel: Option<u64>,
     /// Anonymous memory.
     pub rss: u64,
     /// Page cache.
@@ -83,6 +121,12 @@ pub struct MemoryUsage {
     pub limit_hits: u64,
     /// Processes killed for want of memory.
     pub oom_kills: u64,
+    /// All that the kernel counts, by its own names (`memory.stat`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub statistics: BTreeMap<String, u64>,
+    /// Waiting for memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressure>,
 }
 
 /// Tasks: processes and threads.

@@ -11,6 +11,8 @@
 
 mod make;
 mod tree;
+mod below;
+mod freeze;
 mod remove;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -78,11 +78,10 @@ impl Tree {
     /// # Errors
     /// Whatever reading says; a process that is gone is no error.
     pub fn signal_all(&self, signal: i32) -> Result<()> {
-        if signal == libc::SIGKILL {
-            self.thaw();
-            if let Some(dir) = self.unified() {
-                let _ = file::write_to(dir, "cgroup.kill", b"1", Resolve::Beneath);
-            }
+        if signal == libc::SIGKILL
+            && let Some(dir) = self.unified()
+        {
+            let _ = file::write_to(dir, "cgroup.kill", b"1", Resolve::Beneath);
         }
         for pid in self.processes()? {
             match process::kill(pid, signal) {
@@ -90,16 +89,10 @@ impl Tree {
                 _ => {}
             }
         }
-        Ok(())
-    }
-
-    /// A frozen process does not die of a signal on version 1 before it is thawed.
-    fn thaw(&self) {
-        for (hierarchy, dir) in &self.dirs {
-            if hierarchy.controllers().iter().any(|c| c == "freezer") {
-                let _ = file::write_to(dir.as_fd(), "freezer.state", b"THAWED", Resolve::Beneath);
-            }
+        if signal == libc::SIGKILL {
+            self.thaw_to_die();
         }
+        Ok(())
     }
 }
 

@@ -30,7 +30,7 @@ pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
             let mut isolated = isolate::isolate(waiting, &isolators)?;
             isolated.container.record.phase = Phase::Created;
             isolated.container.save()?;
-            super::write_pid_file(options, isolated.ready.child.pid)
+            super::announce(options, &isolated.ready.child, "standard")
         })
     };
     attempt().context(|| format!("creating container {id:?}"))?;

@@ -6,7 +6,8 @@ use crate::isolators;
 use crate::stages::cleanup;
 use crate::state::{State, Status};
 
-/// Removes container `id`: one that has stopped, or with `force` any, and then one that there is not, too.
+/// Removes container `id`: one that has stopped or waits for `start`, or with `force` any, and then one that there is
+/// not, too.
 ///
 /// # Errors
 /// `IllegalState` where it runs and `force` is not given.
@@ -20,7 +21,8 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<u8> {
         Err(e) if !force => return Err(e),
         record => record.ok().flatten().map(|record| record.status()),
     };
-    if let Some(status @ (Status::Running | Status::Created)) = status
+    // One that waits for `start` goes without force, as with runc.
+    if let Some(status @ (Status::Running | Status::Paused)) = status
         && !force
     {
         let why = format!("cannot delete container {id:?} that is not stopped: {status}");

@@ -39,6 +39,9 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
     let (status, first) = (record.status(), record.process);
     let first = first.and_then(|first| first.open()).filter(|_| status != Status::Creating);
     let first = first.ok_or_else(|| not_running(status))?;
+    if status == Status::Paused && !options.ignore_paused {
+        return Err(not_running(status).hint("resume it, or use --ignore-paused to wait until somebody does"));
+    }
     let mut spec = spec::parse(&state.config()?)?;
     let process = process(options, &spec)?;
     plan::checks::check_process(&process)?;
@@ -50,13 +53,18 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
         bundle: &record.bundle,
         first,
         kinds: namespaces::kinds(&spec)?,
-        cgroups: record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), |place| place.open())?,
+        cgroups: record
+            .cgroup
+            .as_ref()
+            .map_or_else(|| Ok(Tree::none()), |place| place.open())?
+            .below(&options.cgroups)
+            .context(|| "--cgroup")?,
     };
     let (born, cgroup) = spawn::spawn_into(&launch, target, &options.launch)?;
     let pidfd = Some(born.child.pidfd.as_fd());
     isolators.join(&Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec })?;
     let ready = isolate::go(born)?;
-    super::write_pid_file(&options.launch, ready.child.pid)?;
+    super::announce(&options.launch, &ready.child, "setns")?;
     release::release_process(ready, &record, &spec)
 }
 
@@ -106,6 +114,12 @@ fn process(options: &cli::Exec, spec: &Spec) -> Result<Process> {
     }
     if options.no_new_privileges {
         process.set_no_new_privileges(Some(true));
+    }
+    if let Some(profile) = &options.apparmor {
+        process.set_apparmor_profile(Some(profile.clone()));
+    }
+    if let Some(label) = &options.label {
+        process.set_selinux_label(Some(label.clone()));
     }
     add_capabilities(&mut process, &options.capabilities)?;
     Ok(process)

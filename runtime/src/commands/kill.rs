@@ -3,12 +3,15 @@
 use std::os::fd::AsFd;
 
 use coracle_sys::process;
+use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::cli::{Global, Kill};
 use crate::error::{Code, Context, Error, Result};
-use crate::state::State;
+use crate::stages::spec;
+use crate::state::{Record, State};
 
-/// Sends the signal.
+/// Sends the signal. `SIGKILL` goes to all processes of a container without a PID namespace of its own, whose others
+/// would outlive the first, and ends a paused container, too.
 ///
 /// # Errors
 /// `IllegalState` where the container does not run.
@@ -18,17 +21,36 @@ pub fn kill(global: &Global, options: &Kill) -> Result<u8> {
         let record = state.record()?.ok_or_else(not_running)?;
         if options.all {
             // Also where the first process has ended: others may be left in the cgroup.
-            let tree = record.cgroup.as_ref().map(|place| place.open()).transpose()?;
-            return tree.map_or_else(|| Err(not_running()), |tree| tree.signal_all(options.signal));
+            return kill_all(&record, options.signal);
         }
-        let pidfd = record.process.and_then(|first| first.open()).ok_or_else(not_running)?;
-        match process::signal(pidfd.as_fd(), options.signal) {
-            Err(e) if e.errno() == coracle_sys::Errno::ESRCH => Err(not_running()),
-            other => Ok(other?),
+        let first = record.process.and_then(|first| first.open()).ok_or_else(not_running)?;
+        match process::signal(first.as_fd(), options.signal) {
+            Err(e) if e.errno() == coracle_sys::Errno::ESRCH => return Err(not_running()),
+            other => other?,
         }
+        if options.signal != libc::SIGKILL {
+            return Ok(());
+        }
+        if record.cgroup.is_some() && !has_pid_namespace(&state) {
+            return kill_all(&record, libc::SIGKILL);
+        }
+        record.cgroup.as_ref().map_or(Ok(()), |place| place.open().map(|tree| tree.thaw_to_die()))
     };
     attempt().context(|| format!("signalling container {:?}", options.id))?;
     Ok(0)
+}
+
+fn kill_all(record: &Record, signal: i32) -> Result<()> {
+    let place = record.cgroup.as_ref().ok_or_else(not_running)?;
+    place.open()?.signal_all(signal)
+}
+
+/// Whether the container was made with a PID namespace of its own. A configuration that can't be read is taken for
+/// one with: then no more is killed than was asked for.
+fn has_pid_namespace(state: &State) -> bool {
+    let Ok(spec) = state.config().and_then(|text| spec::parse(&text)) else { return true };
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
+    namespaces.iter().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none())
 }
 
 fn not_running() -> Error {

@@ -1,10 +1,13 @@
 //! `list`: prints all containers.
 
-use std::fmt::Write;
+use coracle_sys::file::{self, Resolve};
+use serde_json::Value;
 
 use crate::cli::{Global, List};
 use crate::error::Result;
-use crate::state::{self, Record, State};
+use crate::state::{self, LONGEST, Record, State};
+
+const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"];
 
 /// Prints the containers as a table, as JSON, or their IDs alone.
 ///
@@ -16,25 +19,68 @@ pub fn list(global: &Global, options: &List) -> Result<u8> {
         // One that is removed meanwhile is not listed.
         let Ok(state) = State::open_unlocked(&global.root, &id) else { continue };
         let record = state.record().ok().flatten().unwrap_or_else(|| Record::new(&id, None));
-        states.push(record.to_state());
+        let mut told = record.to_state();
+        told["owner"] = state.owner().map_or_else(|_| String::new(), user_name).into();
+        states.push(told);
     }
-    let text = |state: &serde_json::Value, key: &str| {
-        state[key].as_str().map_or_else(|| state[key].to_string(), str::to_owned)
-    };
-    let mut out = String::new();
-    if options.quiet {
-        states.iter().for_each(|state| out.push_str(&(text(state, "id") + "\n")));
-    } else if options.json {
-        out = format!("{}\n", serde_json::Value::Array(states));
-    } else {
-        let rows =
-            states.iter().map(|s| ["id", "pid", "status", "bundle", "created"].map(|key| text(s, key)));
-        for [id, pid, status, bundle, created] in
-            std::iter::once(["ID", "PID", "STATUS", "BUNDLE", "CREATED"].map(str::to_owned)).chain(rows)
-        {
-            let _ = writeln!(out, "{id:<24} {pid:<8} {status:<9} {bundle:<40} {created}");
-        }
-    }
-    crate::print(&out);
+    crate::print(&match (options.quiet, options.json) {
+        (true, _) => states.iter().map(|state| text(state, "id") + "\n").collect(),
+        (_, true) => format!("{}\n", Value::Array(states)),
+        _ => table(&states),
+    });
     Ok(0)
+}
+
+fn text(state: &Value, key: &str) -> String {
+    state[key].as_str().map_or_else(|| state[key].to_string(), str::to_owned)
+}
+
+/// Columns as wide as what is in them and three blanks, at least twelve, as runc's users cut them.
+fn table(states: &[Value]) -> String {
+    let titles = COLUMNS.map(str::to_uppercase).to_vec();
+    let rows = states.iter().map(|state| COLUMNS.map(|key| text(state, key)).to_vec());
+    let rows: Vec<Vec<String>> = std::iter::once(titles).chain(rows).collect();
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count() + 3).max().unwrap_or(0).max(12);
+    let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
+    let line = |row: &Vec<String>| -> String {
+        let cells: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+/// The name of user `uid`, or `#uid` where the host has none for it.
+fn user_name(uid: u32) -> String {
+    let passwd = file::read(file::CWD, "/etc/passwd", LONGEST, Resolve::Host).unwrap_or_default();
+    name_in(&String::from_utf8_lossy(&passwd), uid)
+}
+
+fn name_in(passwd: &str, uid: u32) -> String {
+    let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let found = lines.find(|fields| fields.get(2) == Some(&uid.to_string().as_str()));
+    found.map_or_else(|| format!("#{uid}"), |fields| fields[0].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn columns_are_at_least_twelve_wide_and_three_apart() {
+        let state = json!({
+            "id": "web", "pid": 7, "status": "running", "bundle": "/a/long/bundle", "created": "then", "owner": "root",
+        });
+        let wanted = "ID          PID         STATUS      BUNDLE           CREATED     OWNER\n\
+                      web         7           running     /a/long/bundle   then        root\n";
+        assert_eq!(table(&[state]), wanted);
+    }
+
+    #[test]
+    fn a_user_without_a_name_is_a_number() {
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nbroken\nme:x:1000:1000::/:\n";
+        assert_eq!([0, 1000, 7].map(|uid| name_in(passwd, uid)), ["root", "me", "#7"]);
+    }
 }

@@ -81,6 +81,6 @@ fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
     global.warn(prepared.warnings.drain(..));
     let waiting = spawn::spawn(prepared, options, false)?;
     let isolated = isolate::isolate(waiting, isolators)?;
-    super::write_pid_file(options, isolated.ready.child.pid)?;
+    super::announce(options, &isolated.ready.child, "standard")?;
     release::release(isolated)
 }

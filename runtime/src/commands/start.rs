@@ -30,7 +30,7 @@ pub fn start(global: &Global, id: &str) -> Result<u8> {
         container.state.close_door();
         if started.as_ref().is_err_and(|e| e.code() == Code::Hook) {
             // A container whose poststart hook fails is stopped (runtime-spec 1.3, runtime.md, "Lifecycle").
-            container.record.process.map_or(Ok(()), |first| first.kill())?;
+            container.record.kill_first()?;
         }
         started
     };

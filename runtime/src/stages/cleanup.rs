@@ -85,9 +85,7 @@ fn guess(state: &State, unreadable: Error) -> Result<Record> {
 /// Of a container that never had one nobody can be in its cgroups: where a launch found them in use, those who
 /// use them must not notice that it is undone.
 fn kill(record: &Record) -> Result<()> {
-    if let Some(first) = record.process {
-        first.kill()?;
-    }
+    record.kill_first()?;
     process::reap_all();
     match &record.cgroup {
         Some(cgroup) if record.process.is_some() || record.phase != Phase::Creating => cgroup.kill(),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
@@ -104,6 +104,14 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
 pub fn load_process(path: &Path) -> Result<Process> {
     let text = file::read(file::CWD, path, LARGEST, Resolve::Host)?;
     read(&text).context(|| format!("reading {path:?}"))
+}
+
+/// The limits that `update` is to set.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_resources(text: &[u8]) -> Result<LinuxResources> {
+    read(text).context(|| "reading the new limits")
 }
 
 #[cfg(test)]

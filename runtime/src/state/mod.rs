@@ -94,6 +94,14 @@ impl State {
         self.dir.as_fd()
     }
 
+    /// The user whose container it is.
+    ///
+    /// # Errors
+    /// None that a kernel is known to give.
+    pub fn owner(&self) -> Result<u32> {
+        Ok(file::stat(self.dir.as_fd())?.st_uid)
+    }
+
     /// Reads the record. `None`: the creator died before it wrote one, and did nothing that it would tell of.
     ///
     /// # Errors

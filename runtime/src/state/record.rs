@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use coracle_sys::process;
+use coracle_sys::{event, process};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Place;
@@ -33,6 +34,8 @@ pub enum Status {
     Created,
     /// Its first process executes the user's program.
     Running,
+    /// All of its processes are frozen.
+    Paused,
     /// Its first process has ended.
     Stopped,
 }
@@ -43,6 +46,7 @@ impl std::fmt::Display for Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
     }
@@ -79,22 +83,22 @@ impl Process {
         self.is_alive().then_some(pidfd)
     }
 
-    /// Kills it and waits, at most ten seconds, until it is gone.
+    /// Kills it and waits, at most ten seconds, until it is gone. `freed` is called when it has been signalled, to
+    /// take away what keeps it from dying.
     ///
     /// # Errors
     /// `System` where it waits for the kernel and does not die.
-    pub fn kill(&self) -> Result<()> {
+    pub fn kill(&self, freed: impl FnOnce()) -> Result<()> {
         let Some(pidfd) = self.open() else { return Ok(()) };
         match process::signal(pidfd.as_fd(), libc::SIGKILL) {
             Err(e) if e.errno() != coracle_sys::Errno::ESRCH => return Err(e.into()),
-            _ => {}
+            _ => freed(),
         }
-        let mut poll = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
-        match nix::poll::poll(&mut poll, nix::poll::PollTimeout::from(10_000_u16)) {
-            Ok(0) => Err(Error::new(Code::System, format!("process {} can't be killed", self.pid))
-                .hint("it waits for the kernel; try again when what it waits for has come")),
-            _ => Ok(()),
+        if event::readable(&[pidfd.as_fd()], Some(Duration::from_secs(10)))? == [true] {
+            return Ok(());
         }
+        Err(Error::new(Code::System, format!("process {} can't be killed", self.pid))
+            .hint("it waits for the kernel; try again when what it waits for has come"))
     }
 }
 
@@ -121,6 +125,9 @@ pub struct Record {
     pub cgroup: Option<Place>,
     /// The isolators whose `prepare` is about to be called: those to clean up.
     pub isolators: Vec<String>,
+    /// Whether `pause` was asked for, so that the kernel is to be asked whether it is frozen.
+    #[serde(default)]
+    pub paused: bool,
     /// The image store that its snapshot is mounted from, for a container that was run from an image.
     pub store: Option<PathBuf>,
 }
@@ -139,21 +146,41 @@ impl Record {
             process: None,
             cgroup: None,
             isolators: Vec::new(),
+            paused: false,
             store: store.map(Path::to_owned),
         }
     }
 
-    /// Its status now.
+    /// Its status now. The freezer is asked only where the container was paused.
     pub fn status(&self) -> Status {
         match (self.phase, self.process) {
             (Phase::Creating, None) => Status::Creating,
             (_, Some(process)) if process.is_alive() => match self.phase {
                 Phase::Creating => Status::Creating,
+                _ if self.paused && self.is_frozen() => Status::Paused,
                 Phase::Created => Status::Created,
                 Phase::Running => Status::Running,
             },
             _ => Status::Stopped,
         }
+    }
+
+    fn is_frozen(&self) -> bool {
+        let tree = self.cgroup.as_ref().map(|place| place.open());
+        tree.is_some_and(|tree| tree.and_then(|tree| tree.is_frozen()).unwrap_or(false))
+    }
+
+    /// Kills its first process and waits until it is gone.
+    ///
+    /// # Errors
+    /// As [`Process::kill`].
+    pub fn kill_first(&self) -> Result<()> {
+        let Some(first) = self.process else { return Ok(()) };
+        first.kill(|| {
+            if let Some(Ok(tree)) = self.cgroup.as_ref().map(|place| place.open()) {
+                tree.thaw_to_die();
+            }
+        })
     }
 
     /// The state that the runtime specification defines, with the fields that runc adds.

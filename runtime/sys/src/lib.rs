@@ -11,6 +11,7 @@
 #![expect(unsafe_code, reason = "this crate is where the product's system calls are made")]
 
 pub mod error;
+pub mod event;
 pub mod file;
 pub mod archive;
 pub mod mount;

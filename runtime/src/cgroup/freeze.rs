@@ -1,0 +1,163 @@
+//! Freezing and thawing the processes of a container: the freezer of version 1 (freezer-subsystem.rst of the kernel's
+//! documentation) where it is mounted, else `cgroup.freeze` of version 2 (Linux 5.2).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use coracle_sys::file::{self, Resolve};
+
+use super::{LONGEST, Tree};
+use crate::error::{Code, Error, Result};
+
+/// How long freezing and thawing may take.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The cgroup that freezes a container.
+#[derive(Debug, Clone, Copy)]
+enum Freezer<'a> {
+    V1(BorrowedFd<'a>),
+    V2(BorrowedFd<'a>),
+}
+
+impl Tree {
+    /// Whether the container is frozen, by itself or by a cgroup above it.
+    ///
+    /// # Errors
+    /// Whatever reading says.
+    pub fn is_frozen(&self) -> Result<bool> {
+        self.freezer().map_or(Ok(false), Freezer::is_frozen)
+    }
+
+    /// Stops every process of the container where it is, and waits until all have stopped.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is no cgroup to do it with; `System` where a process does not stop within ten
+    /// seconds, and then all go on.
+    pub fn freeze(&self) -> Result<()> {
+        let freezer = self.freezer().ok_or_else(no_freezer)?;
+        freezer.set(true, LIMIT).inspect_err(|_| drop(freezer.ask(false)))
+    }
+
+    /// Lets every process of the container go on.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is no cgroup to do it with; `System` where a cgroup above it is frozen.
+    pub fn thaw(&self) -> Result<()> {
+        self.freezer().ok_or_else(no_freezer)?.set(false, LIMIT)
+    }
+
+    /// Lets the processes of a container that has been killed die: on version 1 a frozen one takes no signal.
+    pub fn thaw_to_die(&self) {
+        if let Some(freezer @ Freezer::V1(_)) = self.freezer() {
+            // Where there is nobody to thaw, there is nothing to do.
+            let _ = freezer.ask(false);
+        }
+    }
+
+    fn freezer(&self) -> Option<Freezer<'_>> {
+        let v1 = self.dirs.iter().find(|(h, _)| h.controllers().iter().any(|c| c == "freezer"));
+        v1.map(|(_, dir)| Freezer::V1(dir.as_fd())).or_else(|| self.unified().map(Freezer::V2))
+    }
+}
+
+impl Freezer<'_> {
+    fn is_frozen(self) -> Result<bool> {
+        let (dir, name, word) = match self {
+            Self::V1(dir) => (dir, "freezer.state", "FROZEN"),
+            Self::V2(dir) => (dir, "cgroup.events", "frozen 1"),
+        };
+        let text = file::read(dir, name, LONGEST, Resolve::Beneath)?;
+        Ok(String::from_utf8_lossy(&text).lines().any(|line| line == word))
+    }
+
+    /// Asks the kernel to freeze or to thaw.
+    fn ask(self, frozen: bool) -> Result<()> {
+        let (dir, name, value) = match (self, frozen) {
+            (Self::V1(dir), true) => (dir, "freezer.state", "FROZEN"),
+            (Self::V1(dir), false) => (dir, "freezer.state", "THAWED"),
+            (Self::V2(dir), true) => (dir, "cgroup.freeze", "1"),
+            (Self::V2(dir), false) => (dir, "cgroup.freeze", "0"),
+        };
+        Ok(file::write_to(dir, name, value.as_bytes(), Resolve::Beneath)?)
+    }
+
+    /// Asks and waits, at most `limit`. Version 1 is asked again and again, since a process that was forked while it
+    /// froze can have been missed.
+    fn set(self, frozen: bool, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let mut pause = Duration::from_micros(50);
+        self.ask(frozen)?;
+        while self.is_frozen()? != frozen {
+            if Instant::now() > deadline {
+                return Err(too_slow(frozen, limit));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+            if let Self::V1(_) = self {
+                self.ask(frozen)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn no_freezer() -> Error {
+    Error::new(Code::Unsupported, "it has no cgroup that can be frozen")
+        .hint("it was created without cgroups, or on a machine without the freezer controller")
+}
+
+fn too_slow(frozen: bool, limit: Duration) -> Error {
+    let seconds = limit.as_secs();
+    let (why, hint) = if frozen {
+        ("a process did not freeze", "it waits for the kernel; try again when what it waits for has come")
+    } else {
+        ("it is still frozen", "a cgroup above it is frozen: thaw that")
+    };
+    Error::new(Code::System, format!("{why} within {seconds} s")).hint(hint)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::super::{Hierarchy, Version};
+    use super::*;
+
+    fn tree(dir: &std::path::Path, name: &str, unified: bool) -> Tree {
+        let fd = OwnedFd::from(std::fs::File::open(dir).unwrap());
+        Tree { version: Version::V1, dirs: vec![(Hierarchy { name: name.to_owned(), unified }, fd)] }
+    }
+
+    #[test]
+    fn a_process_that_does_not_freeze_is_waited_for_only_so_long() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("cgroup.freeze"), "0").unwrap();
+        std::fs::write(dir.path().join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        let tree = tree(dir.path(), "unified", true);
+        let error = tree.freezer().unwrap().set(true, Duration::from_millis(20)).unwrap_err().to_string();
+        assert!(error.starts_with("a process did not freeze within 0 s; it waits for the kernel"), "{error}");
+    }
+
+    #[test]
+    fn without_a_freezer_nothing_is_frozen_and_nothing_can_be() {
+        let dir = tempfile::tempdir().unwrap();
+        for tree in [Tree::none(), tree(dir.path(), "memory", false)] {
+            assert!(!tree.is_frozen().unwrap());
+            let error = tree.freeze().unwrap_err().to_string();
+            assert!(error.starts_with("it has no cgroup that can be frozen; "), "{error}");
+            tree.thaw_to_die();
+        }
+    }
+
+    #[test]
+    fn version_1_freezes_where_it_is_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("freezer.state"), "THAWED\n").unwrap();
+        let tree = tree(dir.path(), "freezer", false);
+        tree.freeze().unwrap();
+        assert!(tree.is_frozen().unwrap());
+        tree.thaw_to_die();
+        assert_eq!(std::fs::read_to_string(dir.path().join("freezer.state")).unwrap(), "THAWED");
+    }
+}

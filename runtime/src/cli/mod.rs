@@ -1,0 +1,242 @@
+//! The command line, runc's: global options, a command, its options, its arguments.
+
+mod words;
+mod launch;
+mod exec;
+mod look;
+mod update;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+
+use crate::error::{Code, Error, Result};
+use words::{need_id, only_id, text, usage};
+
+pub use exec::Exec;
+pub use launch::{ImageRun, Launch};
+pub use look::{Events, List, Ps};
+pub use update::Update;
+
+/// What stands before the command.
+#[derive(Debug, Clone)]
+pub struct Global {
+    /// The directory of the containers' states (`--root`).
+    pub root: PathBuf,
+    /// Where failures are logged too (`--log`).
+    pub log: Option<PathBuf>,
+    /// Whether the log is JSON (`--log-format json`).
+    pub log_json: bool,
+    /// Whether containers get cgroups (`--cgroup-manager cgroupfs|disabled`).
+    pub cgroups: bool,
+}
+
+/// A command with its options.
+#[derive(Debug)]
+pub enum Command {
+    /// Builds a container whose first process waits.
+    Create(Launch),
+    /// Lets the first process of a created container execute.
+    Start(String),
+    /// `create` and `start` in one, and unless detached also the wait and `delete`.
+    Run(Launch, Option<Box<ImageRun>>),
+    /// Runs one more process in a container.
+    Exec(Box<Exec>),
+    /// Prints a container's state as JSON.
+    State(String),
+    /// Sends a signal.
+    Kill(Kill),
+    /// Removes a container.
+    Delete {
+        /// The container.
+        id: String,
+        /// Also when it runs, and when there is none.
+        force: bool,
+    },
+    /// Freezes a container's processes.
+    Pause(String),
+    /// Thaws them.
+    Resume(String),
+    /// Changes a container's limits.
+    Update(Box<Update>),
+    /// Prints what a container uses, again and again, and when it runs into its memory limit.
+    Events(Events),
+    /// Prints a container's processes.
+    Ps(Ps),
+    /// Prints all containers.
+    List(List),
+    /// Prints what the isolators measured, as JSON.
+    Stats(String),
+    /// Writes a `config.json` to start from.
+    Spec(PathBuf),
+    /// Prints what this runtime can do, as JSON.
+    Features,
+    /// Prints the launch plan of a bundle, as JSON.
+    Plan(PathBuf),
+    /// Hands over to `coracle-image`.
+    Image(Vec<OsString>),
+    /// Prints a text and is done.
+    Print(String),
+}
+/// Where `main` learns the global options, even where the command after them can't be understood.
+pub fn parse(args: Vec<OsString>) -> (Global, Result<Command>) {
+    let mut parser = lexopt::Parser::from_args(args);
+    let mut global = Global { root: "/run/coracle".into(), log: None, log_json: false, cgroups: true };
+    let command = parse_command(&mut parser, &mut global);
+    (global, command)
+}
+
+fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Command> {
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("root") => global.root = parser.value()?.into(),
+            Long("log") => global.log = Some(parser.value()?.into()),
+            Long("log-format") => match text(parser)?.as_str() {
+                "text" => global.log_json = false,
+                "json" => global.log_json = true,
+                other => return Err(usage(format!("--log-format {other:?} is neither text nor json"))),
+            },
+            Long("cgroup-manager") => match text(parser)?.as_str() {
+                "cgroupfs" => global.cgroups = true,
+                "disabled" => global.cgroups = false,
+                "systemd" => return Err(no_systemd()),
+                other => {
+                    return Err(usage(format!(
+                        "--cgroup-manager {other:?} is neither cgroupfs nor disabled"
+                    )));
+                }
+            },
+            Long("systemd-cgroup") => return Err(no_systemd()),
+            Long("debug") => {}
+            // runc takes it and has not used it since 1.0.
+            Long("criu") => drop(parser.value()?),
+            Short('v') | Long("version") => return Ok(Command::Print(version())),
+            Short('h') | Long("help") => return Ok(Command::Print(HELP.to_owned())),
+            Value(command) => return parse_options(&command.string()?, parser),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Command::Print(HELP.to_owned()))
+}
+
+fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> {
+    match command {
+        "create" => Ok(Command::Create(launch::parse(parser, "create")?.0)),
+        "run" => launch::parse(parser, "run").map(|(launch, image)| Command::Run(launch, image)),
+        "start" => Ok(Command::Start(only_id(parser, "start")?)),
+        "exec" => exec::parse(parser).map(|e| Command::Exec(Box::new(e))),
+        "state" => Ok(Command::State(only_id(parser, "state")?)),
+        "stats" => Ok(Command::Stats(only_id(parser, "stats")?)),
+        "kill" => kill(parser),
+        "pause" => Ok(Command::Pause(only_id(parser, "pause")?)),
+        "resume" => Ok(Command::Resume(only_id(parser, "resume")?)),
+        "update" => update::parse(parser).map(|update| Command::Update(Box::new(update))),
+        "events" => look::events(parser).map(Command::Events),
+        "delete" => delete(parser),
+        "ps" => look::ps(parser),
+        "list" | "ls" => look::list(parser),
+        "spec" => Ok(Command::Spec(bundle_only(parser, "spec")?)),
+        "plan" => Ok(Command::Plan(bundle_only(parser, "plan")?)),
+        "features" => Ok(Command::Features),
+        "image" => Ok(Command::Image(parser.raw_args()?.collect())),
+        "help" => Ok(Command::Print(HELP.to_owned())),
+        "version" => Ok(Command::Print(version())),
+        other => Err(usage(format!("there is no command {other:?}")).hint("see coracle help")),
+    }
+}
+/// The options of `kill`.
+#[derive(Debug, Clone, Default)]
+pub struct Kill {
+    /// The container.
+    pub id: String,
+    /// The signal's number.
+    pub signal: i32,
+    /// To every process of the container.
+    pub all: bool,
+}
+fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
+    let mut kill = Kill { signal: libc::SIGTERM, ..Kill::default() };
+    let mut has_signal = false;
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('a') | Long("all") => kill.all = true,
+            Value(id) if kill.id.is_empty() => kill.id = id.string()?,
+            Value(signal) if !has_signal => {
+                kill.signal = words::signal(&signal.string()?)?;
+                has_signal = true;
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    need_id(&kill.id, "kill")?;
+    Ok(Command::Kill(kill))
+}
+fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
+    let (mut id, mut force) = (String::new(), false);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('f') | Long("force") => force = true,
+            Value(value) if id.is_empty() => id = value.string()?,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    need_id(&id, "delete")?;
+    Ok(Command::Delete { id, force })
+}
+fn bundle_only(parser: &mut lexopt::Parser, command: &str) -> Result<PathBuf> {
+    let mut bundle = PathBuf::from(".");
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('b') | Long("bundle") => bundle = parser.value()?.into(),
+            Value(value) if command == "plan" => bundle = value.into(),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(bundle)
+}
+fn no_systemd() -> Error {
+    Error::new(Code::Unsupported, "the systemd cgroup manager is not supported yet")
+        .hint("leave --systemd-cgroup away, or use --cgroup-manager cgroupfs")
+}
+
+fn version() -> String {
+    format!("coracle version {}\nspec: {}\n", env!("CARGO_PKG_VERSION"), crate::stages::spec::SPEC_VERSION)
+}
+const HELP: &str = include_str!("help.txt");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(line: &str) -> Result<Command> {
+        parse(line.split(' ').map(OsString::from).collect()).1
+    }
+
+    #[test]
+    fn options_after_the_container_belong_to_the_program() {
+        let Ok(Command::Exec(exec)) = command("exec -t web ls -t --all") else { panic!() };
+        assert_eq!(exec.args, ["ls", "-t", "--all"]);
+        assert!(exec.tty);
+    }
+
+    #[test]
+    fn a_double_dash_before_the_program_is_no_argument() {
+        let Ok(Command::Exec(exec)) = command("exec web -- ls --") else { panic!() };
+        assert_eq!(exec.args, ["ls", "--"]);
+    }
+
+    #[test]
+    fn a_wrong_command_line_says_what_is_wrong() {
+        for (line, words) in [
+            ("frobnicate", "there is no command \"frobnicate\""),
+            ("start", "start needs a container's ID"),
+            ("exec web", "exec needs a program"),
+            ("--log-format xml state a", "neither text nor json"),
+            ("state a b", "unexpected argument"),
+        ] {
+            let error = command(line).unwrap_err().to_string();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The words of a command line: numbers, sizes, signals, what is left.
+
+use std::ffi::OsString;
+
+use lexopt::prelude::*;
+
+use crate::error::{Code, Error, Result};
+
+/// The one argument of a command that takes nothing but a container's ID.
+pub(super) fn only_id(parser: &mut lexopt::Parser, command: &str) -> Result<String> {
+    let mut id = String::new();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Value(value) if id.is_empty() => id = value.string()?,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    need_id(&id, command)?;
+    Ok(id)
+}
+
+pub(super) fn need_id(id: &str, command: &str) -> Result<()> {
+    if id.is_empty() {
+        return Err(usage(format!("{command} needs a container's ID")).hint("see coracle help"));
+    }
+    Ok(())
+}
+/// All that is left, as it is: what looks like an option belongs to the container's program. A first `--`
+/// only says so.
+pub(super) fn rest(parser: &mut lexopt::Parser) -> Result<Vec<String>> {
+    let mut rest: Vec<OsString> = parser.raw_args()?.collect();
+    if rest.first().is_some_and(|first| first == "--") {
+        rest.remove(0);
+    }
+    rest.into_iter().map(|arg| Ok(arg.string()?)).collect()
+}
+
+pub(super) fn text(parser: &mut lexopt::Parser) -> Result<String> {
+    Ok(parser.value()?.string()?)
+}
+
+pub(super) fn usage(why: impl Into<String>) -> Error {
+    Error::new(Code::Usage, why)
+}
+
+pub(super) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(name: &str, value: &str) -> Result<T> {
+    value.parse().map_err(|e| usage(format!("--{name} {value:?}: {e}")))
+}
+
+/// A number of bytes: `512k`, `64m`, `1.5g`, `1GiB`, or plain. Units are powers of 1024, as Docker has them.
+pub(super) fn size(name: &str, value: &str) -> Result<i64> {
+    let lower = value.to_ascii_lowercase();
+    let short = ["ib", "b"].iter().find_map(|end| lower.strip_suffix(end)).unwrap_or(&lower);
+    let unit = "kmgtp".find(short.chars().last().unwrap_or_default());
+    let (digits, factor) =
+        unit.map_or((short, 1), |unit| (&short[..short.len() - 1], 1_i64 << (10 * (unit + 1))));
+    let whole = digits.parse::<i64>().ok().and_then(|n| n.checked_mul(factor));
+    let size = whole.or_else(|| fraction(digits, factor)).filter(|n| *n > 0);
+    size.ok_or_else(|| usage(format!("--{name} {value:?} is no size")).hint("write it like 64m or 1g"))
+}
+
+fn fraction(digits: &str, factor: i64) -> Option<i64> {
+    let is_plain = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let bytes = digits.parse::<f64>().ok().filter(|_| is_plain && digits.contains('.'))? * factor as f64;
+    (bytes < 2_f64.powi(62)).then_some(bytes as i64)
+}
+
+/// A signal by number or name, with or without `SIG`.
+pub(super) fn signal(text: &str) -> Result<i32> {
+    if let Ok(number) = text.parse::<i32>()
+        && (0..=64).contains(&number)
+    {
+        return Ok(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let named: Option<nix::sys::signal::Signal> = format!("SIG{name}").parse().ok();
+    let number = named.map(|signal| signal as i32).or_else(|| realtime_signal(name));
+    number.ok_or_else(|| usage(format!("there is no signal {text:?}")))
+}
+
+/// `RTMIN`, `RTMIN+3`, `RTMAX-1`: the signals without names of their own (signal(7)).
+fn realtime_signal(name: &str) -> Option<i32> {
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(""), _) => Some(first),
+        (_, Some("")) => Some(last),
+        (Some(plus), _) => plus.strip_prefix('+')?.parse::<i32>().ok()?.checked_add(first),
+        (_, Some(minus)) => last.checked_sub(minus.strip_prefix('-')?.parse::<i32>().ok()?),
+        _ => None,
+    };
+    number.filter(|number| (first..=last).contains(number))
+}
+
+impl From<lexopt::Error> for Error {
+    fn from(error: lexopt::Error) -> Self {
+        usage(error.to_string()).hint("see coracle help")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_known_by_name_and_number() {
+        for (text, number) in [
+            ("9", 9),
+            ("KILL", 9),
+            ("SIGTERM", 15),
+            ("sigint", 2),
+            ("0", 0),
+            ("64", 64),
+            ("SIGRTMIN", 34),
+            ("RTMIN+3", 37),
+            ("sigrtmax-1", 63),
+        ] {
+            assert_eq!(signal(text).unwrap(), number, "{text}");
+        }
+        for bad in ["SIGNONE", "65", "-1", "RTMIN+31", "RTMIN-1", "RTMIN+", "SIGSIGKILL", ""] {
+            let error = signal(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("no signal {bad:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in
+            [("64m", 64 << 20), ("4096", 4096), ("1.5G", 3 << 29), ("2KiB", 2048), ("3kb", 3072), ("7b", 7)]
+        {
+            assert_eq!(size("memory", text).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", "m", "-1", "1x", "99999999999g", "1e3", "1.5.5g", "infg", "9999999.5p", "0"] {
+            let error = size("memory", bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("--memory {bad:?} is no size")), "{error}");
+        }
+    }
+}

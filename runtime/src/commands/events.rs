@@ -1,0 +1,181 @@
+//! `events`: tells what a container uses and when it is out of memory, one JSON object a line, as runc does.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use coracle_isolator::{Cgroup, CgroupVersion, Handles, IoUsage, MemoryUsage, Usage};
+use coracle_isolator_host::Registry;
+use coracle_sys::event;
+use serde_json::{Value, json};
+
+use crate::cli::{self, Global};
+use crate::error::{Code, Context, Error, Result};
+use crate::isolators;
+use crate::stages::spec;
+use crate::state::{State, Status};
+
+/// Prints events until the container ends, or with `--stats` one and is done.
+///
+/// # Errors
+/// `IllegalState` where the container does not run; `Unsupported` where it has no cgroups.
+pub fn events(global: &Global, options: &cli::Events) -> Result<u8> {
+    let id = &options.id;
+    let attempt = || -> Result<()> {
+        let state = State::open_unlocked(&global.root, id)?;
+        let record = state.record()?.filter(|record| record.status() != Status::Stopped);
+        let record = record.ok_or_else(|| Error::new(Code::IllegalState, "container not running"))?;
+        let place = record.cgroup.ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
+        let first = record.process.and_then(|first| first.open());
+        let first = first.ok_or_else(|| Error::new(Code::IllegalState, "container not running"))?;
+        let spec = spec::parse(&state.config()?)?;
+        let cgroup = place.open()?.into_handles();
+        let handles = Handles { id, pidfd: Some(first.as_fd()), cgroup: &cgroup, spec: &spec };
+        let isolators = isolators::built_in()?;
+        if options.once {
+            return print_stats(&isolators, &handles);
+        }
+        follow(&isolators, &handles, options.interval)
+    };
+    attempt().context(|| format!("following container {id:?}"))?;
+    Ok(0)
+}
+
+fn follow(isolators: &Registry, handles: &Handles<'_>, interval: Duration) -> Result<()> {
+    let watched = isolators.watch(handles)?;
+    let fds: Vec<_> = handles.pidfd.into_iter().chain(watched.iter().map(AsFd::as_fd)).collect();
+    let mut told = Vec::new();
+    let mut next = Instant::now() + interval;
+    loop {
+        let ready = event::readable(&fds, Some(next.saturating_duration_since(Instant::now())))?;
+        for (fd, _) in fds.iter().zip(&ready).skip(1).filter(|(_, ready)| **ready) {
+            event::take(*fd)?;
+            print_new(isolators, handles, &mut told);
+        }
+        if ready[0] {
+            return Ok(());
+        }
+        if Instant::now() >= next {
+            print_stats(isolators, handles)?;
+            next = Instant::now() + interval;
+        }
+    }
+}
+
+/// Prints the limitations that are not in `told` yet. A cgroup that went with its container has none.
+fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Vec<String>) {
+    for (_, limitation) in isolators.limitations(handles).unwrap_or_default() {
+        if !told.contains(&limitation.message) {
+            print(&json!({"type": limitation.reason, "id": handles.id}));
+            told.push(limitation.message);
+        }
+    }
+}
+
+fn print_stats(isolators: &Registry, handles: &Handles<'_>) -> Result<()> {
+    let usage = isolators.usage(handles).context(|| "measuring")?;
+    print(&json!({"type": "stats", "id": handles.id, "data": data(&usage, handles.cgroup)}));
+    Ok(())
+}
+
+fn print(event: &Value) {
+    crate::print(&format!("{event}\n"));
+}
+
+/// What runc prints as `data`.
+fn data(usage: &Usage, cgroup: &Cgroup) -> Value {
+    let cpu = usage.cpu.clone().unwrap_or_default();
+    let pids = usage.pids.unwrap_or_default();
+    let hugetlb: BTreeMap<&String, Value> = usage
+        .hugetlb
+        .iter()
+        .map(|(size, of)| {
+            (size, json!({"usage": of.usage, "max": of.peak.unwrap_or(0), "failcnt": of.failures}))
+        })
+        .collect();
+    let mut blkio = json!({
+        "ioServiceBytesRecursive": blkio(&usage.io, |of| [of.read_bytes, of.write_bytes]),
+        "ioServicedRecursive": blkio(&usage.io, |of| [of.reads, of.writes]),
+    });
+    let mut processor = json!({
+        "usage": {"total": cpu.total, "percpu": cpu.per_cpu, "kernel": cpu.system, "user": cpu.user},
+        "throttling": {
+            "periods": cpu.periods, "throttledPeriods": cpu.throttled_periods, "throttledTime": cpu.throttled_time,
+        },
+    });
+    for (part, pressure) in [(&mut blkio, usage.io_pressure), (&mut processor, cpu.pressure)] {
+        part["psi"] = json!(pressure);
+    }
+    json!({
+        "cpu": processor,
+        "cpuset": {},
+        "memory": memory(&usage.memory.clone().unwrap_or_default(), cgroup.version()),
+        "pids": {"current": pids.current, "limit": pids.limit.unwrap_or(0)},
+        "blkio": blkio,
+        "hugetlb": hugetlb,
+        "intel_rdt": {},
+        "network_interfaces": null,
+    })
+}
+
+/// No limit is the greatest number, as each version of cgroups has it; swap is memory and swap together.
+fn memory(memory: &MemoryUsage, version: CgroupVersion) -> Value {
+    let unlimited = if version == CgroupVersion::V1 { 0x7FFF_FFFF_FFFF_F000 } else { u64::MAX };
+    let both = memory.limit.zip(memory.swap_limit).map_or(unlimited, |(memory, swap)| memory + swap);
+    json!({
+        "cache": memory.cache,
+        "usage": {
+            "limit": memory.limit.unwrap_or(unlimited), "usage": memory.usage, "max": memory.peak.unwrap_or(0),
+            "failcnt": memory.limit_hits,
+        },
+        "swap": {"limit": both, "usage": memory.usage + memory.swap.unwrap_or(0), "failcnt": 0},
+        "kernel": {"limit": unlimited, "usage": memory.kernel.unwrap_or(0), "failcnt": 0},
+        "kernelTCP": {"limit": unlimited, "failcnt": 0},
+        "raw": memory.statistics,
+        "psi": memory.pressure,
+    })
+}
+
+fn blkio(io: &BTreeMap<String, IoUsage>, values: impl Fn(&IoUsage) -> [u64; 2]) -> Vec<Value> {
+    let mut entries = Vec::new();
+    for (device, usage) in io {
+        let (major, minor) = device.split_once(':').unwrap_or_default();
+        let number = |text: &str| text.parse::<u64>().unwrap_or(0);
+        for (op, value) in ["Read", "Write"].into_iter().zip(values(usage)) {
+            entries.push(json!({"major": number(major), "minor": number(minor), "op": op, "value": value}));
+        }
+    }
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_told_as_each_version_has_them() {
+        let limited = MemoryUsage {
+            usage: 5,
+            limit: Some(10),
+            swap: Some(1),
+            swap_limit: Some(2),
+            ..MemoryUsage::default()
+        };
+        let told = memory(&limited, CgroupVersion::V2);
+        assert_eq!(
+            (&told["usage"]["limit"], &told["swap"]["limit"], &told["swap"]["usage"]),
+            (&json!(10), &json!(12), &json!(6))
+        );
+        let told = memory(&MemoryUsage::default(), CgroupVersion::V1);
+        assert_eq!(told["usage"]["limit"], 9_223_372_036_854_771_712_u64);
+    }
+
+    #[test]
+    fn each_device_has_an_entry_for_each_operation() {
+        let usage = IoUsage { read_bytes: 7, ..IoUsage::default() };
+        let entries =
+            blkio(&BTreeMap::from([("8:1".to_owned(), usage)]), |of| [of.read_bytes, of.write_bytes]);
+        assert_eq!(entries[0], json!({"major": 8, "minor": 1, "op": "Read", "value": 7}));
+        assert_eq!(entries.len(), 2);
+    }
+}

@@ -1,0 +1,150 @@
+//! `update`: gives a container new limits.
+
+use coracle_isolator::{Cgroup, Handles};
+use coracle_isolator_host::Registry;
+use coracle_sys::file::{self, Resolve};
+use oci_spec::runtime::{LinuxResources, Spec};
+use serde_json::{Map, Value};
+
+use crate::cli::{self, Global};
+use crate::error::{Code, Context, Error, Result};
+use crate::isolators;
+use crate::stages::spec;
+use crate::state::{LONGEST, Record, State, Status};
+
+/// Writes the limits that are asked for, leaves the others as they are, and keeps the new ones in the container's
+/// configuration.
+///
+/// # Errors
+/// `IllegalState` where the container has stopped; what an isolator says, and then the limits are as they were.
+pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
+    let id = &options.id;
+    let attempt = || -> Result<()> {
+        let asked = asked(options)?;
+        let resources = spec::parse_resources(asked.to_string().as_bytes())?;
+        let state = State::open(&global.root, id)?;
+        let record =
+            state.record()?.filter(|record| record.status() != Status::Stopped).ok_or_else(not_running)?;
+        let text = state.config()?;
+        let spec = spec::parse(&text)?;
+        apply(&isolators::built_in()?, &record, &spec, &resources)?;
+        state.keep_config(merged(&text, asked)?.to_string().as_bytes())
+    };
+    attempt().context(|| format!("updating container {id:?}"))?;
+    Ok(0)
+}
+
+fn not_running() -> Error {
+    Error::new(Code::IllegalState, "container not running")
+}
+
+/// The limits of the file, with those of the options over them.
+fn asked(options: &cli::Update) -> Result<Value> {
+    if !options.rdt.is_null() {
+        return Err(Error::new(Code::Unsupported, "linux.intelRdt can't be changed while a container runs")
+            .hint("leave --l3-cache-schema and --mem-bw-schema away"));
+    }
+    let mut asked = match &options.file {
+        None => Value::Object(Map::new()),
+        Some(path) => {
+            let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path.as_path() };
+            let text =
+                file::read(file::CWD, from, LONGEST, Resolve::Host).context(|| "reading --resources")?;
+            let json = serde_json::from_slice(&text).ok().filter(Value::is_object);
+            json.ok_or_else(|| Error::new(Code::InvalidSpec, "--resources holds no JSON object"))?
+        }
+    };
+    merge(&mut asked, options.limits.clone());
+    // No list of device rules is no wish to deny all devices.
+    if asked["devices"].as_array().is_some_and(Vec::is_empty) {
+        asked["devices"] = Value::Null;
+    }
+    Ok(asked)
+}
+
+fn apply(isolators: &Registry, record: &Record, spec: &Spec, resources: &LinuxResources) -> Result<()> {
+    let place = record.cgroup.as_ref().ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
+    let cgroup = place.open()?.into_handles().remembering();
+    let handles = Handles { id: &record.id, pidfd: None, cgroup: &cgroup, spec };
+    isolators.update(&handles, resources).map_err(|failure| {
+        let failure = Error::from(failure);
+        match put_back(isolators, &cgroup, &handles, resources) {
+            Ok(()) => failure,
+            Err(left) => {
+                failure.hint(format!("and some limits are new, as the old could not be put back: {left}"))
+            }
+        }
+    })
+}
+
+/// Files get back what they held; device rules, which are no file's content, what the configuration says.
+fn put_back(
+    isolators: &Registry,
+    cgroup: &Cgroup,
+    handles: &Handles<'_>,
+    new: &LinuxResources,
+) -> Result<()> {
+    let files = cgroup.put_back().map_err(Error::from);
+    if new.devices().is_none() {
+        return files;
+    }
+    let old = handles.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    let mut devices = LinuxResources::default();
+    devices.set_devices(Some(old.and_then(|old| old.devices().clone()).unwrap_or_default()));
+    files.and(isolators.update(handles, &devices).map_err(Error::from))
+}
+
+/// The configuration `text` with the limits `new`.
+fn merged(text: &[u8], new: Value) -> Result<Value> {
+    let mut config: Value = serde_json::from_slice(text)
+        .map_err(|e| Error::new(Code::System, format!("the kept configuration is malformed: {e}")))?;
+    merge(&mut config["linux"]["resources"], new);
+    Ok(config)
+}
+
+/// Sets what `new` sets in `old`: objects field by field, everything else whole; null sets nothing.
+fn merge(old: &mut Value, new: Value) {
+    match (old, new) {
+        (_, Value::Null) => {}
+        (Value::Object(old), Value::Object(new)) => {
+            let set = new.into_iter().filter(|(_, value)| !value.is_null());
+            set.for_each(|(key, value)| merge(old.entry(key).or_insert(Value::Null), value));
+        }
+        (old, new) => *old = new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_absent_field_stays_as_it_is() {
+        let config = json!({"ociVersion": "1.3.0", "linux": {"resources": {
+            "memory": {"limit": 1, "swap": 2}, "pids": {"limit": 3},
+        }}});
+        let new = json!({"memory": {"limit": 9, "swap": null}, "cpu": {"shares": 5}});
+        let merged = merged(config.to_string().as_bytes(), new).unwrap();
+        let wanted = json!({"memory": {"limit": 9, "swap": 2}, "pids": {"limit": 3}, "cpu": {"shares": 5}});
+        assert_eq!(merged["linux"]["resources"], wanted);
+        assert_eq!(merged["ociVersion"], "1.3.0");
+    }
+
+    #[test]
+    fn a_configuration_without_limits_gets_them() {
+        let merged = merged(br#"{"ociVersion": "1.3.0"}"#, json!({"pids": {"limit": 3}})).unwrap();
+        assert_eq!(merged["linux"]["resources"]["pids"]["limit"], 3);
+    }
+
+    #[test]
+    fn options_go_before_the_file_and_an_empty_list_of_devices_says_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = json!({"devices": [], "memory": {"limit": 1, "swap": 2}}).to_string();
+        std::io::Write::write_all(&mut file.as_file(), text.as_bytes()).unwrap();
+        let limits = json!({"memory": {"limit": 9}});
+        let options = cli::Update { file: Some(file.path().to_owned()), limits, ..cli::Update::default() };
+        assert_eq!(asked(&options).unwrap(), json!({"devices": null, "memory": {"limit": 9, "swap": 2}}));
+    }
+}

@@ -1,0 +1,105 @@
+//! `events`: what a container uses, and when it is out of memory.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+use coracle_tests::{Container, Host, Spec, command, privileged};
+use serde_json::{Value, json};
+
+/// `events` in the background, with what it has written so far.
+struct Follower {
+    child: Child,
+    file: std::path::PathBuf,
+}
+
+impl Follower {
+    fn new(host: &Host, container: &Container<'_>, interval: &str) -> Self {
+        let file = host.directory().join("events");
+        let child = Command::new(host.runtime())
+            .args(["events", "--interval", interval, container.id()])
+            .stdin(Stdio::null())
+            .stdout(File::create(&file).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, file }
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.file).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn count(&self, kind: &str) -> usize {
+        self.events().iter().filter(|event| event["type"] == kind).count()
+    }
+}
+
+#[test]
+fn stats_are_told_once_in_the_form_of_runc() {
+    privileged(|host| {
+        let spec = Spec::new()
+            .set("/linux/resources/memory", json!({"limit": 64 << 20}))
+            .set("/linux/resources/pids", json!({"limit": 9}));
+        let container = host.bundle(spec.script("head -c 3000000 /dev/zero >/dev/null; sleep 1000")).start();
+        let stats = || host.call(&["events", "--stats", container.id()]).succeeds().json();
+        command::eventually("some processor time", || {
+            stats()["data"]["cpu"]["usage"]["total"].as_u64() > Some(0)
+        });
+        let event = stats();
+        assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!(container.id())));
+        let data = &event["data"];
+        assert_eq!(data["memory"]["usage"]["limit"], 64 << 20);
+        assert!(data["memory"]["usage"]["usage"].as_u64() > Some(0), "{data}");
+        assert!(data["memory"]["raw"]["pgfault"].as_u64() > Some(0), "{data}");
+        assert!(data["pids"]["current"].as_u64() > Some(0) && data["pids"]["limit"] == 9, "{data}");
+        for part in ["blkio", "hugetlb", "intel_rdt"] {
+            assert!(data[part].is_object(), "{part}");
+        }
+        assert!(data["cpu"]["throttling"].is_object());
+        container.remove();
+    });
+}
+
+#[test]
+fn they_come_at_the_interval_and_end_with_the_container() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let mut follower = Follower::new(host, &container, "50ms");
+        command::eventually("three events", || follower.count("stats") >= 3);
+        container.call_with("kill", &["KILL"]).succeeds();
+        assert!(command::wait(&mut follower.child, "events").success());
+        container.becomes("stopped");
+        container.call("delete").succeeds();
+    });
+}
+
+#[test]
+fn a_container_that_is_out_of_memory_is_told_of() {
+    privileged(|host| {
+        let memory = json!({"limit": 8 << 20, "swap": 8 << 20});
+        let script =
+            "until [ -e /tmp/go ]; do sleep 0.01; done; tail -c 50000000 /dev/zero; echo over; sleep 1000";
+        let spec = Spec::new().set("/linux/resources/memory", memory).script(script);
+        let container = host.bundle(spec).start();
+        let mut follower = Follower::new(host, &container, "10s");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!(follower.count("oom"), 0);
+        container.exec(&["touch", "/tmp/go"]).succeeds();
+        command::eventually("an oom event", || follower.count("oom") >= 1);
+        assert_eq!(follower.events()[0]["id"], container.id());
+        container.remove();
+        assert!(command::wait(&mut follower.child, "events").success());
+    });
+}
+
+#[test]
+fn a_container_that_does_not_run_has_none() {
+    privileged(|host| {
+        let container = host.bundle(Spec::new()).start();
+        container.becomes("stopped");
+        container.call("events").fails_with(&["not running"]);
+        container.call("delete").succeeds();
+        host.call(&["events", "nobody"]).fails_with(&["does not exist"]);
+        host.call(&["events", "--interval", "0s", "nobody"]).fails_with(&["greater than 0"]);
+    });
+}
