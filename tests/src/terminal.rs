@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// A listening socket for one terminal.
+/// A listening socket for terminals and other descriptors.
 pub struct ConsoleSocket {
     listener: UnixListener,
     path: PathBuf,
@@ -38,6 +38,14 @@ impl ConsoleSocket {
     /// # Panics
     /// When none comes.
     pub fn receive(&self) -> Terminal {
+        Terminal { master: File::from(self.receive_descriptor().1) }
+    }
+
+    /// What the runtime sends: a name, and a descriptor.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub fn receive_descriptor(&self) -> (String, OwnedFd) {
         assert!(
             is_readable(&self.listener, Duration::from_secs(10)),
             "nobody connected to the console socket"
@@ -47,13 +55,15 @@ impl ConsoleSocket {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut name = [0; 4096];
         let mut parts = [IoSliceMut::new(&mut name)];
-        recvmsg(&stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
-            .expect("receive on the console socket");
+        let length = recvmsg(&stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+            .expect("receive on the console socket")
+            .bytes;
         let fd: Option<OwnedFd> = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
-        Terminal { master: File::from(fd.expect("a file descriptor with the message")) }
+        let name = String::from_utf8_lossy(&name[..length]).into_owned();
+        (name, fd.expect("a file descriptor with the message"))
     }
 }
 

@@ -77,8 +77,7 @@ fn they_come_at_the_interval_and_end_with_the_container() {
 fn a_container_that_is_out_of_memory_is_told_of() {
     privileged(|host| {
         let memory = json!({"limit": 8 << 20, "swap": 8 << 20});
-        let script =
-            "until [ -e /tmp/go ]; do sleep 0.01; done; tail -c 50000000 /dev/zero; echo over; sleep 1000";
+        let script = "until [ -e /tmp/go ]; do sleep 0.01; done; head -c 50000000 /dev/zero | tail -c 40000000 >/dev/null; echo over; sleep 1000";
         let spec = Spec::new().set("/linux/resources/memory", memory).script(script);
         let container = host.bundle(spec).start();
         let mut follower = Follower::new(host, &container, "10s");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use coracle_tests::{Spec, command, privileged};
+use coracle_tests::{Spec, cgroup, command, privileged};
 use serde_json::json;
 
 #[test]
@@ -212,6 +212,59 @@ fn the_callers_environment_is_not_to_be_seen_inside() {
         let seen = String::from_utf8_lossy(&seen);
         assert!(seen.contains("_CORACLE_ORIGIN") || !host.is_coracle(), "nothing was seen at all");
         assert!(!seen.contains("unseen-hunter2"));
+        container.remove();
+    });
+}
+
+#[test]
+fn it_goes_into_a_cgroup_below_the_containers_own() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let own = format!("/{}", container.id());
+        let is_unified = cgroup::is_unified();
+        for hierarchy in cgroup::hierarchies_of(&own) {
+            fs::create_dir(hierarchy.join("below")).unwrap();
+            // A cpuset of version 1 holds nobody before it has processors and memory.
+            for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| !is_unified) {
+                if let Ok(value) = fs::read_to_string(hierarchy.join(file)) {
+                    fs::write(hierarchy.join("below").join(file), value).unwrap();
+                }
+            }
+        }
+        let below = if is_unified { "below" } else { "pids,memory:/below" };
+        let told =
+            container.exec_with(&["--cgroup", below], &["cat", "/proc/self/cgroup"]).succeeds().lines();
+        let of = |name: &str| told.iter().find(|line| line.contains(name)).unwrap().clone();
+        if is_unified {
+            assert!(of("0::").ends_with("/below"), "{told:?}");
+        } else {
+            assert!(of(":pids:").ends_with("/below") && of(":memory:").ends_with("/below"), "{told:?}");
+            assert!(!of(":cpu:").ends_with("/below"), "{told:?}");
+        }
+        container.exec_with(&["--cgroup", &below.replace("below", "../..")], &["true"]).fails_with(&[".."]);
+        container
+            .exec_with(&["--cgroup", &below.replace("below", "nowhere")], &["true"])
+            .fails_with(&["nowhere"]);
+        container.remove();
+    });
+}
+
+#[test]
+fn additional_groups_and_no_new_privileges_are_set() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let options = [
+            "--user",
+            "1000:1000",
+            "--additional-gids",
+            "2000",
+            "--additional-gids",
+            "3000",
+            "--no-new-privs",
+        ];
+        let script = "id -G; grep NoNewPrivs /proc/self/status";
+        let told = container.exec_with(&options, &["sh", "-c", script]).succeeds().lines();
+        assert_eq!(told, ["1000 2000 3000", "NoNewPrivs:\t1"]);
         container.remove();
     });
 }

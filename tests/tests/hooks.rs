@@ -213,3 +213,83 @@ fn a_hook_ends_with_the_runtime_that_started_it() {
         host.call(&["delete", "--force", bundle.id()]).succeeds();
     });
 }
+
+fn a_failed_poststart_hook_stops_the_container_and_is_told() {
+    privileged(|host| {
+        // runc stops it since 1.6.
+        if !host.needs_coracle("containers that a failed poststart hook stops") {
+            return;
+        }
+        let log = log(host);
+        let spec = Spec::new()
+            .hook("poststart", &["/bin/sh", "-c", "echo no such network >&2; exit 4"])
+            .hook("poststop", &["/bin/sh", "-c", &format!("echo poststop >> {}", log.display())])
+            .args(["sleep", "1000"]);
+        let container = host.bundle(spec.clone()).create();
+        container.call("start").fails_with(&["hooks.poststart[0]", "exit status: 4", "no such network"]);
+        container.becomes("stopped");
+        container.call("delete").succeeds();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "poststop\n");
+        let bundle = host.bundle(spec);
+        bundle.run().fails_with(&["hooks.poststart[0]", "no such network"]);
+        host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "poststop\npoststop\n");
+    });
+}
+
+#[test]
+fn poststop_runs_however_the_container_ends() {
+    privileged(|host| {
+        let log = log(host);
+        let hook = format!("echo poststop >> {}", log.display());
+        let spec = || Spec::new().hook("poststop", &["/bin/sh", "-c", &hook]).args(["sleep", "1000"]);
+        let ran = |times: usize, how: &str| {
+            assert_eq!(fs::read_to_string(&log).unwrap_or_default().lines().count(), times, "{how}");
+        };
+        host.bundle(spec().args(["true"])).run().succeeds();
+        ran(1, "run");
+        let container = host.bundle(spec()).create();
+        host.call(&["delete", "--force", container.id()]).succeeds();
+        ran(2, "delete of a created container");
+        let container = host.bundle(spec()).start();
+        host.call(&["delete", "--force", container.id()]).succeeds();
+        ran(3, "delete of a running container");
+        let container = host.bundle(spec()).start();
+        container.call("pause").succeeds();
+        host.call(&["delete", "--force", container.id()]).succeeds();
+        ran(4, "delete of a paused container");
+        if host.is_coracle() {
+            host.bundle(spec().hook("createRuntime", &["/bin/false"])).run();
+            ran(5, "a failed launch");
+        }
+    });
+}
+
+#[test]
+fn each_is_told_the_status_and_the_process_of_its_moment() {
+    privileged(|host| {
+        if !host.needs_coracle("the statuses of the specification for hooks") {
+            return;
+        }
+        let log = log(host);
+        let append = format!("cat >> {0}; echo >> {0}", log.display());
+        let mut spec = Spec::new().args(["sleep", "1000"]);
+        for kind in HOST_SIDE {
+            spec = spec.hook(kind, &["/bin/sh", "-c", &append]);
+        }
+        let spec = spec.hook("startContainer", &["/bin/sh", "-c", "cat > /started"]);
+        let container = host.bundle(spec).start();
+        let pid = container.pid();
+        let started = fs::read_to_string(container.bundle().rootfs().join("started")).unwrap();
+        container.remove();
+        let told = fs::read_to_string(&log).unwrap();
+        let mut states: Vec<serde_json::Value> =
+            told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        states.insert(3, serde_json::from_str(&started).unwrap());
+        let statuses: Vec<&str> = states.iter().map(|state| state["status"].as_str().unwrap()).collect();
+        assert_eq!(statuses, ["creating", "creating", "creating", "created", "running", "stopped"]);
+        for state in &states[..5] {
+            assert_eq!(state["pid"], pid, "{state}");
+        }
+    });
+}

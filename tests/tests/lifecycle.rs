@@ -1,5 +1,8 @@
 //! The life of a container: its statuses, and the steps that each of them allows.
 
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use coracle_tests::terminal::ConsoleSocket;
 use coracle_tests::{Spec, privileged};
 
 fn sleeping() -> Spec {
@@ -105,6 +108,9 @@ fn a_running_container_is_not_deleted_without_force() {
 fn a_created_container_can_be_deleted() {
     privileged(|host| {
         let container = host.bundle(sleeping()).create();
+        container.call("delete").succeeds();
+        container.call("state").fails_with(&["does not exist"]);
+        let container = host.bundle(sleeping()).create();
         host.call(&["delete", "--force", container.id()]).succeeds();
     });
 }
@@ -181,6 +187,38 @@ fn kill_all_ends_every_process_of_a_container_that_shares_the_pid_namespace() {
 }
 
 #[test]
+fn kill_ends_every_process_of_a_container_that_shares_the_pid_namespace() {
+    privileged(|host| {
+        let spec = Spec::new().without_namespace("pid").script("sleep 1001 & sleep 1002 & sleep 1003");
+        let container = host.bundle(spec).start();
+        let pids = || host.call(&["ps", "--format", "json", container.id()]).succeeds().json();
+        coracle_tests::command::eventually("four processes", || pids().as_array().unwrap().len() == 4);
+        container.call_with("kill", &["KILL"]).succeeds();
+        container.becomes("stopped");
+        coracle_tests::command::eventually("none is left", || pids().as_array().unwrap().is_empty());
+        container.call("delete").succeeds();
+    });
+}
+
+#[test]
+fn real_time_signals_have_names() {
+    privileged(|host| {
+        if !host.needs_coracle("names of real-time signals") {
+            return;
+        }
+        let script = "trap 'echo heard' 37; echo ready; while :; do sleep 0.02; done";
+        let container = host.bundle(Spec::new().script(script)).start();
+        let says =
+            |word: &str| coracle_tests::command::eventually(word, || container.output().contains(word));
+        says("ready");
+        container.call_with("kill", &["SIGRTMIN+3"]).succeeds();
+        says("heard");
+        container.call_with("kill", &["SIGRTMIN+31"]).fails_with(&["SIGRTMIN+31"]);
+        container.remove();
+    });
+}
+
+#[test]
 fn an_unknown_signal_is_named() {
     privileged(|host| {
         let container = host.sleeper();
@@ -207,6 +245,11 @@ fn list_shows_containers_with_their_status() {
         let table = host.call(&["list"]).succeeds().lines();
         assert!(table[0].starts_with("ID") && table[0].contains("PID") && table[0].contains("STATUS"));
         assert!(table.iter().any(|line| line.starts_with(running.id()) && line.contains("running")));
+        assert_eq!(
+            table[0].split_whitespace().collect::<Vec<_>>(),
+            ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+        );
+        assert!(table[1..].iter().all(|line| line.trim_end().ends_with("root")), "{table:?}");
         let mut ids = host.call(&["list", "--quiet"]).succeeds().lines();
         ids.sort();
         let mut expected = vec![running.id().to_owned(), created.id().to_owned()];
@@ -284,4 +327,45 @@ fn the_callers_umask_does_not_reach_what_is_made() {
         assert!(!host.is_coracle() || mode.starts_with('7'), "{mode}");
         host.call(&["delete", "--force", id]).succeeds();
     });
+}
+fn run_leaves_a_container_behind_only_where_it_is_told_to_keep_it() {
+    privileged(|host| {
+        // runc 1.1 has no --keep for the state.
+        let bundle = host.bundle(Spec::new()).options(["--keep"]);
+        bundle.run().succeeds();
+        let state = host.call(&["state", bundle.id()]).succeeds().json();
+        assert_eq!(state["status"], "stopped");
+        host.call(&["delete", bundle.id()]).succeeds();
+    });
+}
+
+#[test]
+fn a_descriptor_of_the_process_goes_over_the_pidfd_socket() {
+    privileged(|host| {
+        if !host.needs_coracle("--pidfd-socket") {
+            return;
+        }
+        let socket = ConsoleSocket::new(&host.directory());
+        let container = host.bundle(sleeping()).options(["--pidfd-socket", socket.path()]).create();
+        let (name, pidfd) = socket.receive_descriptor();
+        assert_eq!((name.as_str(), pid_of(&pidfd)), ("standard", container.pid()));
+        container.call("start").succeeds();
+        container.exec_with(&["--detach", "--pidfd-socket", socket.path()], &["sleep", "1001"]).succeeds();
+        let (name, pidfd) = socket.receive_descriptor();
+        assert_eq!(name, "setns");
+        let pids = host.call(&["ps", "--format", "json", container.id()]).succeeds().json();
+        assert!(pids.as_array().unwrap().contains(&pid_of(&pidfd).into()));
+        container.remove();
+        host.bundle(sleeping())
+            .options(["--pidfd-socket", "/run/test/nobody"])
+            .try_create()
+            .fails_with(&["--pidfd-socket", "/run/test/nobody"]);
+    });
+}
+
+/// The process that a descriptor is of, as the host numbers it.
+fn pid_of(pidfd: &OwnedFd) -> i32 {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).unwrap();
+    let line = told.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
+    line.trim().parse().unwrap()
 }

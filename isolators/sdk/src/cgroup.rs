@@ -67,6 +67,11 @@ impl Cgroup {
         refused.into_iter().map(restore).fold(Ok(()), Result::and)
     }
 
+    /// Whether the container has no control group at all.
+    pub fn is_absent(&self) -> bool {
+        self.dirs.is_empty()
+    }
+
     /// Which version carries the limits.
     pub fn version(&self) -> CgroupVersion {
         self.version

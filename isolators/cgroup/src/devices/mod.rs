@@ -34,6 +34,10 @@ impl Isolator for Devices {
     fn isolate(&self, container: &Handles<'_>) -> Result<()> {
         let rules = rules(resources(container.spec));
         let policy = Policy::new(rules)?;
+        // A container without cgroups keeps to what its file systems and its capabilities allow.
+        if rules.is_empty() && container.cgroup.is_absent() {
+            return Ok(());
+        }
         match write(container.cgroup, &policy, Change::First) {
             // Nobody makes device nodes in a user namespace, and its runtime may lack what it takes to limit them.
             Err(e) if rules.is_empty() && in_user_namespace(container.spec) && is_out_of_reach(&e) => Ok(()),
