@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use coracle_tests::{Container, Host, Spec, cgroup, command, privileged, privileged_v1};
+use serde_json::json;
 
 /// A container that keeps writing to its standard output.
 fn writer(host: &Host) -> Container<'_> {
@@ -174,7 +175,8 @@ fn without_cgroups_it_can_not_be_paused() {
         if !host.needs_coracle("containers without cgroups") {
             return;
         }
-        let bundle = host.bundle(Spec::new().args(["sleep", "1000"]));
+        let spec = Spec::new().set("/linux/resources", json!({})).args(["sleep", "1000"]);
+        let bundle = host.bundle(spec);
         let directory = bundle.directory().to_str().unwrap();
         host.call(&["--cgroup-manager", "disabled", "create", "--bundle", directory, bundle.id()]).succeeds();
         host.call(&["pause", bundle.id()])

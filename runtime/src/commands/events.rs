@@ -46,11 +46,17 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, interval: Duration) -> Re
     let fds: Vec<_> = handles.pidfd.into_iter().chain(watched.iter().map(AsFd::as_fd)).collect();
     let mut told = Vec::new();
     let mut next = Instant::now() + interval;
+    // Version 1 wakes us before the kernel has counted what we are woken for: until then it is looked for again.
+    let mut awaited: Option<Instant> = None;
     loop {
-        let ready = event::readable(&fds, Some(next.saturating_duration_since(Instant::now())))?;
+        let pause = awaited.map_or(Duration::MAX, |_| Duration::from_millis(5));
+        let ready = event::readable(&fds, Some(pause.min(next.saturating_duration_since(Instant::now()))))?;
         for (fd, _) in fds.iter().zip(&ready).skip(1).filter(|(_, ready)| **ready) {
             event::take(*fd)?;
-            print_new(isolators, handles, &mut told);
+            awaited = Some(Instant::now() + Duration::from_secs(1));
+        }
+        if awaited.is_some() && (print_new(isolators, handles, &mut told) || awaited < Some(Instant::now())) {
+            awaited = None;
         }
         if ready[0] {
             return Ok(());
@@ -62,14 +68,17 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, interval: Duration) -> Re
     }
 }
 
-/// Prints the limitations that are not in `told` yet. A cgroup that went with its container has none.
-fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Vec<String>) {
+/// Prints the limitations that are not in `told` yet; whether there were any. A cgroup that went with its container has
+/// none.
+fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Vec<String>) -> bool {
+    let before = told.len();
     for (_, limitation) in isolators.limitations(handles).unwrap_or_default() {
         if !told.contains(&limitation.message) {
             print(&json!({"type": limitation.reason, "id": handles.id}));
             told.push(limitation.message);
         }
     }
+    told.len() > before
 }
 
 fn print_stats(isolators: &Registry, handles: &Handles<'_>) -> Result<()> {
