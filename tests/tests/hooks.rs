@@ -214,6 +214,7 @@ fn a_hook_ends_with_the_runtime_that_started_it() {
     });
 }
 
+#[test]
 fn a_failed_poststart_hook_stops_the_container_and_is_told() {
     privileged(|host| {
         // runc stops it since 1.6.
