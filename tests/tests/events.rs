@@ -1,5 +1,7 @@
 //! `events`: what a container uses, and when it is out of memory.
 
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
 

@@ -1,5 +1,7 @@
 //! The life of a container: its statuses, and the steps that each of them allows.
 
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use coracle_tests::terminal::ConsoleSocket;
@@ -328,6 +330,7 @@ fn the_callers_umask_does_not_reach_what_is_made() {
         host.call(&["delete", "--force", id]).succeeds();
     });
 }
+#[test]
 fn run_leaves_a_container_behind_only_where_it_is_told_to_keep_it() {
     privileged(|host| {
         // runc 1.1 has no --keep for the state.
