@@ -55,6 +55,26 @@ fn options_set_environment_directory_and_user() {
 }
 
 #[test]
+fn a_process_document_can_come_through_a_pipe_but_not_be_waited_for_in_vain() {
+    privileged(|host| {
+        if !host.needs_coracle("a process document that is a pipe without a writer") {
+            return;
+        }
+        let container = host.sleeper();
+        let id = container.id();
+        let process = json!({"user": {"uid": 0, "gid": 0}, "args": ["echo", "piped"], "cwd": "/", "env": []});
+        let piped = format!("(sleep 0.2; echo '{process}') | $RUNTIME exec --process /dev/stdin {id}");
+        assert_eq!(host.shell(&piped).succeeds().text(), "piped");
+        let fifo = host.directory().join("fifo");
+        host.shell(&format!("mkfifo {}", fifo.display())).succeeds();
+        let exec = |path: &str| host.call(&["exec", "--process", path, id]);
+        exec(fifo.to_str().unwrap()).fails_with(&["fifo", "a pipe that nobody writes"]);
+        exec("/dev/zero").fails_with(&["/dev/zero", "neither a file nor a pipe"]);
+        container.remove();
+    });
+}
+
+#[test]
 fn a_process_document_says_it_all() {
     privileged(|host| {
         let container = host.sleeper();

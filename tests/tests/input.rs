@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use coracle_tests::{Host, Outcome, Spec, privileged};
+use serde_json::{Value, json};
 
 /// What `create` and `run` say of a bundle whose `config.json` is this text; both must say it.
 fn refused(host: &Host, config: &str, words: &[&str]) {
@@ -45,7 +46,7 @@ fn a_config_without_a_process_or_arguments_is_refused() {
     privileged(|host| {
         let without = |object: &str, field: &str| Spec::new().remove(object, field).json().to_string();
         refused(host, &without("", "root"), &["root"]);
-        refused(host, &Spec::new().set("/process/args", serde_json::json!([])).json().to_string(), &["args"]);
+        refused(host, &Spec::new().set("/process/args", json!([])).json().to_string(), &["args"]);
     });
 }
 
@@ -104,9 +105,29 @@ fn a_log_file_gets_the_failure_as_json() {
         let options = ["--log", log.to_str().unwrap(), "--log-format", "json"];
         host.call(&[&options[..], &["run", "--bundle", directory, bundle.id()]].concat()).fails_with(&[]);
         let text = fs::read_to_string(&log).unwrap();
-        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!(last["level"], "error");
         assert!(last["msg"].as_str().unwrap().contains("executable file not found in $PATH"), "{last}");
+    });
+}
+
+#[test]
+fn a_rootless_specification_runs_as_its_writer_in_a_user_namespace() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new());
+        let config = bundle.directory().join("config.json");
+        fs::remove_file(&config).unwrap();
+        host.call_in(bundle.directory(), &["spec", "--rootless"]).succeeds();
+        let written: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        assert_eq!(written["linux"]["uidMappings"], json!([{"containerID": 0, "hostID": 0, "size": 1}]));
+        assert!(written["linux"]["namespaces"].as_array().unwrap().contains(&json!({"type": "user"})));
+        assert!(!written["mounts"].to_string().contains("gid="));
+        let mut runs = written;
+        runs["process"]["terminal"] = false.into();
+        runs["process"]["args"] = json!(["cat", "/proc/self/uid_map"]);
+        fs::write(&config, runs.to_string()).unwrap();
+        let text = bundle.run().succeeds().text();
+        assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "0", "1"]);
     });
 }
 
@@ -116,7 +137,7 @@ fn spec_writes_a_config_that_runs() {
         let bundle = host.bundle(Spec::new());
         fs::remove_file(bundle.directory().join("config.json")).unwrap();
         host.call_in(bundle.directory(), &["spec"]).succeeds();
-        let config: serde_json::Value =
+        let config: Value =
             serde_json::from_slice(&fs::read(bundle.directory().join("config.json")).unwrap()).unwrap();
         assert_eq!(config["process"]["args"][0], "sh");
         host.call_in(bundle.directory(), &["spec"]).fails_with(&["config.json"]);

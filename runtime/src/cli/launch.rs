@@ -43,15 +43,22 @@ pub struct ImageRun {
     /// What the bundle is made with.
     pub options: coracle_image::bundle::Options,
 }
+
 /// The options of `create` or `run`, which `command` is.
 pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launch, Option<Box<ImageRun>>)> {
-    let mut launch = Launch { bundle: ".".into(), ..Launch::default() };
+    let mut launch = Launch::default();
     let mut image = ImageRun::default();
     let mut from_image = false;
-    let mut args: Vec<String> = Vec::new();
-    while let Some(arg) = parser.next()? {
+    let mut bundle: Option<PathBuf> = None;
+    let mut only_for_images: Option<String> = None;
+    loop {
+        if from_image && launch.id.is_empty() && program_follows(parser) {
+            return Err(usage("the container's ID is missing before --")
+                .hint("coracle run --image REFERENCE [options] ID [-- PROGRAM...]"));
+        }
+        let Some(arg) = parser.next()? else { break };
         match arg {
-            Short('b') | Long("bundle") => launch.bundle = parser.value()?.into(),
+            Short('b') | Long("bundle") => bundle = Some(parser.value()?.into()),
             Short('d') | Long("detach") if command == "run" => launch.detach = true,
             Long("keep") if command == "run" => launch.keep = true,
             Long("no-subreaper") if command == "run" => {}
@@ -60,21 +67,38 @@ pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launc
                 from_image = true;
                 image.reference = text(parser)?;
             }
-            Short('e') | Short('v') | Short('u') | Short('w') | Short('t') | Long(_) if command == "run" => {
-                from_image_option(&arg_name(&arg), parser, &mut image)?;
+            Short(_) | Long(_) if command == "run" => {
+                let name = arg_name(&arg);
+                from_image_option(&name, parser, &mut image)?;
+                only_for_images.get_or_insert(name);
             }
             Value(id) if launch.id.is_empty() => {
                 launch.id = id.string()?;
                 if from_image {
-                    args = rest(parser)?;
+                    image.options.args = rest(parser)?;
                 }
             }
             other => return Err(other.unexpected().into()),
         }
     }
     need_id(&launch.id, command)?;
-    image.options.args = args;
-    Ok((launch, from_image.then(|| Box::new(image))))
+    match (from_image, &bundle, only_for_images) {
+        (true, Some(_), _) => {
+            Err(usage("--bundle and --image exclude each other")
+                .hint("an image's container has its own bundle"))
+        }
+        (false, _, Some(name)) => Err(usage(format!("{name} is for containers from an image"))
+            .hint("add --image REFERENCE, or set it in the bundle's config.json")),
+        _ => {
+            launch.bundle = bundle.unwrap_or_else(|| ".".into());
+            Ok((launch, from_image.then(|| Box::new(image))))
+        }
+    }
+}
+
+/// Whether `--` is next: what comes after it is the program.
+fn program_follows(parser: &mut lexopt::Parser) -> bool {
+    parser.try_raw_args().is_some_and(|args| args.peek().is_some_and(|next| next == "--"))
 }
 
 /// Options that `create`, `run` and `exec` have in common.
@@ -107,8 +131,8 @@ fn preserve_fds(value: &str) -> Result<u32> {
 
 fn arg_name(arg: &lexopt::Arg<'_>) -> String {
     match arg {
-        Short(short) => short.to_string(),
-        Long(long) => (*long).to_owned(),
+        Short(short) => format!("-{short}"),
+        Long(long) => format!("--{long}"),
         Value(value) => value.to_string_lossy().into_owned(),
     }
 }
@@ -116,27 +140,44 @@ fn arg_name(arg: &lexopt::Arg<'_>) -> String {
 fn from_image_option(name: &str, parser: &mut lexopt::Parser, image: &mut ImageRun) -> Result<()> {
     let options = &mut image.options;
     match name {
-        "store" => image.store = Some(parser.value()?.into()),
-        "e" | "env" => options.env.push(text(parser)?),
-        "v" | "volume" => options.volumes.push(text(parser)?),
-        "tmpfs" => options.tmpfs.push(text(parser)?),
-        "u" | "user" => options.user = Some(text(parser)?),
-        "w" | "workdir" => options.working_dir = Some(text(parser)?),
-        "t" | "tty" => options.terminal = true,
-        "hostname" => options.hostname = Some(text(parser)?),
-        "entrypoint" => options.entrypoint = Some(vec![text(parser)?]),
-        "cap-add" => options.cap_add.push(text(parser)?),
-        "cap-drop" => options.cap_drop.push(text(parser)?),
-        "read-only" => options.read_only = true,
-        "memory" => options.memory = Some(size(name, &text(parser)?)?),
-        "cpus" => options.cpus = Some(parsed(name, &text(parser)?)?),
-        "cpu-shares" => options.cpu_shares = Some(parsed(name, &text(parser)?)?),
-        "pids" => options.pids = Some(parsed(name, &text(parser)?)?),
-        "network" => options.network = parse_network(&text(parser)?)?,
-        "seccomp" => options.seccomp = parse_seccomp(&text(parser)?),
-        other => return Err(usage(format!("run has no option {other:?}")).hint("see coracle help")),
+        "--store" => image.store = Some(parser.value()?.into()),
+        "-e" | "--env" => options.env.push(text(parser)?),
+        "-v" | "--volume" => options.volumes.push(text(parser)?),
+        "--tmpfs" => options.tmpfs.push(text(parser)?),
+        "-u" | "--user" => options.user = Some(text(parser)?),
+        "-w" | "--workdir" => options.working_dir = Some(text(parser)?),
+        "-t" | "--tty" => options.terminal = true,
+        "--hostname" => options.hostname = Some(text(parser)?),
+        "--entrypoint" => options.entrypoint = Some(vec![text(parser)?]),
+        "--cap-add" => options.cap_add.push(text(parser)?),
+        "--cap-drop" => options.cap_drop.push(text(parser)?),
+        "--read-only" => options.read_only = true,
+        "--memory" => options.memory = Some(size("memory", &text(parser)?)?),
+        "--cpus" => options.cpus = Some(cpus(&text(parser)?)?),
+        "--cpu-shares" => options.cpu_shares = Some(parsed("cpu-shares", &text(parser)?)?),
+        "--pids" => options.pids = Some(parsed("pids", &text(parser)?)?),
+        "--network" => options.network = parse_network(&text(parser)?)?,
+        "--seccomp" => options.seccomp = parse_seccomp(&text(parser)?),
+        other => return Err(usage(format!("run has no option {other}")).hint(instead_of(other))),
     }
     Ok(())
+}
+
+/// What people of other tools find here instead of their option.
+fn instead_of(option: &str) -> &'static str {
+    match option {
+        "--rm" => "a container goes when it ends, unless --keep is given",
+        "-i" | "--interactive" => "the standard input is always passed on",
+        "--name" => "the name stands after the options: coracle run [options] NAME",
+        "-p" | "--publish" => "no ports are published; --network host has the host's",
+        _ => "see coracle run --help",
+    }
+}
+
+fn cpus(text: &str) -> Result<f64> {
+    let number = parsed::<f64>("cpus", text)?;
+    let some = Some(number).filter(|n| n.is_finite() && *n > 0.0);
+    some.ok_or_else(|| usage(format!("--cpus {text:?} is no number of processors")).hint("write it like 1.5"))
 }
 
 fn parse_network(text: &str) -> Result<Network> {
@@ -152,5 +193,49 @@ fn parse_seccomp(text: &str) -> Seccomp {
         "default" => Seccomp::Default,
         "unconfined" => Seccomp::Unconfined,
         file => Seccomp::File(file.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &str) -> Result<(Launch, Option<Box<ImageRun>>)> {
+        parse(&mut lexopt::Parser::from_args(line.split(' ')), "run")
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_program_of_the_image() {
+        let (launch, image) = run("--image app --cpus 1.5 web -- ls --image").unwrap();
+        let image = image.unwrap();
+        assert_eq!((launch.id.as_str(), image.options.cpus), ("web", Some(1.5)));
+        assert_eq!(image.options.args, ["ls", "--image"]);
+    }
+
+    #[test]
+    fn an_option_that_would_do_nothing_is_refused() {
+        for (line, words) in [
+            ("--memory 1g web", "--memory is for containers from an image; add --image REFERENCE"),
+            ("-e A=b web", "-e is for containers from an image"),
+            ("--image app --bundle /b web", "--bundle and --image exclude each other"),
+            ("--image app -- true", "the container's ID is missing before --; coracle run --image"),
+            ("--image app --cpus 0 web", "--cpus \"0\" is no number of processors"),
+            ("--image app --cpus -1 web", "--cpus \"-1\" is no number of processors"),
+            ("--image app --cpus nan web", "--cpus \"nan\" is no number of processors"),
+            ("--rm web", "run has no option --rm; a container goes when it ends, unless --keep is given"),
+            ("-i web", "run has no option -i; the standard input is always passed on"),
+            ("--name web", "run has no option --name; the name stands after the options"),
+            ("-p 80:80 web", "run has no option -p; no ports are published"),
+            ("--frob web", "run has no option --frob; see coracle run --help"),
+        ] {
+            let error = run(line).unwrap_err().to_string();
+            assert!(error.starts_with(words), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn create_knows_nothing_of_images() {
+        let parsed = parse(&mut lexopt::Parser::from_args(["--image", "app", "web"]), "create");
+        assert_eq!(parsed.unwrap_err().to_string(), "invalid option '--image'; see coracle help");
     }
 }

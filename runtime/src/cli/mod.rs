@@ -1,6 +1,7 @@
 //! The command line, runc's: global options, a command, its options, its arguments.
 
 mod words;
+mod help;
 mod launch;
 mod exec;
 mod look;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 
 use crate::error::{Code, Error, Result};
+use help::HELP;
 use words::{need_id, only_id, text, usage};
 
 pub use exec::Exec;
@@ -69,7 +71,12 @@ pub enum Command {
     /// Prints what the isolators measured, as JSON.
     Stats(String),
     /// Writes a `config.json` to start from.
-    Spec(PathBuf),
+    Spec {
+        /// The bundle.
+        bundle: PathBuf,
+        /// One that a user without privilege can run.
+        rootless: bool,
+    },
     /// Prints what this runtime can do, as JSON.
     Features,
     /// Prints the launch plan of a bundle, as JSON.
@@ -79,6 +86,7 @@ pub enum Command {
     /// Prints a text and is done.
     Print(String),
 }
+
 /// Where `main` learns the global options, even where the command after them can't be understood.
 pub fn parse(args: Vec<OsString>) -> (Global, Result<Command>) {
     let mut parser = lexopt::Parser::from_args(args);
@@ -108,6 +116,8 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
                 }
             },
             Long("systemd-cgroup") => return Err(no_systemd()),
+            // What needs privilege is tried, and asked of the kernel: there is nothing to be told.
+            Long("rootless") => words::is_rootless(&text(parser)?)?,
             Long("debug") => {}
             // runc takes it and has not used it since 1.0.
             Long("criu") => drop(parser.value()?),
@@ -121,6 +131,11 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
 }
 
 fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> {
+    if help::is_wanted(parser)
+        && let Some(text) = help::of(command)
+    {
+        return Ok(Command::Print(text));
+    }
     match command {
         "create" => Ok(Command::Create(launch::parse(parser, "create")?.0)),
         "run" => launch::parse(parser, "run").map(|(launch, image)| Command::Run(launch, image)),
@@ -136,15 +151,16 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "delete" => delete(parser),
         "ps" => look::ps(parser),
         "list" | "ls" => look::list(parser),
-        "spec" => Ok(Command::Spec(bundle_only(parser, "spec")?)),
-        "plan" => Ok(Command::Plan(bundle_only(parser, "plan")?)),
-        "features" => Ok(Command::Features),
+        "spec" => spec(parser),
+        "plan" => plan(parser),
+        "features" => words::nothing(parser).map(|()| Command::Features),
         "image" => Ok(Command::Image(parser.raw_args()?.collect())),
-        "help" => Ok(Command::Print(HELP.to_owned())),
+        "help" => help(parser),
         "version" => Ok(Command::Print(version())),
-        other => Err(usage(format!("there is no command {other:?}")).hint("see coracle help")),
+        other => Err(no_command(other)),
     }
 }
+
 /// The options of `kill`.
 #[derive(Debug, Clone, Default)]
 pub struct Kill {
@@ -155,6 +171,7 @@ pub struct Kill {
     /// To every process of the container.
     pub all: bool,
 }
+
 fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
     let mut kill = Kill { signal: libc::SIGTERM, ..Kill::default() };
     let mut has_signal = false;
@@ -172,6 +189,7 @@ fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
     need_id(&kill.id, "kill")?;
     Ok(Command::Kill(kill))
 }
+
 fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
     let (mut id, mut force) = (String::new(), false);
     while let Some(arg) = parser.next()? {
@@ -184,17 +202,43 @@ fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
     need_id(&id, "delete")?;
     Ok(Command::Delete { id, force })
 }
-fn bundle_only(parser: &mut lexopt::Parser, command: &str) -> Result<PathBuf> {
-    let mut bundle = PathBuf::from(".");
+
+fn spec(parser: &mut lexopt::Parser) -> Result<Command> {
+    let (mut bundle, mut rootless) = (PathBuf::from("."), false);
     while let Some(arg) = parser.next()? {
         match arg {
             Short('b') | Long("bundle") => bundle = parser.value()?.into(),
-            Value(value) if command == "plan" => bundle = value.into(),
+            Long("rootless") => rootless = true,
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(bundle)
+    Ok(Command::Spec { bundle, rootless })
 }
+
+fn plan(parser: &mut lexopt::Parser) -> Result<Command> {
+    let mut bundle: Option<PathBuf> = None;
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('b') | Long("bundle") => bundle = Some(parser.value()?.into()),
+            Value(value) if bundle.is_none() => bundle = Some(value.into()),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Command::Plan(bundle.unwrap_or_else(|| ".".into())))
+}
+
+fn help(parser: &mut lexopt::Parser) -> Result<Command> {
+    let Some(command) = parser.next()? else { return Ok(Command::Print(HELP.to_owned())) };
+    let Value(command) = command else { return Err(command.unexpected().into()) };
+    let command = command.string()?;
+    words::nothing(parser)?;
+    help::of(&command).map(Command::Print).ok_or_else(|| no_command(&command))
+}
+
+fn no_command(name: &str) -> Error {
+    usage(format!("there is no command {name:?}")).hint("see coracle help")
+}
+
 fn no_systemd() -> Error {
     Error::new(Code::Unsupported, "the systemd cgroup manager is not supported yet")
         .hint("leave --systemd-cgroup away, or use --cgroup-manager cgroupfs")
@@ -203,7 +247,6 @@ fn no_systemd() -> Error {
 fn version() -> String {
     format!("coracle version {}\nspec: {}\n", env!("CARGO_PKG_VERSION"), crate::stages::spec::SPEC_VERSION)
 }
-const HELP: &str = include_str!("help.txt");
 
 #[cfg(test)]
 mod tests {
@@ -234,6 +277,11 @@ mod tests {
             ("exec web", "exec needs a program"),
             ("--log-format xml state a", "neither text nor json"),
             ("state a b", "unexpected argument"),
+            ("features extra", "unexpected argument \"extra\""),
+            ("plan a b", "unexpected argument \"b\""),
+            ("help frobnicate", "there is no command \"frobnicate\""),
+            ("help run more", "unexpected argument \"more\""),
+            ("--rootless maybe list", "--rootless \"maybe\" is neither true, false nor auto"),
         ] {
             let error = command(line).unwrap_err().to_string();
             assert!(error.contains(words), "{line}: {error}");

@@ -25,6 +25,20 @@ pub(super) fn need_id(id: &str, command: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// For a command without arguments.
+pub(super) fn nothing(parser: &mut lexopt::Parser) -> Result<()> {
+    parser.next()?.map_or(Ok(()), |arg| Err(arg.unexpected().into()))
+}
+
+/// Checks what `--rootless` says.
+pub(super) fn is_rootless(value: &str) -> Result<()> {
+    match value {
+        "true" | "false" | "auto" => Ok(()),
+        other => Err(usage(format!("--rootless {other:?} is neither true, false nor auto"))),
+    }
+}
+
 /// All that is left, as it is: what looks like an option belongs to the container's program. A first `--`
 /// only says so.
 pub(super) fn rest(parser: &mut lexopt::Parser) -> Result<Vec<String>> {

@@ -45,7 +45,7 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Ps(options) => ps::ps(global, &options),
         Command::List(options) => list::list(global, &options),
         Command::Stats(id) => stats::stats(global, &id),
-        Command::Spec(bundle) => spec::spec(&bundle),
+        Command::Spec { bundle, rootless } => spec::spec(&bundle, rootless),
         Command::Plan(bundle) => plan::plan(global, &bundle),
         Command::Features => features::features(),
         Command::Image(args) => Err(crate::image::hand_over(args)),

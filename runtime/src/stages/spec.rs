@@ -1,6 +1,8 @@
 //! Reads a bundle's `config.json`. Parsing only: what it means is the plan's business.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
@@ -14,6 +16,9 @@ pub use coracle_image::bundle::SPEC_VERSION;
 
 /// The largest configuration that is read, in bytes.
 const LARGEST: u64 = 16 << 20;
+
+/// How long the end of a pipe is waited for.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// A bundle's configuration as it was read.
 #[derive(Debug)]
@@ -97,13 +102,26 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
     path.iter().map(step).collect()
 }
 
-/// Reads the process that `exec --process` is to run from the file at `path`.
+/// Reads the process that `exec --process` is to run from the file at `path`, which can be a pipe that another program
+/// writes (`/dev/fd/63`), but not for ever.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_process(path: &Path) -> Result<Process> {
-    let text = file::read(file::CWD, path, LARGEST, Resolve::Host)?;
-    read(&text).context(|| format!("reading {path:?}"))
+    let invalid = |why: &str| Error::new(Code::InvalidSpec, why);
+    let attempt = || -> Result<Process> {
+        let fd = file::open(file::CWD, path, libc::O_RDONLY | libc::O_NONBLOCK, 0, Resolve::Host)?;
+        let text = match file::stat(fd.as_fd())?.st_mode & libc::S_IFMT {
+            libc::S_IFREG => file::read_all(fd, LARGEST)?,
+            libc::S_IFIFO => file::read_pipe(fd.as_fd(), LARGEST, WRITTEN_WITHIN)?,
+            _ => return Err(invalid("it is neither a file nor a pipe")),
+        };
+        if text.is_empty() {
+            return Err(invalid("it is empty, or a pipe that nobody writes"));
+        }
+        read(&text)
+    };
+    attempt().context(|| format!("reading {path:?}"))
 }
 
 /// The limits that `update` is to set.

@@ -9,10 +9,12 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use crate::error::{Error, Result, check, check_fd, named, show};
+use crate::event;
 use crate::mount::{EMPTY, c_string};
 
 /// How [`open`] follows what it meets on the way.
@@ -360,6 +362,32 @@ pub fn read_all(fd: OwnedFd, most: u64) -> Result<Vec<u8>> {
     let mut file = std::fs::File::from(fd).take(most + 1);
     file.read_to_end(&mut bytes).map_err(|e| io_error(&call, &e))?;
     if bytes.len() as u64 > most { Err(Error::new(call, Errno::EFBIG)) } else { Ok(bytes) }
+}
+
+/// Reads a pipe that is open without blocking to its end, but no more than `most` bytes, and no longer than `limit`.
+///
+/// # Errors
+/// `ETIMEDOUT` after the limit, `EFBIG` where there is more, or whatever read(2) says.
+pub fn read_pipe(fd: BorrowedFd<'_>, most: u64, limit: Duration) -> Result<Vec<u8>> {
+    let failed = |errno| Error::new(format!("read({})", show(&fd)), errno);
+    let deadline = Instant::now() + limit;
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 8192];
+    while bytes.len() as u64 <= most {
+        match nix::unistd::read(fd, &mut chunk) {
+            Ok(0) => return Ok(bytes),
+            Ok(n) => bytes.extend(&chunk[..n]),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if event::readable(&[fd], Some(left))? != [true] {
+                    return Err(failed(Errno::ETIMEDOUT));
+                }
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    Err(failed(Errno::EFBIG))
 }
 
 /// Reads the file `path` below `dir`, but no more than `most` bytes.

@@ -1,9 +1,88 @@
 //! Containers that are known to get stuck, and how each is left.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use coracle_tests::privileged;
+use coracle_tests::{Host, Spec, cgroup, command, privileged};
+
+/// The directories in which the cgroup at `path` can be frozen, and the file that does it.
+fn freezer(path: &str) -> (PathBuf, &'static str) {
+    let found = cgroup::hierarchies_of(path).into_iter().find_map(|directory| {
+        ["freezer.state", "cgroup.freeze"].into_iter().find_map(|file| {
+            let found = directory.join(file).is_file().then(|| directory.clone());
+            found.map(|directory| (directory, file))
+        })
+    });
+    found.expect("a cgroup that freezes")
+}
+
+/// Freezes as somebody who does not ask the runtime.
+fn freeze(directory: &Path, file: &str) {
+    fs::write(directory.join(file), if file == "freezer.state" { "FROZEN" } else { "1" }).unwrap();
+}
+
+/// `delete --force` of a container frozen behind the runtime's back, after `spoil` has been done to it.
+fn goes_though_frozen(host: &Host, spoil: impl FnOnce(&str)) {
+    let before = host.snapshot();
+    let script = "sleep 1000 & sleep 1001";
+    let container = host.bundle(Spec::new().without_namespace("pid").script(script)).start();
+    let (directory, file) = freezer(&format!("/{}", container.id()));
+    freeze(&directory, file);
+    spoil(container.id());
+    let begun = Instant::now();
+    host.call(&["delete", "--force", container.id()]).succeeds();
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    assert_eq!(host.difference(&before), None);
+}
+
+#[test]
+fn a_container_that_another_has_frozen_goes_by_force() {
+    privileged(|host| {
+        goes_though_frozen(host, |_| {});
+    });
+}
+
+#[test]
+fn one_that_is_frozen_and_has_lost_its_record_goes_by_force() {
+    privileged(|host| {
+        if host.needs_coracle("a record that may be broken") {
+            let record = |id: &str| Path::new("/run/coracle").join(id).join("record.json");
+            goes_though_frozen(host, |id| cut(&record(id)));
+            goes_though_frozen(host, |id| fs::write(record(id), "").unwrap());
+        }
+    });
+}
+
+#[test]
+fn a_cgroup_that_the_container_has_frozen_below_its_own_does_not_keep_it() {
+    privileged(|host| {
+        let spec = Spec::new().without_namespace("pid").script("sleep 1000 & sleep 1001");
+        let container = host.bundle(spec).start();
+        let (directory, file) = freezer(&format!("/{}", container.id()));
+        command::eventually("all have started", || cgroup::members(&directory).len() >= 2);
+        let below = directory.join("below");
+        fs::create_dir(&below).unwrap();
+        let other = cgroup::members(&directory).into_iter().find(|pid| *pid != container.pid()).unwrap();
+        fs::write(below.join("cgroup.procs"), other.to_string()).unwrap();
+        freeze(&below, file);
+        host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}
+
+#[test]
+fn those_whom_a_killed_first_process_leaves_behind_go_with_the_container() {
+    privileged(|host| {
+        let before = host.snapshot();
+        let spec = Spec::new().without_namespace("pid").script("sleep 1000 & sleep 1001 & sleep 1002");
+        let container = host.bundle(spec).start();
+        host.shell(&format!("kill -KILL {}", container.pid())).succeeds();
+        container.becomes("stopped");
+        container.call("kill").fails_with(&["not running"]);
+        container.call("delete").succeeds();
+        assert_eq!(host.difference(&before), None);
+    });
+}
 
 /// Cuts a file to half its length, as a host that crashes may.
 fn cut(path: &Path) {

@@ -201,17 +201,18 @@ fn devices(spec: &Spec, mounts: &[MountPlan]) -> Result<Vec<Device>> {
 /// A device of the configuration, or the field that is wrong and why.
 fn device(wanted: &LinuxDevice) -> std::result::Result<Device, (&'static str, String)> {
     let kind = kind(wanted.typ()).ok_or_else(|| ("type", "is not b, c, u or p".to_owned()))?;
-    let number = |name, n: i64| match u32::try_from(n) {
-        Ok(n) => Ok(n),
+    // As the kernel packs them: 12 bits and 20 (`include/linux/kdev_t.h`).
+    let number = |name, n: i64, bits: u32| match u32::try_from(n) {
         // A pipe has no numbers.
-        Err(_) if kind == libc::S_IFIFO => Ok(0),
-        Err(_) => Err((name, format!("is {n}, which is no number of a device"))),
+        _ if kind == libc::S_IFIFO => Ok(0),
+        Ok(n) if n >> bits == 0 => Ok(n),
+        _ => Err((name, format!("is {n}, and goes from 0 to {}", (1 << bits) - 1))),
     };
     Ok(Device {
         target: below_root(wanted.path()),
         kind,
-        major: number("major", wanted.major())?,
-        minor: number("minor", wanted.minor())?,
+        major: number("major", wanted.major(), 12)?,
+        minor: number("minor", wanted.minor(), 20)?,
         mode: wanted.file_mode().unwrap_or(0o666) & 0o7777,
         uid: wanted.uid().unwrap_or(0),
         gid: wanted.gid().unwrap_or(0),
@@ -246,14 +247,19 @@ mod tests {
 
     #[test]
     fn a_number_that_no_device_has_is_refused() {
-        for (number, words) in [(-1, "is -1"), (1_i64 << 33, "is 8589934592")] {
+        for (major, minor, words) in [
+            (1, -1, "minor is -1, and goes from 0 to 1048575"),
+            (1, 1 << 20, "minor is 1048576, "),
+            ((1_i64 << 33) + 8, 0, "major is 8589934600, and goes from 0 to 4095"),
+            (4096, 0, "major is 4096, "),
+        ] {
             let spec = serde_json::from_value(serde_json::json!({
                 "ociVersion": "1.2.0", "root": {"path": "r"},
                 "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]},
-                "linux": {"devices": [{"path": "/dev/x", "type": "c", "major": 1, "minor": number}]},
+                "linux": {"devices": [{"path": "/dev/x", "type": "c", "major": major, "minor": minor}]},
             }));
             let error = devices(&spec.unwrap(), &[]).unwrap_err().to_string();
-            assert!(error.starts_with("linux.devices[0].minor ") && error.contains(words), "{error}");
+            assert!(error.starts_with(&format!("linux.devices[0].{words}")), "{error}");
         }
     }
 

@@ -1,0 +1,72 @@
+//! What `help` and `--help` print.
+
+/// The whole of it.
+pub(super) const HELP: &str = include_str!("help.txt");
+
+/// Whether help is asked for before the first word that is no option: what comes later can belong to a program.
+pub(super) fn is_wanted(parser: &mut lexopt::Parser) -> bool {
+    let args = parser.try_raw_args();
+    let options = args.iter().flat_map(|args| args.as_slice()).take_while(|arg| {
+        let bytes = arg.as_encoded_bytes();
+        bytes.starts_with(b"-") && bytes != b"--"
+    });
+    options.into_iter().any(|arg| arg == "-h" || arg == "--help")
+}
+
+/// What the text says of one command: its lines, and the paragraphs of options whose heading names it.
+pub(super) fn of(command: &str) -> Option<String> {
+    let is_named = |line: &str| line.split([' ', ',', ':', '|']).any(|word| word == command);
+    let mut paragraphs = HELP.split("\n\n");
+    let commands = paragraphs.by_ref().take_while(|p| !p.starts_with("global options"));
+    let lines: Vec<&str> = commands
+        .flat_map(str::lines)
+        .filter(|line| line.strip_prefix("  ").and_then(|l| l.split([' ', ',']).next()) == Some(command))
+        .collect();
+    if lines.is_empty() {
+        return None;
+    }
+    let options = paragraphs.filter(|p| p.lines().next().is_some_and(&is_named));
+    let mut text = format!("usage: coracle [global options] ...\n{}\n", lines.join("\n"));
+    for paragraph in options {
+        text = format!("{text}\n{}\n", paragraph.trim_end());
+    }
+    Some(text + "\nglobal options: see coracle help\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_command_has_help_of_its_own() {
+        for (command, words, others) in [
+            (
+                "run",
+                vec!["  run [options] ID", "  run --image REF", "--preserve-fds", "--cpus"],
+                "--process FILE",
+            ),
+            ("exec", vec!["  exec [options] ID PROGRAM", "--process FILE", "--pid-file"], "--cpus"),
+            ("update", vec!["  update [options] ID", "--cpuset-mems"], "--pid-file"),
+            ("kill", vec!["  kill [--all] ID [SIGNAL]"], "--pid-file"),
+            ("resume", vec!["  resume ID"], "options of"),
+        ] {
+            let text = of(command).unwrap();
+            assert!(words.iter().all(|words| text.contains(words)) && !text.contains(others), "{text}");
+        }
+        assert_eq!(of("frobnicate"), None);
+    }
+
+    #[test]
+    fn help_is_wanted_before_the_first_word_only() {
+        for (line, wanted) in [
+            ("--help", true),
+            ("-h", true),
+            ("--detach -h", true),
+            ("-t web ls --help", false),
+            ("-- --help", false),
+            ("web", false),
+        ] {
+            assert_eq!(is_wanted(&mut lexopt::Parser::from_args(line.split(' '))), wanted, "{line}");
+        }
+    }
+}
