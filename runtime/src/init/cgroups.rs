@@ -3,11 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use coracle_sys::file;
+use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, attr};
 
 use super::mounts::attach;
-use super::root::{Root, target};
+use super::root::Root;
 use crate::cgroup::{Hierarchy, Place};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::mounts::{MountPlan, Source};
@@ -51,7 +51,9 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: 
 }
 
 fn one(tmpfs: BorrowedFd<'_>, hierarchy: &Hierarchy, made: &OwnedFd) -> Result<()> {
-    let dir = target(tmpfs, Path::new(&hierarchy.name), true)?;
+    file::mkdir(tmpfs, &hierarchy.name, 0o755)?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let dir = file::open(tmpfs, &hierarchy.name, flags, 0, Resolve::BeneathNoLinks)?;
     mount::attach(made.as_fd(), dir.as_fd())?;
     if hierarchy.name.contains(',') {
         for name in hierarchy.name.split(',') {

@@ -105,51 +105,7 @@ pub fn mkdir(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>, mode: u32) -> Result<
 /// # Errors
 /// `ENOTDIR` where a file is in the way, `ELOOP` where links lead in a circle.
 pub fn mkdir_all(root: BorrowedFd<'_>, path: impl AsRef<Path>, mode: u32) -> Result<OwnedFd> {
-    let path = path.as_ref();
-    match open(root, path, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::InRoot) {
-        Err(e) if e.errno() == Errno::ENOENT => make_missing(root, path, mode, 0),
-        other => other,
-    }
-}
-
-/// The slow path of [`mkdir_all`]: one component at a time, each opened in the root before the next.
-fn make_missing(root: BorrowedFd<'_>, path: &Path, mode: u32, depth: u32) -> Result<OwnedFd> {
-    if depth > 40 {
-        return Err(Error::new(format!("openat2({}, {path:?})", show(&root)), Errno::ELOOP));
-    }
-    let mut so_far = std::path::PathBuf::new();
-    let mut here = open(root, ".", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::InRoot)?;
-    for component in path.components() {
-        let Component::Normal(name) = component else {
-            if component == Component::ParentDir {
-                so_far.push("..");
-                here = open(root, &so_far, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::InRoot)?;
-            }
-            continue;
-        };
-        so_far.push(name);
-        match open(root, &so_far, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::InRoot) {
-            Ok(fd) => here = fd,
-            Err(e) if e.errno() == Errno::ENOENT => {
-                match mkdir(here.as_fd(), name, mode) {
-                    Ok(()) => {}
-                    Err(e) if e.errno() == Errno::EEXIST => {
-                        // A dangling link, or somebody was quicker.
-                        let target = read_link(here.as_fd(), name).ok();
-                        if let Some(target) = target {
-                            let parent = so_far.parent().unwrap_or(Path::new(""));
-                            here = make_missing(root, &parent.join(target), mode, depth + 1)?;
-                            continue;
-                        }
-                    }
-                    Err(e) => return Err(e),
-                }
-                here = open(root, &so_far, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::InRoot)?;
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(here)
+    make_missing(root, path.as_ref(), mode, Resolve::InRoot, 0)
 }
 
 /// As [`mkdir_all`], but every component is a directory itself: a link on the way is an error, however often it is
@@ -158,27 +114,44 @@ fn make_missing(root: BorrowedFd<'_>, path: &Path, mode: u32, depth: u32) -> Res
 /// # Errors
 /// `ELOOP` where a link is in the way, `ENOTDIR` where a file is.
 pub fn mkdir_all_no_links(root: BorrowedFd<'_>, path: impl AsRef<Path>, mode: u32) -> Result<OwnedFd> {
-    const FLAGS: i32 = libc::O_PATH | libc::O_DIRECTORY;
-    let path = path.as_ref();
-    match open(root, path, FLAGS, 0, Resolve::BeneathNoLinks) {
-        Err(e) if e.errno() == Errno::ENOENT => {}
+    make_missing(root, path.as_ref(), mode, Resolve::BeneathNoLinks, 0)
+}
+
+/// Opens `path`, after making it and before that its parent where they are missing. `links` dangling ones were
+/// followed on the way.
+fn make_missing(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    mode: u32,
+    resolve: Resolve,
+    links: u32,
+) -> Result<OwnedFd> {
+    let is_top = path.as_os_str().is_empty();
+    let opened =
+        open(root, if is_top { Path::new(".") } else { path }, libc::O_PATH | libc::O_DIRECTORY, 0, resolve);
+    let missing = match opened {
+        Err(e) if e.errno() == Errno::ENOENT && !is_top => e,
         other => return other,
-    }
-    let mut here = open(root, ".", FLAGS, 0, Resolve::BeneathNoLinks)?;
-    for component in path.components() {
-        let below = match open(here.as_fd(), component, FLAGS, 0, Resolve::BeneathNoLinks) {
-            Err(e) if e.errno() == Errno::ENOENT => {
-                match mkdir(here.as_fd(), component, mode) {
-                    Err(e) if e.errno() != Errno::EEXIST => return Err(e),
-                    _ => {}
+    };
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let dir = make_missing(root, parent, mode, resolve, links)?;
+    // What ends in `..` is there once its parent is.
+    if let Some(Component::Normal(name)) = path.components().next_back() {
+        match mkdir(dir.as_fd(), name, mode) {
+            Err(e) if e.errno() == Errno::EEXIST && resolve == Resolve::InRoot => {
+                // A dangling link, or somebody was quicker.
+                if let Ok(target) = read_link(dir.as_fd(), name) {
+                    if links == 40 {
+                        return Err(Error::new(missing.call(), Errno::ELOOP));
+                    }
+                    return make_missing(root, &parent.join(target), mode, resolve, links + 1);
                 }
-                open(here.as_fd(), component, FLAGS, 0, Resolve::BeneathNoLinks)
             }
-            other => other,
-        };
-        here = below?;
+            Err(e) if e.errno() != Errno::EEXIST => return Err(e),
+            _ => {}
+        }
     }
-    Ok(here)
+    open(root, path, libc::O_PATH | libc::O_DIRECTORY, 0, resolve)
 }
 
 /// Makes a file of any type: `mode` holds the type and the permission bits, `device` the number of a device
@@ -474,4 +447,55 @@ fn io_error(call: &str, error: &std::io::Error) -> Error {
 /// `bytes` up to its first NUL, as the kernel returns names.
 pub fn until_nul(bytes: &[u8]) -> &[u8] {
     CStr::from_bytes_until_nul(bytes).map_or(bytes, CStr::to_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::remove_tree;
+
+    /// Runs `test` in a new, empty directory.
+    fn in_directory(name: &str, test: fn(BorrowedFd<'_>)) {
+        let parent = open_dir(std::env::temp_dir()).unwrap();
+        let name = format!("coracle-file-{name}-{}", std::process::id());
+        mkdir(parent.as_fd(), &name, 0o700).unwrap();
+        test(open(parent.as_fd(), &name, libc::O_DIRECTORY, 0, Resolve::Beneath).unwrap().as_fd());
+        remove_tree(parent.as_fd(), &name).unwrap();
+    }
+
+    #[test]
+    fn missing_directories_are_made_where_links_lead_inside_the_root() {
+        in_directory("links", |root| {
+            symlink("/there/deep", root, "absolute").unwrap();
+            symlink("../../../up", root, "above").unwrap();
+            symlink("circle", root, "circle").unwrap();
+            mknod(root, "file", libc::S_IFREG | 0o600, 0).unwrap();
+            for (wanted, made) in [
+                ("a/b/c", "a/b/c"),
+                ("absolute/x", "there/deep/x"),
+                ("above/x", "up/x"),
+                ("new/../y", "y"),
+                ("/z", "z"),
+            ] {
+                let fd = mkdir_all(root, wanted, 0o755).unwrap();
+                let inode = stat(fd.as_fd()).unwrap().st_ino;
+                assert_eq!(inode, stat_at(root, made).unwrap().st_ino, "{wanted}");
+            }
+            assert_eq!(mkdir_all(root, "circle/x", 0o755).unwrap_err().errno(), Errno::ELOOP);
+            assert_eq!(mkdir_all(root, "file/x", 0o755).unwrap_err().errno(), Errno::ENOTDIR);
+        });
+    }
+
+    #[test]
+    fn no_link_is_passed_where_none_may_be() {
+        in_directory("no-links", |root| {
+            symlink("there", root, "dangling").unwrap();
+            mkdir_all_no_links(root, "a/b", 0o755).unwrap();
+            symlink("a", root, "link").unwrap();
+            for wanted in ["dangling", "dangling/x", "link", "link/b", "link/new"] {
+                let error = mkdir_all_no_links(root, wanted, 0o755).unwrap_err();
+                assert_eq!(error.errno(), Errno::ELOOP, "{wanted}");
+            }
+        });
+    }
 }
