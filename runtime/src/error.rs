@@ -159,6 +159,8 @@ impl From<sys::Error> for Error {
         Self {
             syscall: Some(error.syscall().to_owned()),
             errno: Some(error.errno() as i32),
+            hint: (error.errno() == sys::Errno::EMFILE)
+                .then(|| "raise the limit of open files (ulimit -n)".to_owned()),
             ..Self::new(Code::System, error.to_string())
         }
     }

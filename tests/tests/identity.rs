@@ -126,6 +126,43 @@ fn resource_limits_are_as_asked() {
 }
 
 #[test]
+fn a_limit_above_the_runtimes_own_is_refused_where_it_can_not_raise_it() {
+    privileged(|host| {
+        if !host.needs_coracle("hard limits that are looked at before the container is made") {
+            return;
+        }
+        let limits = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 100_000}]);
+        let bundle = host.bundle(Spec::new().set("/process/rlimits", limits));
+        let (directory, id) = (bundle.directory().display(), bundle.id());
+        let create = format!(
+            "ulimit -n 500; capsh --drop=cap_sys_resource -- -c '$RUNTIME create -b {directory} {id}'"
+        );
+        let create = if host.needs_program("capsh") { create } else { return };
+        let words = "process.rlimits[0].hard: RLIMIT_NOFILE: 100000 is above the runtime's own hard limit 500; ask for";
+        host.shell(&create).fails_with(&[words]);
+    });
+}
+
+#[test]
+fn with_too_few_descriptors_a_launch_fails_and_says_what_to_raise() {
+    privileged(|host| {
+        if !host.needs_coracle("advice on open files") || !host.needs_program("prlimit") {
+            return;
+        }
+        let bundle = host.bundle(Spec::new().args(["true"]));
+        let (directory, id) = (bundle.directory().display(), bundle.id());
+        for limit in 5..14 {
+            let run = format!("prlimit --nofile={limit}: $RUNTIME run -b {directory} {id} 2>&1");
+            let run = host.shell(&run);
+            if run.code != 0 {
+                assert!(run.text().contains("raise the limit of open files (ulimit -n)"), "{limit}: {run:?}");
+            }
+            host.call(&["state", id]).fails_with(&["does not exist"]);
+        }
+    });
+}
+
+#[test]
 fn an_unknown_limit_is_named() {
     privileged(|host| {
         let limits = json!([{"type": "RLIMIT_NONSENSE", "soft": 1, "hard": 1}]);

@@ -1,6 +1,8 @@
 //! `linux/rlimits`: refuses resource limits that setrlimit(2) would not take.
 
+use caps::{CapSet, Capability};
 use coracle_isolator::{Adjustment, Config, Error, Isolator, Result};
+use coracle_sys::identity;
 use oci_spec::runtime::PosixRlimit;
 
 /// Checks `process.rlimits` of every process, so that a bad one is a clear error before anything is made and not
@@ -15,8 +17,27 @@ impl Isolator for Rlimits {
 
     fn process(&self, config: &Config<'_>) -> Result<Adjustment> {
         let rlimits = config.spec.process().as_ref().and_then(|process| process.rlimits().as_deref());
-        check(rlimits.unwrap_or_default()).map(|()| Adjustment::default())
+        let rlimits = rlimits.unwrap_or_default();
+        check(rlimits)?;
+        check_raised(rlimits)?;
+        Ok(Adjustment::default())
     }
+}
+
+/// Only `CAP_SYS_RESOURCE` raises a hard limit above the runtime's own.
+fn check_raised(rlimits: &[PosixRlimit]) -> Result<()> {
+    for (i, rlimit) in rlimits.iter().enumerate() {
+        let (name, hard) = (rlimit.typ().to_string(), rlimit.hard());
+        let own = identity::hard_limit(&name).map_err(|e| Error::failed(e.call(), e.errno()))?;
+        if hard > own && !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(true)
+        {
+            let why = format!("{name}: {hard} is above the runtime's own hard limit {own}");
+            return Err(Error::new(why)
+                .at(format!("process.rlimits[{i}].hard"))
+                .with_hint("ask for less, or give the runtime CAP_SYS_RESOURCE or a higher limit"));
+        }
+    }
+    Ok(())
 }
 
 /// The specification asks for one entry a type; a soft limit above the hard one is `EINVAL` (setrlimit(2)).

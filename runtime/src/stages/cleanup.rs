@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use coracle_isolator_host::Registry;
-use coracle_sys::process;
+use coracle_sys::{Errno, identity, process};
 
 use crate::cgroup;
 use crate::error::{Context, Error, Result};
@@ -24,6 +24,9 @@ pub fn undo_on_failure<T>(
     launch: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     launch().map_err(|failure| {
+        if failure.errno() == Some(Errno::EMFILE) {
+            let _ = identity::raise_to_hard_limit("RLIMIT_NOFILE"); // undoing needs descriptors, too
+        }
         let undone = State::open(root, id).and_then(|state| remove(state, isolators, false));
         match undone {
             Ok(_) => failure,

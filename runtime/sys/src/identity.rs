@@ -166,6 +166,25 @@ pub fn set_limit(name: &str, soft: u64, hard: u64) -> Result<()> {
     named(nix::sys::resource::setrlimit(resource, soft, hard), call)
 }
 
+/// The caller's hard limit of the resource `name` (getrlimit(2)).
+///
+/// # Errors
+/// `EINVAL` where the name is unknown.
+pub fn hard_limit(name: &str) -> Result<u64> {
+    let call = || format!("getrlimit({name})");
+    let resource = resource(name).ok_or_else(|| Error::new(call(), Errno::EINVAL))?;
+    named(nix::sys::resource::getrlimit(resource), call).map(|(_, hard)| hard)
+}
+
+/// Raises the caller's soft limit of the resource `name` to the hard one.
+///
+/// # Errors
+/// `EINVAL` where the name is unknown.
+pub fn raise_to_hard_limit(name: &str) -> Result<()> {
+    let hard = hard_limit(name)?;
+    set_limit(name, hard, hard)
+}
+
 /// The resource that the spec calls `name`.
 pub fn resource(name: &str) -> Option<nix::sys::resource::Resource> {
     use nix::sys::resource::Resource as R;
