@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use coracle_tests::{Host, Spec, privileged};
+use coracle_tests::{Bundle, Host, Spec, privileged};
 
 /// Calls that act on the last part of a path and never follow it: beside `openat2` they alone may name something
 /// below the root, and only a single name in a directory that `openat2` gave.
@@ -11,7 +11,7 @@ const MAKE_OR_LOOK: [&str; 6] = ["mkdirat", "mknodat", "symlinkat", "unlinkat", 
 
 /// Every system call that takes a path, by its name in strace.
 const TRACED: &str =
-    "%file,openat2,open_tree,move_mount,mount_setattr,fspick,pivot_root,fchdir,inotify_add_watch";
+    "%file,openat2,open_tree,move_mount,mount_setattr,fspick,pivot_root,fchdir,setns,inotify_add_watch";
 
 /// What a traced call did: its name, its arguments with the paths of descriptors, and its result.
 struct Call<'t> {
@@ -29,7 +29,8 @@ fn calls(trace: &str) -> Vec<Call<'_>> {
     trace.lines().filter_map(parse).collect()
 }
 
-/// Whether a process stands in the container's root yet, by its own calls: its child after `pivot_root`.
+/// Whether a process stands in the container's root yet, by its own calls: its child after `pivot_root`, or after it joined its
+/// mount namespace.
 #[derive(Default)]
 struct Process {
     is_inside: bool,
@@ -62,15 +63,22 @@ fn fault(call: &Call<'_>, process: &Process, rootfs: &str) -> Option<&'static st
     (!is_safe).then_some("takes a path below the root")
 }
 
-fn trace(host: &Host, verb: &str, bundle: &coracle_tests::Bundle<'_>) -> String {
-    let file = host.directory().join("trace");
-    let command = format!(
-        "cd {} && strace -f -y -qq -s 4096 -e trace={TRACED} -o {} $RUNTIME {verb} </dev/null",
+/// A whole life under strace: `create`, `start`, `exec` and `delete`, each with its children.
+fn trace(host: &Host, bundle: &Bundle<'_>) -> String {
+    let streams = host.directory();
+    let script = format!(
+        "cd {}
+         traced() {{ verb=$1; shift
+             strace -f -y -qq -s 4096 -e trace={TRACED} -o {}/$verb $RUNTIME $verb \"$@\" </dev/null; }}
+         traced create {id} & until $RUNTIME state {id} 2>/dev/null | grep -q created; do sleep 0.02; done
+         traced start {id} && traced exec --cwd /work --user 1000 {id} true && traced delete --force {id} && wait",
         bundle.directory().display(),
-        file.display()
+        streams.display(),
+        id = bundle.id()
     );
-    host.shell(&command).succeeds();
-    fs::read_to_string(file).unwrap()
+    host.shell(&script).succeeds();
+    let read = |verb| fs::read_to_string(streams.join(verb)).unwrap();
+    ["create", "start", "exec", "delete"].map(read).concat()
 }
 
 #[test]
@@ -91,9 +99,9 @@ fn no_call_of_a_whole_life_takes_a_path_below_the_root_but_openat2_inside_it() {
                 serde_json::json!({"path": "/dev/x/y", "type": "c", "major": 1, "minor": 3}),
             )
             .set("/linux/rootfsPropagation", "private");
-        let bundle = host.bundle(spec);
+        let bundle = host.bundle(spec.args(["sleep", "1000"]));
         let rootfs = bundle.rootfs().to_str().unwrap().to_owned();
-        let text = trace(host, &format!("run {}", bundle.id()), &bundle);
+        let text = trace(host, &bundle);
         let mut processes: BTreeMap<&str, Process> = BTreeMap::new();
         let (mut faults, mut resolved) = (String::new(), 0);
         for call in calls(&text) {
@@ -105,11 +113,13 @@ fn no_call_of_a_whole_life_takes_a_path_below_the_root_but_openat2_inside_it() {
             if let Some(why) = fault(&call, process, &rootfs) {
                 faults += &format!("{} {}({}\n", why, call.name, call.rest);
             }
-            process.is_inside |= call.name == "fchdir" && !call.rest.contains(" = -1");
+            let enters = call.name == "fchdir" || call.name == "setns" && call.rest.contains("CLONE_NEWNS");
+            process.is_inside |= enters && !call.rest.contains(" = -1");
             process.is_program = process.is_inside && call.name == "execve";
         }
         assert!(faults.is_empty(), "{faults}");
         assert!(resolved > 20, "the trace shows only {resolved} resolutions: {text}");
-        assert!(processes.values().any(|process| process.is_inside), "nobody entered the root");
+        let entered = processes.values().filter(|process| process.is_program).count();
+        assert_eq!(entered, 2, "create and exec each make a program: {text}");
     });
 }

