@@ -144,6 +144,27 @@ fn a_read_only_container_has_writable_temporary_files() {
 }
 
 #[test]
+fn volumes_and_temporary_files_take_their_options() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            let volume = podman.host.directory();
+            fs::write(volume.join("file"), "from the host\n").unwrap();
+            let volume = volume.display();
+            let script = "cat /ro/file; touch /ro/x 2>/dev/null || echo refused; cat /other/file; stat -c %a /scratch; \
+                          grep -c -e ' /scratch .*nosuid.*size=1024k' -e ' /ro [^ ]* ro,.*noexec' /proc/self/mounts";
+            let options = [
+                format!("--volume={volume}:/ro:ro,noexec,rslave"),
+                format!("--volume={volume}:/other:nodev"),
+                "--mount=type=tmpfs,destination=/scratch,tmpfs-size=1m,tmpfs-mode=1770".to_owned(),
+            ];
+            let options: Vec<&str> = options.iter().map(String::as_str).collect();
+            let run = podman.run(&options, &["sh", "-c", script]).succeeds();
+            assert_eq!(run.lines(), ["from the host", "refused", "from the host", "1770", "2"]);
+        });
+    });
+}
+
+#[test]
 fn a_memory_limit_is_the_cgroups() {
     privileged(|host| {
         with_podman(host, |podman| {

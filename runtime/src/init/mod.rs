@@ -31,6 +31,8 @@ use crate::stages::plan::launch::Inside;
 use labels::Labels;
 use root::Root;
 
+pub use mounts::open_source;
+
 /// What the child is born with beside its plan.
 #[derive(Debug)]
 pub struct Birth<'a> {
@@ -48,10 +50,29 @@ pub struct Birth<'a> {
     pub in_cgroup_namespace: bool,
     /// Namespaces to join, each with its kinds.
     pub joins: &'a [(i32, OwnedFd)],
+    /// What the runtime opened because the child could not.
+    pub sources: &'a Sources,
     /// The socket that gets the terminal's master, where the process has a terminal.
     pub terminal: Option<OwnedFd>,
     /// The options of the command.
     pub options: &'a cli::Launch,
+}
+
+/// Trees of the host, and new file systems, that the runtime made ready for the child, detached. Empty where it has none.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// What each mount shows, in their order, where the runtime made it ready.
+    pub mounts: Vec<Option<OwnedFd>>,
+}
+
+impl Sources {
+    fn opened(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.mounts.iter().flatten()
+    }
+
+    fn mount(&self, index: usize) -> Option<&OwnedFd> {
+        self.mounts.get(index)?.as_ref()
+    }
 }
 
 /// The child's life. Returns the exit code of a child that did not become the user's program.
@@ -81,7 +102,7 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
 fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<Labels> {
     process::die_with_parent(true)?;
     let preserved = 3..3 + birth.options.preserve_fds.cast_signed();
-    let given = door.into_iter().chain(&birth.terminal).map(AsRawFd::as_raw_fd);
+    let given = door.into_iter().chain(&birth.terminal).chain(birth.sources.opened()).map(AsRawFd::as_raw_fd);
     let kept: Vec<i32> = preserved.chain(given).chain([word.descriptor()]).collect();
     let for_now = birth.cgroups.descriptors().chain(birth.joins.iter().map(|(_, fd)| fd.as_raw_fd()));
     process::close_all_but(&kept.iter().copied().chain(for_now).collect::<Vec<_>>())?;
@@ -154,8 +175,8 @@ fn build_inside(
     name_host(inside)?;
     set_sysctls(inside)?;
     let mut root = Root::new(rootfs::attach(inside)?);
-    for mount in &inside.mounts {
-        mounts::mount(&mut root, mount, birth)?;
+    for (index, mount) in inside.mounts.iter().enumerate() {
+        mounts::mount(&mut root, mount, birth, birth.sources.mount(index))?;
     }
     devices::make(root.as_fd(), &inside.devices, launch.namespaces.new_user())?;
     console::open(root.as_fd(), launch, birth)?;

@@ -14,18 +14,41 @@ use super::{Birth, cgroups};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::mounts::{Link, MountPlan, Source};
 
-/// Makes one mount.
-pub(super) fn mount(root: &mut Root, plan: &MountPlan, birth: &Birth<'_>) -> Result<()> {
-    let made = match &plan.source {
-        Source::Bind { .. } => bind(root, plan),
-        Source::New { fstype, source, parameters } => {
-            new(root, plan, &NewFileSystem { fstype, source: source.as_deref(), parameters }).map(Some)
+/// Opens what `plan` mounts, detached: a tree of the host, or a new file system without anything of what it will cover.
+/// `None` for what only the child can make, and where a link is copied.
+///
+/// # Errors
+/// Whatever the kernel says.
+pub fn open_source(plan: &MountPlan) -> Result<Option<OwnedFd>> {
+    match &plan.source {
+        Source::Bind { path, link: Link::Copied, .. } if file::read_link(file::CWD, path).is_ok() => Ok(None),
+        Source::Bind { path, recursive, link: Link::Mounted } => {
+            Ok(Some(mount::clone_link(file::CWD, path, *recursive)?))
         }
-        Source::Cgroups { .. } => match birth.place {
+        Source::Bind { path, recursive, .. } => Ok(Some(mount::clone_tree(file::CWD, path, *recursive)?)),
+        Source::New { .. } => create(plan, None).map(Some),
+        Source::Cgroups { .. } | Source::Present => Ok(None),
+    }
+}
+
+/// Makes one mount; of `opened` where the runtime opened its source.
+pub(super) fn mount(
+    root: &mut Root,
+    plan: &MountPlan,
+    birth: &Birth<'_>,
+    opened: Option<&OwnedFd>,
+) -> Result<()> {
+    let opened = opened.map(OwnedFd::try_clone).transpose();
+    let opened = opened.map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let made = match (&plan.source, opened) {
+        (Source::Bind { .. } | Source::New { .. }, Some(opened)) => put(root, plan, opened).map(Some),
+        (Source::Bind { path, .. }, None) => bind(root, plan, path),
+        (Source::New { .. }, None) => new(root, plan).map(Some),
+        (Source::Cgroups { .. }, _) => match birth.place {
             Some(place) => cgroups::mount(root, plan, place, birth.in_cgroup_namespace).map(|()| None),
             None => Err(Error::new(Code::InvalidSpec, "the container has no cgroups to show")),
         },
-        Source::Present => change(root, plan),
+        (Source::Present, _) => change(root, plan).map(|()| None),
     };
     let mounting = || format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target));
     if let Some(made) = made.context(mounting)? {
@@ -34,20 +57,31 @@ pub(super) fn mount(root: &mut Root, plan: &MountPlan, birth: &Birth<'_>) -> Res
     Ok(())
 }
 
-fn bind(root: &Root, plan: &MountPlan) -> Result<Option<OwnedFd>> {
-    let Source::Bind { path, recursive, link } = &plan.source else { return Ok(None) };
-    let copied = if *link == Link::Copied { file::read_link(file::CWD, path).ok() } else { None };
-    if let Some(content) = copied {
-        return copy_link(root, &plan.target, &content).map(|()| None);
+fn bind(root: &Root, plan: &MountPlan, path: &Path) -> Result<Option<OwnedFd>> {
+    match open_source(plan)? {
+        Some(tree) => put(root, plan, tree).map(Some),
+        None => copy_link(root, &plan.target, &file::read_link(file::CWD, path)?).map(|()| None),
     }
-    let tree = if *link == Link::Mounted {
-        mount::clone_link(file::CWD, path, *recursive)?
-    } else {
-        mount::clone_tree(file::CWD, path, *recursive)?
+}
+
+/// Attaches what is ready.
+fn put(root: &Root, plan: &MountPlan, made: OwnedFd) -> Result<OwnedFd> {
+    let target = target(root, plan, is_dir(made.as_fd())?)?;
+    attach_as_planned(plan, made.as_fd(), target.as_fd())?;
+    Ok(made)
+}
+
+/// Attaches a mount with what it still lacks of its attributes: a new file system has its own since it was created, and
+/// what is filled later becomes read-only later.
+fn attach_as_planned(plan: &MountPlan, made: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    let own = match plan.source {
+        Source::New { .. } => {
+            Attributes { propagation: plan.attributes.propagation, ..Attributes::default() }
+        }
+        _ => plan.attributes,
     };
-    let target = target(root, plan, is_dir(tree.as_fd())?)?;
-    attach(tree.as_fd(), target.as_fd(), plan.attributes, plan.recursive)?;
-    Ok(Some(tree))
+    let late = if plan.is_filled_later() { attr::RDONLY } else { 0 };
+    attach(made, target, own, Attributes { set: plan.recursive.set & !late, ..plan.recursive })
 }
 
 /// Makes the symbolic link of the host again in the container, where it is not there already.
@@ -68,13 +102,11 @@ fn copy_link(root: &Root, path: &Path, content: &OsStr) -> Result<()> {
 }
 
 /// Changes the attributes of what is mounted there already.
-fn change(root: &Root, plan: &MountPlan) -> Result<Option<OwnedFd>> {
+fn change(root: &Root, plan: &MountPlan) -> Result<()> {
     let nothing = || Error::new(Code::InvalidSpec, "there is nothing to remount");
     let mounted = root.existing(&plan.target)?.ok_or_else(nothing)?;
-    set_attributes(mounted.as_fd(), plan.attributes, plan.recursive).map_err(|e| {
-        if e.errno() == Some(Errno::EINVAL) { e.hint("is anything mounted there?") } else { e }
-    })?;
-    Ok(None)
+    set_attributes(mounted.as_fd(), plan.attributes, plan.recursive)
+        .map_err(|e| if e.errno() == Some(Errno::EINVAL) { e.hint("is anything mounted there?") } else { e })
 }
 
 /// What to mount on. A procfs or sysfs that a link leads elsewhere would not be where later steps, and users, expect it
@@ -89,68 +121,50 @@ fn target(root: &Root, plan: &MountPlan, is_dir: bool) -> Result<OwnedFd> {
     }
 }
 
-struct NewFileSystem<'a> {
-    fstype: &'a str,
-    source: Option<&'a str>,
-    parameters: &'a [(String, Option<String>)],
-}
-
-impl NewFileSystem<'_> {
-    fn has(&self, parameter: &str) -> bool {
-        self.parameters.iter().any(|(name, _)| name == parameter)
+/// Creates the new file system of `plan`, which is to cover the directory `covered`.
+fn create(plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<OwnedFd> {
+    let Source::New { fstype, source, parameters } = &plan.source else {
+        return Err(Error::new(Code::InvalidSpec, "it is no new file system"));
+    };
+    let context = mount::Context::open(fstype).map_err(|e| unknown_type(e, plan))?;
+    if let Some(source) = source.as_ref().filter(|s| !s.is_empty()) {
+        context.set("source", source.as_bytes())?;
     }
-
-    /// A tmpfs over a directory takes that directory's permissions, as runc's does.
-    fn takes_mode(&self) -> bool {
-        self.fstype == "tmpfs" && !self.has("mode")
+    for (name, value) in parameters {
+        match value {
+            Some(value) => context.set(name, value.as_bytes()),
+            None => context.set_flag(name),
+        }
+        .context(|| format!("{}.options", plan.field))?;
     }
-
-    /// Begins the file system, up to where only its creation is missing.
-    fn configure(&self, plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<mount::Context> {
-        let context = mount::Context::open(self.fstype).map_err(|e| unknown_type(e, plan))?;
-        if let Some(source) = self.source.filter(|s| !s.is_empty()) {
-            context.set("source", source.as_bytes())?;
-        }
-        for (name, value) in self.parameters {
-            match value {
-                Some(value) => context.set(name, value.as_bytes()),
-                None => context.set_flag(name),
-            }
-            .context(|| format!("{}.options", plan.field))?;
-        }
-        if let Some(covered) = covered.filter(|_| self.takes_mode()) {
-            let mode = file::stat(covered.as_fd())?.st_mode & 0o7777;
-            context.set("mode", format!("{mode:o}").as_bytes())?;
-        }
-        if let Some(label) =
-            plan.label.as_deref().filter(|_| !matches!(self.fstype, "proc" | "sysfs" | "mqueue"))
-        {
-            context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
-        }
-        Ok(context)
+    if let Some(covered) = covered.filter(|_| plan.takes_mode()) {
+        let mode = file::stat(covered.as_fd())?.st_mode & 0o7777;
+        context.set("mode", format!("{mode:o}").as_bytes())?;
     }
-}
-
-fn new(root: &Root, plan: &MountPlan, wanted: &NewFileSystem<'_>) -> Result<OwnedFd> {
-    let is_covering = wanted.takes_mode() || plan.copy_up;
-    let covered = if is_covering { root.existing(&plan.target)? } else { None };
-    let target = target(root, plan, true)?;
-    let context = wanted.configure(plan, covered.as_ref())?;
+    let label = plan.label.as_deref().filter(|_| !matches!(fstype.as_str(), "proc" | "sysfs" | "mqueue"));
+    if let Some(label) = label {
+        context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
+    }
     // What is still to be filled becomes read-only when it is.
     let late = if plan.is_filled_later() { attr::RDONLY } else { 0 };
-    let made = context.mount(plan.attributes.set & !late)?;
-    if let Some(label) = plan.label.as_deref().filter(|_| wanted.fstype == "mqueue") {
+    Ok(context.mount(plan.attributes.set & !late)?)
+}
+
+fn new(root: &Root, plan: &MountPlan) -> Result<OwnedFd> {
+    let is_covering = plan.takes_mode() || plan.copy_up;
+    let covered = if is_covering { root.existing(&plan.target)? } else { None };
+    let target = target(root, plan, true)?;
+    let made = create(plan, covered.as_ref())?;
+    if let Some(label) = plan.label.as_deref().filter(|_| plan.is_new("mqueue")) {
         // Its policy has it labelled file by file, its root first.
         let own_root = file::open(made.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
         relabel(own_root.as_fd(), label)?;
     }
     if let Some(covered) = covered.filter(|_| plan.copy_up) {
-        let as_asked = ["mode", "uid", "gid"].iter().any(|name| wanted.has(name));
+        let as_asked = ["mode", "uid", "gid"].iter().any(|name| plan.has_parameter(name));
         copy_up(covered.as_fd(), made.as_fd(), !as_asked)?;
     }
-    let recursive = Attributes { set: plan.recursive.set & !late, ..plan.recursive };
-    let own = Attributes { propagation: plan.attributes.propagation, ..Attributes::default() };
-    attach(made.as_fd(), target.as_fd(), own, recursive)?;
+    attach_as_planned(plan, made.as_fd(), target.as_fd())?;
     Ok(made)
 }
 

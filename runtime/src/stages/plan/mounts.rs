@@ -55,6 +55,16 @@ impl MountPlan {
         is_read_only && (self.is_new("tmpfs") || is_new && self.target == Path::new("dev"))
     }
 
+    /// Whether it is a tmpfs that takes the permissions of the directory it covers, as runc's does.
+    pub fn takes_mode(&self) -> bool {
+        self.is_new("tmpfs") && !self.has_parameter("mode")
+    }
+
+    /// Whether it is a new file system with the parameter `name`.
+    pub fn has_parameter(&self, name: &str) -> bool {
+        matches!(&self.source, Source::New { parameters, .. } if parameters.iter().any(|(own, _)| own == name))
+    }
+
     /// Whether it is a new file system of the type `fstype`.
     pub fn is_new(&self, fstype: &str) -> bool {
         matches!(&self.source, Source::New { fstype: own, .. } if own == fstype)
@@ -128,10 +138,6 @@ pub fn plan(index: usize, mount: &Mount, linux: &Linux) -> Result<MountPlan> {
         options: words,
         field,
     };
-    if plan.id_map.is_some() {
-        let why = format!("{}: mapping the owners of its files is not supported yet", plan.field);
-        return Err(Error::new(Code::Unsupported, why));
-    }
     refuse_combinations(&plan, &options)?;
     Ok(plan)
 }

@@ -1,5 +1,8 @@
 //! Makes the container's cgroups and clones its first process, which waits.
 
+mod sources;
+mod owners;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -13,7 +16,7 @@ use crate::cgroup::Tree;
 use crate::cli;
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{self, Cloned};
-use crate::init::{self, Birth};
+use crate::init::{self, Birth, Sources};
 use crate::stages::plan::Launch;
 use crate::stages::plan::namespaces::Namespaces;
 use crate::stages::plan::scheduling::Scheduling;
@@ -52,6 +55,8 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
     let Prepared { mut container, launch, .. } = prepared;
     let tree = make_cgroups(&mut container)?;
     let joins = open_joins(&launch.namespaces)?;
+    let joined_user = joins.iter().find(|(kinds, _)| kinds & libc::CLONE_NEWUSER != 0);
+    let sources = sources::open(&launch, joined_user.map(|(_, fd)| fd.as_fd()))?;
     let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {
@@ -63,6 +68,7 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
         in_cgroup_namespace: launch.namespaces.new_cgroup
             || launch.namespaces.join.iter().any(|(kind, _)| *kind == libc::CLONE_NEWCGROUP),
         joins: &joins,
+        sources: &sources,
         terminal,
         options,
     };
@@ -116,6 +122,7 @@ pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) ->
         place: None,
         in_cgroup_namespace: true,
         joins: &joins,
+        sources: &Sources::default(),
         terminal,
         options,
     };

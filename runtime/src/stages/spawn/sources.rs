@@ -1,0 +1,68 @@
+//! Making ready, for the child, what only the runtime has the right to change.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use coracle_sys::Errno;
+use coracle_sys::mount::{self, Attributes, Propagation};
+
+use super::owners;
+use crate::error::{Code, Context, Error, Result};
+use crate::init::{Sources, open_source};
+use crate::stages::plan::Launch;
+use crate::stages::plan::id_maps::IdMap;
+use crate::stages::plan::mounts::MountPlan;
+use crate::stages::plan::namespaces::Namespaces;
+
+/// Makes ready each mount whose files have other owners inside: only the runtime has the right to map them. What is
+/// `joined` holds a user namespace that the container joins, if it does.
+///
+/// # Errors
+/// Whatever the kernel says of one, with its field; `Unsupported` where a file system can't map owners.
+pub(super) fn open(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Sources> {
+    let mounts = launch.inside.iter().flat_map(|inside| &inside.mounts);
+    if mounts.clone().all(|plan| plan.id_map.is_none()) {
+        return Ok(Sources::default());
+    }
+    let mounts = mounts.map(|plan| source(plan, launch, joined)).collect::<Result<_>>()?;
+    Ok(Sources { mounts })
+}
+
+fn source(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
+    let Some(map) = &plan.id_map else { return Ok(None) };
+    let attempt = || -> Result<Option<OwnedFd>> {
+        let Some(tree) = open_source(plan)? else { return Ok(None) };
+        map_owners(tree.as_fd(), map, launch, joined).context(|| "mapping the owners of its files")?;
+        follow_host(tree).map(Some)
+    };
+    attempt().context(|| format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target)))
+}
+
+fn map_owners(
+    tree: BorrowedFd<'_>,
+    map: &IdMap,
+    launch: &Launch,
+    joined: Option<BorrowedFd<'_>>,
+) -> Result<()> {
+    let set = |namespace| {
+        mount::set_idmap(tree, namespace, map.recursive).map_err(Error::from).map_err(|e| match e.errno() {
+            Some(Errno::EINVAL) => e.code_is(Code::Unsupported).hint("does this file system map owners?"),
+            _ => e,
+        })
+    };
+    match (&map.users, joined) {
+        (None, Some(joined)) => set(joined),
+        (None, None) => {
+            let Namespaces { uid_map, gid_map, .. } = &launch.namespaces;
+            set(owners::user_namespace(uid_map, gid_map)?.as_fd())
+        }
+        (Some(users), _) => set(owners::user_namespace(&users.uid_map, &users.gid_map)?.as_fd()),
+    }
+}
+
+/// Lets mount events come from the host to `tree`, and none go back: what a tree has that the child clones itself.
+fn follow_host(tree: OwnedFd) -> Result<OwnedFd> {
+    let slave = Attributes { propagation: Some(Propagation::Slave), ..Attributes::default() };
+    mount::set_attributes(tree.as_fd(), slave, true)?;
+    Ok(tree)
+}
