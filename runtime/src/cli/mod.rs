@@ -62,6 +62,8 @@ pub enum Command {
     Resume(String),
     /// Changes a container's limits.
     Update(Box<Update>),
+    /// Changes what is mounted in a container.
+    Mounts(Mounts),
     /// Prints what a container uses, again and again, and when it runs into its memory limit.
     Events(Events),
     /// Prints a container's processes.
@@ -147,6 +149,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "pause" => Ok(Command::Pause(only_id(parser, "pause")?)),
         "resume" => Ok(Command::Resume(only_id(parser, "resume")?)),
         "update" => update::parse(parser).map(|update| Command::Update(Box::new(update))),
+        "mounts" => mounts(parser),
         "events" => look::events(parser).map(Command::Events),
         "delete" => delete(parser),
         "ps" => look::ps(parser),
@@ -188,6 +191,35 @@ fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
     }
     need_id(&kill.id, "kill")?;
     Ok(Command::Kill(kill))
+}
+
+/// The arguments of `mounts`.
+#[derive(Debug, Clone)]
+pub struct Mounts {
+    /// Whether to add them, or to remove them.
+    pub add: bool,
+    /// The container.
+    pub id: String,
+    /// The file that lists them as `mounts` does.
+    pub file: PathBuf,
+}
+
+fn mounts(parser: &mut lexopt::Parser) -> Result<Command> {
+    let wrong = |why: &str| usage(why).hint("coracle mounts add|remove ID FILE");
+    let mut word = |missing: &str| match parser.next()? {
+        Some(Value(value)) => Ok(value),
+        Some(other) => Err(other.unexpected().into()),
+        None => Err(wrong(missing)),
+    };
+    let add = match word("mounts needs add or remove")?.to_str() {
+        Some("add") => true,
+        Some("remove") => false,
+        _ => return Err(wrong("mounts does nothing but add and remove")),
+    };
+    let id = word("mounts needs a container's ID")?.string()?;
+    let file = word("mounts needs a file with mounts")?.into();
+    words::nothing(parser)?;
+    Ok(Command::Mounts(Mounts { add, id, file }))
 }
 
 fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
@@ -277,6 +309,10 @@ mod tests {
             ("exec web", "exec needs a program"),
             ("--log-format xml state a", "neither text nor json"),
             ("state a b", "unexpected argument"),
+            ("mounts", "mounts needs add or remove; coracle mounts add|remove ID FILE"),
+            ("mounts list web", "mounts does nothing but add and remove"),
+            ("mounts add web", "mounts needs a file with mounts"),
+            ("mounts add web file more", "unexpected argument \"more\""),
             ("features extra", "unexpected argument \"extra\""),
             ("plan a b", "unexpected argument \"b\""),
             ("help frobnicate", "there is no command \"frobnicate\""),

@@ -8,6 +8,7 @@ pub mod state;
 pub mod kill;
 pub mod pause;
 pub mod update;
+pub mod mounts;
 pub mod delete;
 pub mod ps;
 pub mod list;
@@ -40,6 +41,7 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Pause(id) => pause::pause(global, &id),
         Command::Resume(id) => pause::resume(global, &id),
         Command::Update(options) => update::update(global, &options),
+        Command::Mounts(options) => mounts::mounts(global, &options),
         Command::Events(options) => events::events(global, &options),
         Command::Delete { id, force } => delete::delete(global, &id, force),
         Command::Ps(options) => ps::ps(global, &options),

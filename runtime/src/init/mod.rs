@@ -3,6 +3,7 @@
 //! Nothing here decides anything. What fails is told to the runtime over the handshake and printed there, once.
 
 mod mounts;
+pub mod remount;
 mod copy_up;
 mod cgroups;
 mod devices;

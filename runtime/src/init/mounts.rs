@@ -65,7 +65,7 @@ fn bind(root: &Root, plan: &MountPlan, path: &Path) -> Result<Option<OwnedFd>> {
 }
 
 /// Attaches what is ready.
-fn put(root: &Root, plan: &MountPlan, made: OwnedFd) -> Result<OwnedFd> {
+pub(super) fn put(root: &Root, plan: &MountPlan, made: OwnedFd) -> Result<OwnedFd> {
     let target = target(root, plan, is_dir(made.as_fd())?)?;
     attach_as_planned(plan, made.as_fd(), target.as_fd())?;
     Ok(made)
@@ -150,7 +150,7 @@ fn create(plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<OwnedFd> {
     Ok(context.mount(plan.attributes.set & !late)?)
 }
 
-fn new(root: &Root, plan: &MountPlan) -> Result<OwnedFd> {
+pub(super) fn new(root: &Root, plan: &MountPlan) -> Result<OwnedFd> {
     let is_covering = plan.takes_mode() || plan.copy_up;
     let covered = if is_covering { root.existing(&plan.target)? } else { None };
     let target = target(root, plan, true)?;

@@ -10,5 +10,6 @@ pub mod prepare;
 pub mod spawn;
 pub mod isolate;
 pub mod release;
+pub mod remount;
 pub mod watch;
 pub mod cleanup;

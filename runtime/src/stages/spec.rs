@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
@@ -122,6 +123,21 @@ pub fn load_process(path: &Path) -> Result<Process> {
         read(&text)
     };
     attempt().context(|| format!("reading {path:?}"))
+}
+
+/// The mounts of a list, or of a configuration's `mounts`.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_mounts(text: &[u8]) -> Result<Vec<Mount>> {
+    #[derive(Deserialize)]
+    struct Document {
+        mounts: Vec<Mount>,
+    }
+    if text.trim_ascii_start().first() == Some(&b'[') {
+        return read(text);
+    }
+    read::<Document>(text).map(|document| document.mounts)
 }
 
 /// The limits that `update` is to set.

@@ -298,6 +298,18 @@ pub fn detach(path: &Path) -> Result<()> {
     check(ret, || format!("umount2({path:?}, MNT_DETACH)")).map(drop)
 }
 
+/// Detaches the mount whose root the descriptor `fd` is, while the working directory is `/proc/self/fd` of a procfs that
+/// is to be trusted: umount2(2) takes only paths, and there the descriptor's number is one.
+///
+/// # Errors
+/// `EINVAL` where it is no mount's root, or one that came from another user namespace.
+pub fn detach_descriptor(fd: i32) -> Result<()> {
+    let name = c_string(fd.to_string().as_bytes(), "umount2")?;
+    // SAFETY: `name` is a valid C string that outlives the call.
+    let ret = unsafe { libc::umount2(name.as_ptr(), libc::MNT_DETACH) };
+    check(ret, || format!("umount2([{fd}], MNT_DETACH)")).map(drop)
+}
+
 /// `bytes` as a C string; a NUL inside is an `EINVAL` of `call`.
 pub(crate) fn c_string(bytes: &[u8], call: &str) -> Result<CString> {
     CString::new(bytes)

@@ -74,7 +74,7 @@ pub fn linux(spec: &Spec) -> Result<&Linux> {
 }
 
 /// An absolute path of a container, below its root: without the leading slash.
-fn below_root(path: &Path) -> PathBuf {
+pub fn below_root(path: &Path) -> PathBuf {
     path.components()
         .filter(|c| matches!(c, std::path::Component::Normal(_) | std::path::Component::ParentDir))
         .collect()
