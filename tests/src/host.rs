@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use coracle_fixtures::hostile::CANARY;
 use coracle_fixtures::spec::Spec;
@@ -43,6 +44,27 @@ pub fn privileged<F: FnOnce(&Host)>(test: F) {
 /// When the test fails or leaves anything behind.
 pub fn privileged_v1<F: FnOnce(&Host)>(test: F) {
     on_host(&["--v1-only"], test);
+}
+
+/// Runs a test on the machine itself, with systemd as its cgroup manager: systemd knows processes by their numbers in
+/// its own PID namespace, so a host of the test's own won't do. What is left is for the test to look at.
+///
+/// # Panics
+/// When the test fails.
+pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
+    let name = name_of(&test);
+    if !Path::new("/run/systemd/private").exists() {
+        return record_skip(&name, "systemd does not run here");
+    }
+    let programs = Path::new(WORK).join(&name).join("bin");
+    fs::create_dir_all(&programs).expect("make a directory for the runtime");
+    let runtime = programs.join("coracle");
+    let script = format!("#!/bin/sh\nexec {} --systemd-cgroup \"$@\"\n", runtime_path().display());
+    fs::write(&runtime, script).expect("write the runtime's script");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    // Tests of one program share the machine: each has names of its own.
+    static NEXT: AtomicU32 = AtomicU32::new(1000);
+    test(&Host { runtime, count: Cell::new(NEXT.fetch_add(1000, Ordering::Relaxed)), name });
 }
 
 fn on_host<F: FnOnce(&Host)>(options: &[&str], test: F) {

@@ -22,4 +22,4 @@ pub mod cgroup;
 pub use bundle::{Bundle, Container};
 pub use command::Outcome;
 pub use coracle_fixtures::spec::Spec;
-pub use host::{Host, privileged, privileged_v1};
+pub use host::{Host, privileged, privileged_v1, with_systemd};

@@ -102,7 +102,7 @@ fn text_of(value: impl ToString) -> String {
 /// Version 2's weight (1 to 10000, usually 100) for version 1's shares (2 to 262144, usually 1024): the quadratic
 /// curve in the logarithms through (2, 1), (1024, 100) and (262144, 10000) that runc 1.3.2 and crun 1.23 came to
 /// use; the straight line before it gave 39 for 1024.
-fn weight(shares: u64) -> u64 {
+pub fn weight(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
         262_144.. => 10_000,

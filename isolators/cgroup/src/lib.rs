@@ -32,6 +32,7 @@ mod parity;
 mod testing;
 
 use coracle_isolator::Isolator;
+pub use cpu::weight as cpu_weight;
 use limit::Limits;
 
 /// The isolators of this family.

@@ -5,20 +5,71 @@ use std::path::{Path, PathBuf};
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
+use oci_spec::runtime::LinuxResources;
 
 use super::tree::processes_below;
-use super::{Hierarchy, LONGEST, Place, Site, Tree, mount_point};
+use super::{Hierarchy, Holder, LONGEST, Place, Site, Tree, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
+/// The way out for who shares a cgroup.
+const OWN_PATH: &str = "give the container a linux.cgroupsPath of its own";
+
 impl Place {
-    /// Makes the cgroups and opens them. Where one turns out to be another container's, it and those that were not
-    /// reached are marked to stay.
+    /// Makes the cgroups, or has systemd make them with the limits `resources`, and opens them. Where one turns out to
+    /// be another container's, it and those that were not reached are marked to stay. The holder, of a scope of
+    /// systemd, goes when the container's process is in.
     ///
     /// # Errors
     /// `Exists` where one is there and holds processes, or another launch is about to enter it: two containers must
-    /// not share one, because the end of the first would be the end of the second.
-    pub fn make(&mut self) -> Result<Tree> {
+    /// not share one, because the end of the first would be the end of the second. `Unsupported` where there is no
+    /// systemd to ask.
+    pub fn make(&mut self, resources: Option<&LinuxResources>) -> Result<(Tree, Option<Holder>)> {
         let root = mount_point()?;
+        let (dirs, holder) = match self.unit.clone() {
+            None => (self.make_directories(root.as_fd())?, None),
+            Some(unit) => match unit.start(resources, self.version) {
+                Ok(holder) => (self.open_scope(root.as_fd())?, Some(holder)),
+                Err(failure) if failure.code() == Code::Exists => {
+                    self.leave_to_others(0);
+                    self.unit = None;
+                    return Err(failure.hint(OWN_PATH));
+                }
+                Err(failure) => return Err(failure),
+            },
+        };
+        for ((_, dir), site) in dirs.iter().zip(&self.at) {
+            furnish(root.as_fd(), dir.as_fd(), site)
+                .context(|| format!("furnishing cgroup {:?}", site.full()))?;
+        }
+        Ok((Tree { version: self.version, dirs }, holder))
+    }
+
+    /// What is in the sites from number `from` on is another's, and must not be undone.
+    fn leave_to_others(&mut self, from: usize) {
+        self.at[from..].iter_mut().for_each(|site| site.keep = site.depth());
+    }
+
+    /// systemd makes a scope's cgroup in the hierarchies that it looks after; the rest are ours to make.
+    fn open_scope(&self, root: BorrowedFd<'_>) -> Result<Vec<(Hierarchy, OwnedFd)>> {
+        let open = |site: &Site| -> Result<OwnedFd> {
+            let full = site.full();
+            make_parents(root, &site.hierarchy, &site.path)?;
+            match file::mkdir(root, &full, 0o755) {
+                Err(e) if e.errno() != Errno::EEXIST => return Err(e.into()),
+                _ => {}
+            }
+            Ok(file::open(root, &full, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?)
+        };
+        let opened = |site: &Site| {
+            let dir = open(site).context(|| {
+                format!("making cgroup {:?} in hierarchy {:?}", site.path, site.hierarchy.name)
+            })?;
+            Ok((site.hierarchy.clone(), dir))
+        };
+        self.at.iter().map(opened).collect()
+    }
+
+    fn make_directories(&mut self, root: BorrowedFd<'_>) -> Result<Vec<(Hierarchy, OwnedFd)>> {
         let mut dirs = Vec::with_capacity(self.at.len());
         for i in 0..self.at.len() {
             let Site { hierarchy, path, .. } = &self.at[i];
@@ -26,23 +77,19 @@ impl Place {
             // Who is the first in one hierarchy is the first in all. There, no other launch finds a cgroup that was
             // made and not yet claimed.
             let alone = if i == 0 { Some(queue()?) } else { None };
-            let own = own_or_claim(root.as_fd(), &self.at[i]).context(name);
+            let own = own_or_claim(root, &self.at[i]).context(name);
             drop(alone);
             match own {
                 Ok(dir) => dirs.push((hierarchy.clone(), dir)),
                 Err(failure) => {
                     if failure.code() == Code::Exists {
-                        self.at[i..].iter_mut().for_each(|site| site.keep = site.depth());
+                        self.leave_to_others(i);
                     }
                     return Err(failure);
                 }
             }
         }
-        for ((_, dir), site) in dirs.iter().zip(&self.at) {
-            furnish(root.as_fd(), dir.as_fd(), site)
-                .context(|| format!("furnishing cgroup {:?}", site.full()))?;
-        }
-        Ok(Tree { version: self.version, dirs })
+        Ok(dirs)
     }
 }
 
@@ -63,7 +110,7 @@ fn claim(dir: BorrowedFd<'_>) -> Result<()> {
 }
 
 fn in_use(why: &str) -> Error {
-    Error::new(Code::Exists, why).hint("give the container a linux.cgroupsPath of its own")
+    Error::new(Code::Exists, why).hint(OWN_PATH)
 }
 
 /// Opens a cgroup in which nobody is and nobody else is about to be.

@@ -14,6 +14,7 @@ mod tree;
 mod below;
 mod freeze;
 mod remove;
+mod systemd;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -22,8 +23,10 @@ use std::path::{Component, Path, PathBuf};
 use coracle_isolator::CgroupVersion;
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
+use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
+pub use systemd::Holder;
 pub use tree::Tree;
 
 use crate::error::{Code, Context, Error, Result};
@@ -57,6 +60,26 @@ impl Hierarchy {
     }
 }
 
+/// Who makes a container's cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manager {
+    /// The runtime itself, as directories of the cgroup file systems.
+    Cgroupfs,
+    /// systemd, as a scope.
+    Systemd,
+    /// Nobody: the container gets none.
+    Disabled,
+}
+
+impl Manager {
+    /// Who it was for a container whose specification wants `linux.cgroupsPath` to be `wanted`, which reads quite
+    /// unlike for the one and for the other.
+    pub fn guess(wanted: Option<&Path>) -> Self {
+        let is_scope = |path: &Path| path.is_relative() && path.to_string_lossy().matches(':').count() == 2;
+        if wanted.is_some_and(is_scope) { Self::Systemd } else { Self::Cgroupfs }
+    }
+}
+
 /// A container's own cgroup in each hierarchy: decided, perhaps not yet made. This is what the state records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
@@ -64,6 +87,9 @@ pub struct Place {
     pub version: Version,
     /// One cgroup a hierarchy.
     pub at: Vec<Site>,
+    /// The scope that systemd makes it as, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<systemd::Unit>,
 }
 
 /// A container's own cgroup in one hierarchy.
@@ -156,13 +182,34 @@ fn mount_point() -> Result<OwnedFd> {
     file::open_dir(MOUNT_POINT).context(|| "looking for cgroups")
 }
 
-/// Where the cgroups of container `id` go: at `wanted` (the spec's `linux.cgroupsPath`) from the root of each
-/// hierarchy where that is absolute, from the runtime's own cgroup where it is relative, and at `/coracle-ID`
-/// where it is absent. Reads, and changes nothing.
+/// Where `manager` puts the cgroups of container `id`, which wants them at `wanted` (the spec's
+/// `linux.cgroupsPath`). Reads, and changes nothing.
+///
+/// systemd's are a scope, `SLICE:PREFIX:NAME`. Otherwise the path counts from the root of each hierarchy where it is
+/// absolute, and from the runtime's own cgroup where it is relative; `/coracle-ID` where it is absent.
 ///
 /// # Errors
 /// `InvalidSpec` where the path holds `..`, names no cgroup at all, or one that the kernel would not make.
-pub fn place(id: &str, wanted: Option<&Path>) -> Result<Place> {
+pub fn place(id: &str, wanted: Option<&Path>, manager: Manager) -> Result<Option<Place>> {
+    match manager {
+        Manager::Cgroupfs => place_directory(id, wanted).map(Some),
+        Manager::Systemd => place_scope(id, wanted).map(Some),
+        Manager::Disabled => Ok(None),
+    }
+}
+
+/// systemd makes and removes what leads to the scope.
+fn place_scope(id: &str, wanted: Option<&Path>) -> Result<Place> {
+    let unit = systemd::Unit::new(id, wanted)?;
+    let (version, hierarchies) = hierarchies()?;
+    let site = |hierarchy| {
+        let site = Site { hierarchy, path: unit.path(), keep: 0 };
+        Site { keep: site.depth() - 1, ..site }
+    };
+    Ok(Place { version, at: hierarchies.into_iter().map(site).collect(), unit: Some(unit) })
+}
+
+fn place_directory(id: &str, wanted: Option<&Path>) -> Result<Place> {
     let (version, hierarchies) = hierarchies()?;
     let default = PathBuf::from(format!("/coracle-{id}"));
     let wanted = wanted.filter(|p| !p.as_os_str().is_empty()).unwrap_or(&default);
@@ -184,7 +231,7 @@ pub fn place(id: &str, wanted: Option<&Path>) -> Result<Place> {
         site.keep = site.existing(root.as_fd());
         site
     };
-    Ok(Place { version, at: hierarchies.into_iter().map(site).collect() })
+    Ok(Place { version, at: hierarchies.into_iter().map(site).collect(), unit: None })
 }
 
 fn own_cgroups() -> Result<String> {
@@ -203,6 +250,14 @@ fn own_path(text: &str, hierarchy: &Hierarchy) -> PathBuf {
 }
 
 impl Place {
+    /// Tells systemd of the new limits `resources`, where it made the cgroups.
+    ///
+    /// # Errors
+    /// `System` where it refuses.
+    pub fn tell(&self, resources: &LinuxResources) -> Result<()> {
+        self.unit.as_ref().map_or(Ok(()), |unit| unit.set(resources, self.version))
+    }
+
     /// The same, of which only the last component is the container's own: for a container whose record is lost.
     #[must_use]
     pub fn own_only(mut self) -> Self {
@@ -248,7 +303,7 @@ mod tests {
     fn a_path_that_names_no_cgroup_below_the_root_is_refused() {
         let long = format!("/{}", "y".repeat(256));
         for bad in ["/a/../../b", "../x", "/", ".", "./", "/.", "/a\nb", &long] {
-            let error = place("x", Some(Path::new(bad))).unwrap_err().to_string();
+            let error = place_directory("x", Some(Path::new(bad))).unwrap_err().to_string();
             assert!(error.contains("linux.cgroupsPath"), "{error}");
         }
     }

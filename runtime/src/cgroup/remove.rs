@@ -31,6 +31,11 @@ impl Place {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         }
+        if let Some(unit) = &self.unit {
+            // A scope whose last process is gone ends by itself. Stopping it makes systemd forget how it ended, and
+            // is not worth keeping the container for where systemd doesn't answer.
+            let _ = unit.stop();
+        }
         Ok(())
     }
 
@@ -68,7 +73,10 @@ fn remove_tree(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
             Err(e) if e.errno() == Errno::EBUSY => e,
             Err(e) => return Err(e.into()),
         };
-        let dir = file::open(root, path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        let dir = match file::open(root, path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Err(e) if is_absent(e.errno()) => return Ok(()),
+            other => other?,
+        };
         for child in children(dir.as_fd())? {
             remove_tree(dir.as_fd(), Path::new(&child))?;
         }

@@ -54,7 +54,10 @@ impl Tree {
     /// knows (`cgroup.events`), else of every hierarchy.
     pub(super) fn is_populated(&self) -> Result<bool> {
         let Some(dir) = self.unified() else { return Ok(!self.processes()?.is_empty()) };
-        let events = file::read(dir, "cgroup.events", LONGEST, Resolve::Beneath)?;
+        let events = match file::read(dir, "cgroup.events", LONGEST, Resolve::Beneath) {
+            Err(e) if is_gone(e.errno()) => return Ok(false),
+            other => other?,
+        };
         Ok(String::from_utf8_lossy(&events).lines().any(|line| line == "populated 1"))
     }
 
@@ -107,9 +110,14 @@ pub(super) fn children(dir: BorrowedFd<'_>) -> Result<Vec<std::ffi::OsString>> {
     Ok(found)
 }
 
+/// Whether a file of a cgroup that is open could not be read because somebody, systemd perhaps, has removed the cgroup.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::ENODEV | Errno::ENOENT)
+}
+
 pub(super) fn processes_below(dir: BorrowedFd<'_>) -> Result<Vec<i32>> {
     let text = match file::read(dir, "cgroup.procs", LONGEST, Resolve::Beneath) {
-        Err(e) if e.errno() == Errno::ENODEV => return Ok(Vec::new()),
+        Err(e) if is_gone(e.errno()) => return Ok(Vec::new()),
         other => other?,
     };
     let mut found: Vec<i32> =

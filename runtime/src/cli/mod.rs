@@ -12,7 +12,8 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
-use crate::error::{Code, Error, Result};
+use crate::cgroup::Manager;
+use crate::error::{Error, Result};
 use help::HELP;
 use words::{need_id, only_id, text, usage};
 
@@ -30,8 +31,8 @@ pub struct Global {
     pub log: Option<PathBuf>,
     /// Whether the log is JSON (`--log-format json`).
     pub log_json: bool,
-    /// Whether containers get cgroups (`--cgroup-manager cgroupfs|disabled`).
-    pub cgroups: bool,
+    /// Who makes the containers' cgroups (`--cgroup-manager`, `--systemd-cgroup`).
+    pub cgroups: Manager,
 }
 
 /// A command with its options.
@@ -92,7 +93,8 @@ pub enum Command {
 /// Where `main` learns the global options, even where the command after them can't be understood.
 pub fn parse(args: Vec<OsString>) -> (Global, Result<Command>) {
     let mut parser = lexopt::Parser::from_args(args);
-    let mut global = Global { root: "/run/coracle".into(), log: None, log_json: false, cgroups: true };
+    let mut global =
+        Global { root: "/run/coracle".into(), log: None, log_json: false, cgroups: Manager::Cgroupfs };
     let command = parse_command(&mut parser, &mut global);
     (global, command)
 }
@@ -108,16 +110,16 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
                 other => return Err(usage(format!("--log-format {other:?} is neither text nor json"))),
             },
             Long("cgroup-manager") => match text(parser)?.as_str() {
-                "cgroupfs" => global.cgroups = true,
-                "disabled" => global.cgroups = false,
-                "systemd" => return Err(no_systemd()),
+                "cgroupfs" => global.cgroups = Manager::Cgroupfs,
+                "systemd" => global.cgroups = Manager::Systemd,
+                "disabled" => global.cgroups = Manager::Disabled,
                 other => {
                     return Err(usage(format!(
-                        "--cgroup-manager {other:?} is neither cgroupfs nor disabled"
+                        "--cgroup-manager {other:?} is none of cgroupfs, systemd, disabled"
                     )));
                 }
             },
-            Long("systemd-cgroup") => return Err(no_systemd()),
+            Long("systemd-cgroup") => global.cgroups = Manager::Systemd,
             // What needs privilege is tried, and asked of the kernel: there is nothing to be told.
             Long("rootless") => words::is_rootless(&text(parser)?)?,
             Long("debug") => {}
@@ -269,11 +271,6 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command> {
 
 fn no_command(name: &str) -> Error {
     usage(format!("there is no command {name:?}")).hint("see coracle help")
-}
-
-fn no_systemd() -> Error {
-    Error::new(Code::Unsupported, "the systemd cgroup manager is not supported yet")
-        .hint("leave --systemd-cgroup away, or use --cgroup-manager cgroupfs")
 }
 
 fn version() -> String {

@@ -28,6 +28,7 @@ pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
         let text = state.config()?;
         let spec = spec::parse(&text)?;
         apply(&isolators::built_in()?, &record, &spec, &resources)?;
+        record.cgroup.as_ref().map_or(Ok(()), |place| place.tell(&resources))?;
         state.keep_config(merged(&text, asked)?.to_string().as_bytes())
     };
     attempt().context(|| format!("updating container {id:?}"))?;

@@ -40,7 +40,7 @@ pub struct ReadyProcess {
 /// # Errors
 /// What an isolator, a hook or the child says went wrong.
 pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
-    let Waiting { container, born, cgroup } = waiting;
+    let Waiting { container, born, cgroup, holder } = waiting;
     let handles = Handles {
         id: container.state.id(),
         pidfd: Some(born.child.pidfd.as_fd()),
@@ -54,7 +54,9 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
             hooks::run(stage, &hooks, &container.record.to_state(), &container.record.bundle)?;
         }
     }
-    Ok(Isolated { container, ready: go(born)? })
+    let ready = go(born)?;
+    drop(holder);
+    Ok(Isolated { container, ready })
 }
 
 /// Lets a process build what it needs, waits until it is ready, and sets how it gets its turns.

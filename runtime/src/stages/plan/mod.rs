@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use coracle_isolator::Kind;
 use oci_spec::runtime::{Linux, Spec};
 
-use crate::cgroup::{self, Place};
+use crate::cgroup::{self, Manager, Place};
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::Loaded;
 
@@ -45,8 +45,8 @@ pub struct Plan {
 pub struct Wish<'a> {
     /// The container's ID.
     pub id: &'a str,
-    /// Whether it gets cgroups.
-    pub cgroups: bool,
+    /// Who makes its cgroups.
+    pub cgroups: Manager,
 }
 
 /// Checks a configuration and decides what it leaves open.
@@ -58,7 +58,7 @@ pub fn plan(loaded: Loaded, wish: Wish<'_>) -> Result<Plan> {
     let root = loaded.spec.root().as_ref().map(|r| r.path().clone()).unwrap_or_default();
     let rootfs = loaded.bundle.join(root);
     let wanted = linux(&loaded.spec)?.cgroups_path().as_deref();
-    let cgroup = wish.cgroups.then(|| cgroup::place(wish.id, wanted)).transpose()?;
+    let cgroup = cgroup::place(wish.id, wanted, wish.cgroups)?;
     let Loaded { bundle, spec, text } = loaded;
     // Whatever the launch plan can't say is said now, before any side effect.
     Launch::new(&spec, &rootfs)?;

@@ -12,7 +12,7 @@ use coracle_sys::process::{self, Child};
 use coracle_sys::{namespace, scheduling, socket};
 
 use super::prepare::{Container, Prepared};
-use crate::cgroup::Tree;
+use crate::cgroup::{Holder, Tree};
 use crate::cli;
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{self, Cloned};
@@ -31,6 +31,8 @@ pub struct Waiting {
     pub born: Born,
     /// Its cgroups.
     pub cgroup: Cgroup,
+    /// What keeps the scope that systemd made until the process is in all of its cgroups.
+    pub holder: Option<Holder>,
 }
 
 /// A process that was cloned and waits for Go.
@@ -53,7 +55,7 @@ pub struct Born {
 /// `Exists` where a cgroup is in use, `System` where the kernel refuses.
 pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Waiting> {
     let Prepared { mut container, launch, .. } = prepared;
-    let tree = make_cgroups(&mut container)?;
+    let (tree, holder) = make_cgroups(&mut container)?;
     let joins = open_joins(&launch.namespaces)?;
     let joined_user = joins.iter().find(|(kinds, _)| kinds & libc::CLONE_NEWUSER != 0);
     let sources = sources::open(&launch, joined_user.map(|(_, fd)| fd.as_fd()))?;
@@ -80,13 +82,14 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
     map_ids(child.pid, &namespaces).context(|| "mapping the container's users")?;
     let scheduling = launch.process.scheduling;
     let born = Born { child, cloned, console, scheduling };
-    Ok(Waiting { container, born, cgroup: tree.into_handles() })
+    Ok(Waiting { container, born, cgroup: tree.into_handles(), holder })
 }
 
 /// What turns out to be another's is on record as such before this launch is undone.
-fn make_cgroups(container: &mut Container) -> Result<Tree> {
-    let Some(place) = &mut container.record.cgroup else { return Ok(Tree::none()) };
-    place.make().or_else(|failure| {
+fn make_cgroups(container: &mut Container) -> Result<(Tree, Option<Holder>)> {
+    let Some(place) = &mut container.record.cgroup else { return Ok((Tree::none(), None)) };
+    let resources = container.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    place.make(resources).or_else(|failure| {
         container.save()?;
         Err(failure)
     })

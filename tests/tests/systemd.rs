@@ -1,0 +1,141 @@
+//! systemd as the cgroup manager (`--systemd-cgroup`): containers are scopes.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use coracle_tests::command::{eventually, tool};
+use coracle_tests::{Host, Spec, privileged, with_systemd};
+use serde_json::json;
+
+/// What systemd says of a unit's property.
+fn property(unit: &str, name: &str) -> String {
+    tool("systemctl", &["show", "--value", "--property", name, unit]).trim().to_owned()
+}
+
+fn cgroup(unit: &str) -> PathBuf {
+    Path::new("/sys/fs/cgroup").join(property(unit, "ControlGroup").trim_start_matches('/'))
+}
+
+fn is_forgotten(unit: &str) -> bool {
+    property(unit, "LoadState") == "not-found"
+}
+
+/// A container that sleeps in a scope of this name.
+fn sleeper(name: &str) -> Spec {
+    let limits = json!({
+        "memory": {"limit": 64 << 20}, "pids": {"limit": 20}, "cpu": {"quota": 50_000, "period": 100_000},
+    });
+    let path = format!("coracle-test.slice:x:{name}");
+    Spec::new().args(["sleep", "1000"]).set("/linux/resources", limits).cgroup(&path)
+}
+
+#[test]
+fn a_container_is_a_scope_with_its_limits_and_goes_with_it() {
+    with_systemd(|host| {
+        let container = host.bundle(sleeper("limits")).start();
+        let unit = "x-limits.scope";
+        assert_eq!(property(unit, "Slice"), "coracle-test.slice");
+        assert_eq!(property(unit, "Delegate"), "yes");
+        assert_eq!(property(unit, "TasksMax"), "20");
+        assert_eq!(property(unit, "CPUQuotaPerSecUSec"), "500ms");
+        assert!(cgroup(unit).ends_with("coracle.slice/coracle-test.slice/x-limits.scope"));
+        let processes = fs::read_to_string(cgroup(unit).join("cgroup.procs")).unwrap();
+        assert_eq!(processes.lines().count(), 1, "the holder is gone, the container there: {processes:?}");
+        host.call(&["delete", "--force", container.id()]).succeeds();
+        assert!(is_forgotten(unit));
+    });
+}
+
+#[test]
+fn limits_outlive_a_reload_of_systemd_and_new_ones_are_told_to_it() {
+    with_systemd(|host| {
+        let container = host.bundle(sleeper("reload")).start();
+        let unit = "x-reload.scope";
+        let files = cgroup(unit);
+        let pids = || fs::read_to_string(files.join("pids.max")).unwrap();
+        tool("systemctl", &["daemon-reload"]);
+        assert_eq!(pids(), "20\n");
+        host.call(&["update", "--pids-limit", "30", container.id()]).succeeds();
+        tool("systemctl", &["daemon-reload"]);
+        assert_eq!((pids().as_str(), property(unit, "TasksMax").as_str()), ("30\n", "30"));
+        host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}
+
+#[test]
+fn a_scope_of_another_container_is_refused_and_left_alone() {
+    with_systemd(|host| {
+        let first = host.bundle(sleeper("twice")).start();
+        let second = host.bundle(sleeper("twice"));
+        second.try_create().fails_with(&["starting unit x-twice.scope", "linux.cgroupsPath of its own"]);
+        assert_eq!(host.call(&["state", first.id()]).json()["status"], "running");
+        assert_eq!(host.call(&["state", second.id()]).code, 1, "nothing is left of the second");
+        host.call(&["delete", "--force", first.id()]).succeeds();
+    });
+}
+
+#[test]
+fn runs_one_after_the_other_leave_no_scope() {
+    with_systemd(|host| {
+        let bundle = host.bundle(sleeper("again").args(["true"]));
+        for _ in 0..10 {
+            bundle.run().succeeds();
+            assert!(is_forgotten("x-again.scope"));
+        }
+    });
+}
+
+#[test]
+fn a_runtime_that_is_killed_takes_its_scope_with_it() {
+    with_systemd(|host| {
+        let bundle = host.bundle(sleeper("killed").hook("prestart", &["/bin/sleep", "60"]));
+        let mut runtime = bundle.command("create").spawn().unwrap();
+        eventually("the scope stands", || property("x-killed.scope", "ActiveState") == "active");
+        runtime.kill().unwrap();
+        runtime.wait().unwrap();
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+        eventually("the scope is gone", || is_forgotten("x-killed.scope"));
+    });
+}
+
+#[test]
+fn where_systemd_does_not_run_the_way_out_is_told() {
+    privileged(|host| {
+        if Path::new("/run/systemd/private").exists() {
+            return host.skip("systemd runs here");
+        }
+        let outcome = systemd(host, "run", &sleeper("x"));
+        outcome.fails_with(&["connecting to systemd", "is systemd running?", "--cgroup-manager cgroupfs"]);
+    });
+}
+
+#[test]
+fn a_path_that_is_no_scope_is_refused_by_name() {
+    privileged(|host| {
+        for path in ["/a/b", "x.slice:only-two", "no-slice:x:y", "x.slice:x:a/b"] {
+            let outcome = systemd(host, "create", &sleeper("x").cgroup(path));
+            outcome.fails_with(&["linux.cgroupsPath", path]);
+        }
+    });
+}
+
+#[test]
+fn a_bus_that_is_silent_is_not_waited_for_without_end() {
+    privileged(|host| {
+        fs::create_dir_all("/run/dbus").unwrap();
+        let silent = UnixListener::bind("/run/dbus/system_bus_socket").unwrap();
+        let outcome = systemd(host, "create", &sleeper("x"));
+        outcome.fails_with(&["authenticating with D-Bus", "no answer within 15 seconds"]);
+        drop(silent);
+        fs::remove_dir_all("/run/dbus").unwrap();
+    });
+}
+
+fn systemd(host: &Host, verb: &str, spec: &Spec) -> coracle_tests::Outcome {
+    let bundle = host.bundle(spec.clone());
+    let directory = bundle.directory().to_str().unwrap().to_owned();
+    host.call(&["--systemd-cgroup", verb, "--bundle", &directory, bundle.id()])
+}
