@@ -6,6 +6,7 @@ mod launch;
 mod exec;
 mod look;
 mod update;
+mod checkpoint;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use help::HELP;
 use words::{need_id, only_id, text, usage};
 
+pub use checkpoint::Checkpoint;
 pub use exec::Exec;
 pub use launch::{ImageRun, Launch};
 pub use look::{Events, List, Ps};
@@ -33,6 +35,8 @@ pub struct Global {
     pub log_json: bool,
     /// Who makes the containers' cgroups (`--cgroup-manager`, `--systemd-cgroup`).
     pub cgroups: Manager,
+    /// CRIU's name or path (`--criu`).
+    pub criu: String,
 }
 
 /// A command with its options.
@@ -63,6 +67,10 @@ pub enum Command {
     Resume(String),
     /// Changes a container's limits.
     Update(Box<Update>),
+    /// Writes a container's processes to files.
+    Checkpoint(Box<Checkpoint>),
+    /// Makes a container again from such files.
+    Restore(Launch, Box<Checkpoint>),
     /// Changes what is mounted in a container.
     Mounts(Mounts),
     /// Prints what a container uses, again and again, and when it runs into its memory limit.
@@ -93,8 +101,13 @@ pub enum Command {
 /// Where `main` learns the global options, even where the command after them can't be understood.
 pub fn parse(args: Vec<OsString>) -> (Global, Result<Command>) {
     let mut parser = lexopt::Parser::from_args(args);
-    let mut global =
-        Global { root: "/run/coracle".into(), log: None, log_json: false, cgroups: Manager::Cgroupfs };
+    let mut global = Global {
+        root: "/run/coracle".into(),
+        log: None,
+        log_json: false,
+        cgroups: Manager::Cgroupfs,
+        criu: "criu".into(),
+    };
     let command = parse_command(&mut parser, &mut global);
     (global, command)
 }
@@ -123,8 +136,7 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
             // What needs privilege is tried, and asked of the kernel: there is nothing to be told.
             Long("rootless") => words::is_rootless(&text(parser)?)?,
             Long("debug") => {}
-            // runc takes it and has not used it since 1.0.
-            Long("criu") => drop(parser.value()?),
+            Long("criu") => global.criu = text(parser)?,
             Short('v') | Long("version") => return Ok(Command::Print(version())),
             Short('h') | Long("help") => return Ok(Command::Print(HELP.to_owned())),
             Value(command) => return parse_options(&command.string()?, parser),
@@ -151,6 +163,10 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "pause" => Ok(Command::Pause(only_id(parser, "pause")?)),
         "resume" => Ok(Command::Resume(only_id(parser, "resume")?)),
         "update" => update::parse(parser).map(|update| Command::Update(Box::new(update))),
+        "checkpoint" => checkpoint::checkpoint(parser).map(|options| Command::Checkpoint(Box::new(options))),
+        "restore" => {
+            checkpoint::restore(parser).map(|(launch, from)| Command::Restore(launch, Box::new(from)))
+        }
         "mounts" => mounts(parser),
         "events" => look::events(parser).map(Command::Events),
         "delete" => delete(parser),

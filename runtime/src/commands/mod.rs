@@ -8,6 +8,8 @@ pub mod state;
 pub mod kill;
 pub mod pause;
 pub mod update;
+pub mod checkpoint;
+pub mod restore;
 pub mod mounts;
 pub mod delete;
 pub mod ps;
@@ -42,6 +44,8 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Resume(id) => pause::resume(global, &id),
         Command::Update(options) => update::update(global, &options),
         Command::Mounts(options) => mounts::mounts(global, &options),
+        Command::Checkpoint(options) => checkpoint::checkpoint(global, &options),
+        Command::Restore(options, from) => restore::restore(global, &options, &from),
         Command::Events(options) => events::events(global, &options),
         Command::Delete { id, force } => delete::delete(global, &id, force),
         Command::Ps(options) => ps::ps(global, &options),

@@ -85,8 +85,11 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
     Ok(Waiting { container, born, cgroup: tree.into_handles(), holder })
 }
 
-/// What turns out to be another's is on record as such before this launch is undone.
-fn make_cgroups(container: &mut Container) -> Result<(Tree, Option<Holder>)> {
+/// Makes the cgroups of `container`. What turns out to be another's is on record as such before this launch is undone.
+///
+/// # Errors
+/// `Exists` where one is in use.
+pub fn make_cgroups(container: &mut Container) -> Result<(Tree, Option<Holder>)> {
     let Some(place) = &mut container.record.cgroup else { return Ok((Tree::none(), None)) };
     let resources = container.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     place.make(resources).or_else(|failure| {

@@ -1,0 +1,97 @@
+//! `restore`: has CRIU make a container again that `checkpoint` wrote to files.
+
+use std::os::fd::AsFd;
+
+use coracle_isolator::Handles;
+use coracle_isolator_host::Registry;
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::process::{self, Child};
+
+use super::checkpoint::directory;
+use crate::cli::{self, Global};
+use crate::criu::{self, Call};
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::plan::{self, Wish};
+use crate::stages::release::Running;
+use crate::stages::watch::Watch;
+use crate::stages::{cleanup, prepare, spawn, spec};
+use crate::state::record::Process;
+use crate::state::{Phase, State};
+use crate::{isolators, self_image};
+
+/// Makes the container again, with the limits of its bundle, and unless detached waits for its end and removes it, as
+/// `run` does. Its hooks do not run: it goes on where it was.
+///
+/// # Errors
+/// `Unsupported` where there is no CRIU, `System` with CRIU's words; then nothing is left of the container.
+pub fn restore(global: &Global, options: &cli::Launch, from: &cli::Checkpoint) -> Result<u8> {
+    self_image::protect(options.preserve_fds, &[])?;
+    let id = &options.id;
+    let doing = || format!("restoring container {id:?}");
+    let isolators = isolators::built_in()?;
+    let watch = (!options.detach).then(Watch::begin).transpose()?;
+    let running = begin(global, options, from, &isolators).context(doing)?;
+    let Some(watch) = watch else { return Ok(0) };
+    let exit = watch.watch(running);
+    let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
+    global.warn(removed.context(doing)?);
+    Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))
+}
+
+fn begin(
+    global: &Global,
+    options: &cli::Launch,
+    from: &cli::Checkpoint,
+    isolators: &Registry,
+) -> Result<Running> {
+    let id = &options.id;
+    let plan = plan::plan(spec::load(&options.bundle)?, Wish { id, cgroups: global.cgroups })?;
+    let state = State::create(&global.root, id)?;
+    cleanup::undo_on_failure(&global.root, id, isolators, || {
+        let rootfs = plan.rootfs.clone();
+        let claimed = prepare::claim(plan, state, isolators, None)?;
+        let prepare::Prepared { mut container, launch, mut warnings } = prepare::prepare(claimed, isolators)?;
+        global.warn(warnings.drain(..));
+        if launch.process.terminal {
+            return Err(Error::new(Code::Unsupported, "a container with a terminal can't be restored"));
+        }
+        let (tree, holder) = spawn::make_cgroups(&mut container)?;
+        let cgroup = tree.into_handles();
+        isolators.isolate(&Handles { id, pidfd: None, cgroup: &cgroup, spec: &container.spec })?;
+        let child = call(global, from, &criu::external_mounts(&launch), &rootfs)?;
+        drop(holder);
+        container.record.process = Some(Process::now(child.pid)?);
+        container.record.phase = Phase::Running;
+        container.save()?;
+        super::announce(options, &child, "standard")?;
+        Ok(Running { child, console: None })
+    })
+}
+
+/// Has CRIU restore the processes below `root`; the first becomes a child of the caller.
+fn call(
+    global: &Global,
+    from: &cli::Checkpoint,
+    external: &[(std::path::PathBuf, std::path::PathBuf)],
+    root: &std::path::Path,
+) -> Result<Child> {
+    const PID_FILE: &str = "restored.pid";
+    let (images, opened) = directory(&from.images)?;
+    let mut passed = criu::streams(&opened).context(|| format!("reading the checkpoint {images:?}"))?;
+    let (work, logs) = directory(from.work.as_deref().unwrap_or(&from.images))?;
+    let _ = file::unlink(logs.as_fd(), PID_FILE);
+    passed.extend(["--restore-detached", "--restore-sibling", "--manage-cgroups=soft"].map(str::to_owned));
+    passed.extend(["--pidfile".to_owned(), criu::text(&work.join(PID_FILE))?]);
+    passed.extend(["--root".to_owned(), criu::text(root)?]);
+    for (place, source) in external {
+        let external = format!("mnt[{}]:{}", criu::text(place)?, criu::text(source)?);
+        passed.extend(["--external".to_owned(), external]);
+    }
+    passed.extend(from.passed.iter().cloned());
+    Call { program: &global.criu, images: &images, work: &work, verb: "restore", options: passed }
+        .run(Some(root))?;
+    let text = file::read(logs.as_fd(), PID_FILE, 64, Resolve::BeneathNoLinks)?;
+    let pid = String::from_utf8_lossy(&text).trim().parse().ok();
+    let pid: i32 = pid.ok_or_else(|| Error::new(Code::System, "criu did not tell the PID"))?;
+    Ok(Child { pid, pidfd: process::pidfd(pid)? })
+}

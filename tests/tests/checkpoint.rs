@@ -1,0 +1,120 @@
+//! `checkpoint` and `restore`, through CRIU.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use coracle_tests::{Bundle, Host, Spec, command, privileged};
+
+/// Whether the machine's CRIU works with its kernel; what can't be run is counted.
+fn works(host: &Host) -> bool {
+    if !host.needs_program("criu") {
+        return false;
+    }
+    let is_working = host.shell("criu check").code == 0;
+    if !is_working {
+        host.skip("criu works with this kernel");
+    }
+    is_working
+}
+
+/// CRIU keeps what it found out about the kernel.
+fn forget_kernel() {
+    let _ = fs::remove_file("/run/criu.kdat");
+}
+
+/// A container that counts in its /tmp, with a bind mount.
+fn counter(host: &Host) -> Bundle<'_> {
+    let volume = host.directory();
+    fs::write(volume.join("file"), "of the host").unwrap();
+    let script =
+        "exec </dev/null >/dev/null 2>&1; i=0; while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.05; done";
+    let spec = Spec::new().bind(volume.to_str().unwrap(), "/home", &["rbind", "ro"]).script(script);
+    host.bundle(spec)
+}
+
+fn count(bundle: &Bundle<'_>) -> Option<u32> {
+    fs::read_to_string(bundle.rootfs().join("tmp/count")).ok()?.trim().parse().ok()
+}
+
+/// A directory for images that is outside of every bundle.
+fn images(host: &Host) -> (PathBuf, String) {
+    let images = host.directory().join("images");
+    let text = images.to_str().unwrap().to_owned();
+    (images, text)
+}
+
+#[test]
+fn a_container_goes_on_where_it_was() {
+    privileged(|host| {
+        if !works(host) {
+            return;
+        }
+        let bundle = counter(host);
+        let directory = bundle.directory().to_str().unwrap().to_owned();
+        let container = bundle.start();
+        command::eventually("it counts", || count(container.bundle()) > Some(5));
+        let (path, images) = images(host);
+        host.call(&["checkpoint", "--image-path", &images, container.id()]).succeeds();
+        container.call("state").fails_with(&["does not exist"]);
+        assert!(path.join("inventory.img").is_file());
+        let stopped = count(container.bundle()).unwrap();
+        host.call(&["restore", "--detach", "--bundle", &directory, "--image-path", &images, container.id()])
+            .succeeds();
+        command::eventually("it counts on", || count(container.bundle()) > Some(stopped + 5));
+        assert_eq!(container.status(), "running");
+        assert_eq!(container.exec(&["cat", "/home/file"]).succeeds().text(), "of the host");
+        container.exec(&["touch", "/home/new"]).fails_with(&["ead-only"]);
+        container.exec(&["sh", "-c", "! head -c1 /proc/kcore | grep -q ."]).succeeds();
+        container.call_with("kill", &["KILL"]).succeeds();
+        container.becomes("stopped");
+        container.call("delete").succeeds();
+        forget_kernel();
+    });
+}
+
+#[test]
+fn a_container_that_is_left_running_runs_on() {
+    privileged(|host| {
+        if !works(host) {
+            return;
+        }
+        let container = counter(host).start();
+        command::eventually("it counts", || count(container.bundle()) > Some(2));
+        let (_, images) = images(host);
+        host.call(&["checkpoint", "--leave-running", "--image-path", &images, container.id()]).succeeds();
+        let then = count(container.bundle()).unwrap();
+        command::eventually("it counts on", || count(container.bundle()) > Some(then + 5));
+        container.remove();
+        forget_kernel();
+    });
+}
+
+#[test]
+fn what_can_not_be_done_is_told_and_leaves_the_container_alone() {
+    privileged(|host| {
+        if !host.needs_coracle("errors of checkpoint and restore") {
+            return;
+        }
+        let container = host.sleeper();
+        let (_, images) = images(host);
+        let missing = ["--criu", "/no/such/criu", "checkpoint", "--image-path", &images, container.id()];
+        host.call(&missing).fails_with(&["/no/such/criu is not installed", "install the package criu"]);
+        let failing = ["--criu", "false", "checkpoint", "--image-path", &images, container.id()];
+        host.call(&failing).fails_with(&["criu dump: it ended with 1", "dump.log"]);
+        assert_eq!(container.status(), "running");
+        let other = host.bundle(Spec::new());
+        let directory = other.directory().to_str().unwrap();
+        let restore = ["--criu", "false", "restore", "--bundle", directory, "--image-path", &images, "again"];
+        host.call(&restore).fails_with(&["restoring container \"again\"", "criu restore: it ended with 1"]);
+        host.call(&["state", "again"]).fails_with(&["does not exist"]);
+        let empty = host.directory();
+        let restore = ["restore", "--bundle", directory, "--image-path", empty.to_str().unwrap(), "again"];
+        host.call(&restore).fails_with(&["descriptors.json", "is it the directory of a checkpoint?"]);
+        container.call_with("kill", &["KILL"]).succeeds();
+        container.becomes("stopped");
+        host.call(&["checkpoint", container.id()]).fails_with(&["container not running"]);
+        container.call("delete").succeeds();
+    });
+}
