@@ -20,7 +20,9 @@ TEST_WANTS := strace:strace umoci:umoci podman:podman script:bsdutils
 VM_NEEDS := $(DEMO_NEEDS) qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
 	/usr/sbin/depmod:kmod xz:xz-utils strace:strace
 # The rest does not care for the machine, and passes in it too; an emulated processor takes its time.
-PARTS ?= coracle_isolator|cgroups|devices|exec|faults|hooks|identity|labels|lifecycle|namespaces|podman|process|resources|security-
+PARTS ?= coracle_isolator|cgroups|devices|events|exec|faults|hooks|identity|lifecycle|namespaces|pause|clients|process|resources|security-|update
+# Unpacked for as long as their tests run; nothing is installed, no daemon of the machine is started.
+CLIENTS := containerd docker.io tini buildah catatonit
 BENCH_WANTS := crun:crun runc:runc umoci:umoci perf:linux-perf
 
 # $(call need,PROGRAM:PACKAGE …) installs the packages whose program is missing; silent when none is.
@@ -44,7 +46,7 @@ define want
 	done
 endef
 
-.PHONY: help build demo test unit-test test-vm test-faults lint bench install clean
+.PHONY: help build demo test unit-test test-vm test-faults test-clients lint bench install clean
 
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -89,6 +91,16 @@ test-vm: build ## Run what depends on cgroups in a virtual machine with a unifie
 test-faults: build ## Refuse and kill the runtime at every system call, one a turn (root; takes a while)
 	$(call need,$(DEMO_NEEDS) strace:strace)
 	@CORACLE_TEST_SECONDS=1800 cargo test --quiet --no-fail-fast -p coracle-tests --test faults -- --include-ignored --test-threads=2
+
+test-clients: build ## Run containers through podman, containerd, Docker and buildah (root; fetches and unpacks their packages)
+	$(call need,$(DEMO_NEEDS) podman:podman)
+	@rm -rf target/clients && mkdir -p target/clients && cd target/clients && \
+		{ [ -n "$$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ] || apt-get update -qq; } && \
+		apt-get download -qq -o APT::Sandbox::User=root $(CLIENTS) && for package in *.deb; do dpkg -x $$package . ; done
+	@rm -f $(SKIPS)
+	@CORACLE_CLIENTS=$(CURDIR)/target/clients \
+		cargo test --quiet --no-fail-fast -p coracle-tests --test clients -- --include-ignored --test-threads=2; \
+		code=$$?; rm -rf target/clients; touch $(SKIPS); sort $(SKIPS); echo "skipped tests: $$(wc -l < $(SKIPS))"; exit $$code
 
 lint: ## Check format and lints of every crate
 	@cargo fmt --check

@@ -19,7 +19,8 @@ impl Controller for Io {
     fn check(&self, version: CgroupVersion, resources: &LinuxResources) -> Result<Vec<String>> {
         let Some(io) = resources.block_io() else { return Ok(Vec::new()) };
         let devices = io.weight_device().iter().flatten();
-        let leaf = io.leaf_weight().is_some() || devices.clone().any(|device| device.leaf_weight().is_some());
+        let leaf = asked(io.leaf_weight()).is_some()
+            || devices.clone().any(|device| asked(device.leaf_weight()).is_some());
         if leaf && version == CgroupVersion::V2 {
             return Err(not_on(version, "blockIO.leafWeight"));
         }
@@ -46,11 +47,16 @@ impl Controller for Io {
     }
 }
 
+/// A weight that is asked for: no device takes 0, by which Docker says that it wants none.
+fn asked(weight: Option<u16>) -> Option<u16> {
+    weight.filter(|weight| *weight != 0)
+}
+
 /// Linux 5.0 took the CFQ scheduler and its `blkio.weight` away; BFQ's files stayed.
 fn weights_1(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
     let group = [
-        (io.weight(), "blkio.weight", Some("blkio.bfq.weight"), "blockIO.weight"),
-        (io.leaf_weight(), "blkio.leaf_weight", None, "blockIO.leafWeight"),
+        (asked(io.weight()), "blkio.weight", Some("blkio.bfq.weight"), "blockIO.weight"),
+        (asked(io.leaf_weight()), "blkio.leaf_weight", None, "blockIO.leafWeight"),
     ];
     for (weight, file, instead, field) in group {
         settings.extend(weight.map(|weight| weight_setting(file, instead, weight.to_string(), field)));
@@ -58,8 +64,8 @@ fn weights_1(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
     for device in io.weight_device().iter().flatten() {
         let number = (device.major(), device.minor());
         let weights = [
-            (device.weight(), "blkio.weight_device", Some("blkio.bfq.weight_device")),
-            (device.leaf_weight(), "blkio.leaf_weight_device", None),
+            (asked(device.weight()), "blkio.weight_device", Some("blkio.bfq.weight_device")),
+            (asked(device.leaf_weight()), "blkio.leaf_weight_device", None),
         ];
         for (weight, file, instead) in weights {
             let value = weight.map(|weight| format!("{}:{} {weight}", number.0, number.1));
@@ -79,13 +85,13 @@ fn weight_setting(
 }
 
 fn weights_2(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
-    if let Some(weight) = io.weight() {
+    if let Some(weight) = asked(io.weight()) {
         let wide = WhereMissing::Write("io.weight", format!("default {}", wide(weight)));
         settings.push(Setting::new("io", "io.bfq.weight", weight, "blockIO.weight").where_missing(wide));
     }
     for device in io.weight_device().iter().flatten() {
         let number = format!("{}:{}", device.major(), device.minor());
-        settings.extend(device.weight().map(|weight| {
+        settings.extend(asked(device.weight()).map(|weight| {
             let wide = WhereMissing::Write("io.weight", format!("{number} {}", wide(weight)));
             Setting::new("io", "io.bfq.weight", format!("{number} {weight}"), "blockIO.weightDevice")
                 .where_missing(wide)
@@ -212,6 +218,14 @@ mod tests {
     #[test]
     fn weights_are_widened_end_to_end() {
         assert_eq!([10, 100, 1000].map(wide), [1, 910, 10_000]);
+    }
+
+    #[test]
+    fn a_weight_of_zero_is_none() {
+        let none = json!({"blockIO": {"weight": 0, "leafWeight": 0, "weightDevice": [{"major": 8, "minor": 1, "weight": 0}]}});
+        for version in [CgroupVersion::V1, CgroupVersion::V2] {
+            assert!(written(&Io, version, none.clone()).is_empty());
+        }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! podman with this runtime: what its users do every day.
 
-#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
-
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use coracle_fixtures::small;
 use coracle_tests::cgroup::hierarchies_of;
 use coracle_tests::{Host, Outcome, command, privileged};
+
+use crate::{client, remove, unpacked};
 
 const IMAGE: &str = "localhost/coracle/small:latest";
 
@@ -27,7 +26,10 @@ impl<'h> Podman<'h> {
         let write = |name: &str, text: &str| fs::write(podman.directory.join(name), text).unwrap();
         // This machine may lack CAP_SYS_RESOURCE, so no limit may be raised.
         let limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
-        write("containers.conf", &format!("{limits}[engine]\nevents_logger = \"file\"\n"));
+        // A pod is held open by a program of a package of its own.
+        let helpers = unpacked().join("usr/libexec/podman");
+        let engine = format!("[engine]\nevents_logger = \"file\"\nhelper_binaries_dir = [{helpers:?}]\n");
+        write("containers.conf", &format!("{limits}{engine}"));
         write("policy.json", "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}");
         fs::write(podman.directory.join("image.tar"), small::image().docker_archive_old()).unwrap();
         let policy = podman.path("policy.json");
@@ -41,7 +43,7 @@ impl<'h> Podman<'h> {
     }
 
     fn call(&self, args: &[&str]) -> Outcome {
-        let mut command = Command::new("podman");
+        let mut command = client("podman");
         command
             .args([
                 "--root",
@@ -54,8 +56,7 @@ impl<'h> Podman<'h> {
             .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime"])
             .arg(self.host.runtime())
             .args(args)
-            .env("CONTAINERS_CONF", self.path("containers.conf"))
-            .stdin(Stdio::null());
+            .env("CONTAINERS_CONF", self.path("containers.conf"));
         command::run(&mut command, &self.host.directory())
     }
 
@@ -73,16 +74,15 @@ impl<'h> Podman<'h> {
                 .shell(&format!("grep -o '{root}[^ ]*' /proc/self/mounts | sort -r | xargs umount"))
                 .succeeds();
         }
-        for path in [
+        let kept = [
             "/run/libpod",
             "/run/containers",
             "/run/lock",
             "/var/lib/containers",
             "/var/lib/cni",
             "/run/netns",
-        ] {
-            let _ = fs::remove_dir_all(path);
-        }
+        ];
+        remove(&kept, &[]);
         command::eventually("conmon leaves its cgroup", || {
             for directory in hierarchies_of("/libpod_parent") {
                 let _ = fs::remove_dir(directory.join("conmon"));
@@ -203,6 +203,95 @@ fn logs_hold_what_a_detached_container_said() {
             podman.call(&["wait", "talker"]).succeeds();
             assert_eq!(podman.call(&["logs", "talker"]).succeeds().text(), "said");
             podman.call(&["rm", "talker"]).succeeds();
+        });
+    });
+}
+
+/// A container called `web` that sleeps.
+fn sleeper(podman: &Podman<'_>, options: &[&str]) {
+    let detached = ["run", "--detach", "--network", "none", "--name", "web"];
+    podman.call(&[&detached[..], options, &[IMAGE, "sleep", "1000"]].concat()).succeeds();
+}
+
+fn status(podman: &Podman<'_>) -> String {
+    podman.call(&["inspect", "--format", "{{.State.Status}}", "web"]).succeeds().text()
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn podman_pauses_kills_and_updates() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            sleeper(podman, &[]);
+            podman.call(&["pause", "web"]).succeeds();
+            assert_eq!(status(podman), "paused");
+            podman.call(&["unpause", "web"]).succeeds();
+            assert_eq!(status(podman), "running");
+            podman.call(&["update", "--memory", "128m", "web"]).succeeds();
+            assert!(podman.call(&["top", "web"]).succeeds().text().contains("sleep"));
+            podman.call(&["kill", "--signal", "KILL", "web"]).succeeds();
+            assert_eq!(podman.call(&["wait", "web"]).succeeds().text(), "137");
+            podman.call(&["rm", "web"]).succeeds();
+        });
+    });
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn podman_runs_health_checks() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            sleeper(
+                podman,
+                &["--health-cmd", "cat /tmp/well", "--health-interval", "disable", "--health-retries", "1"],
+            );
+            podman.call(&["healthcheck", "run", "web"]).exits(1);
+            podman.call(&["exec", "web", "touch", "/tmp/well"]).succeeds();
+            podman.call(&["healthcheck", "run", "web"]).succeeds();
+            podman.call(&["rm", "--force", "--time", "0", "web"]).succeeds();
+        });
+    });
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn podman_makes_containers_read_only_filtered_and_limited() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            let profile = podman.path("seccomp.json");
+            let rules = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]});
+            fs::write(&profile, rules.to_string()).unwrap();
+            let filter = format!("seccomp={profile}");
+            let options = ["--read-only", "--security-opt", &filter, "--pids-limit", "50", "--cpus", "0.5"];
+            let script = "touch /new 2>&1; mkdir /tmp/x 2>&1; grep ^Seccomp: /proc/self/status;
+                cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max";
+            let run = podman.run(&options, &["sh", "-c", script]).succeeds();
+            for words in ["Read-only file system", "Function not implemented", "Seccomp:\t2", "50"] {
+                assert!(run.text().contains(words), "{words:?}: {run:?}");
+            }
+        });
+    });
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn podman_shares_namespaces_in_a_pod() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            if !unpacked().join("usr/libexec/podman/catatonit").is_file() {
+                return podman.host.skip("catatonit is not unpacked");
+            }
+            podman
+                .call(&["pod", "create", "--name", "pod", "--network", "none", "--hostname", "shared"])
+                .succeeds();
+            let inside =
+                |script: &str| podman.call(&["run", "--rm", "--pod", "pod", IMAGE, "sh", "-c", script]);
+            let place = "hostname; readlink /proc/self/ns/net; readlink /proc/self/ns/ipc";
+            let [one, other] = [inside(place), inside(place)].map(|run| run.succeeds().text());
+            assert!(one.starts_with("shared"), "{one}");
+            assert_eq!(one, other);
+            podman.call(&["pod", "rm", "--force", "--time", "0", "pod"]).succeeds();
         });
     });
 }
