@@ -39,7 +39,8 @@ fn with_docker(host: &Host, test: fn(&Docker<'_>)) {
         "runtimes": {"coracle": {"path": host.runtime()}}, "default-runtime": "coracle",
         "data-root": path("data"), "exec-root": path("exec"), "pidfile": path("pid"),
         "hosts": [format!("unix://{}", path("socket"))], "bridge": "none", "iptables": false,
-        "ip-forward": false, "ip-masq": false, "storage-driver": "vfs"
+        "ip-forward": false, "ip-masq": false, "storage-driver": "vfs",
+        "deprecated-key-path": path("key.json")
     });
     fs::write(path("daemon.json"), config.to_string()).unwrap();
     fs::write(path("image.tar"), small::image().docker_archive_old()).unwrap();
@@ -54,7 +55,7 @@ fn with_docker(host: &Host, test: fn(&Docker<'_>)) {
     test(&docker);
     daemon.stop();
     docker.host.shell(&format!("grep -o '{}[^ ]*' /proc/self/mounts | sort -r | xargs -r umount", path("")));
-    remove(&["/run/docker", "/run/containerd", "/run/netns", "/etc/docker"], &["/docker"]);
+    remove(&["/run/docker", "/run/containerd", "/run/netns"], &["/docker"]);
 }
 
 #[test]
@@ -119,7 +120,8 @@ fn docker_executes_pauses_updates_restarts_and_stops() {
             docker.call(&detached).succeeds();
             assert_eq!(docker.call(&["exec", "web", "echo", "inside"]).succeeds().text(), "inside");
             docker.call(&["exec", "web", "sh", "-c", "exit 9"]).exits(9);
-            docker.call(&["exec", "web", "no-such-command"]).exits(127);
+            let missing = docker.call(&["exec", "web", "no-such-command"]);
+            assert!(missing.text().contains("executable file not found in $PATH"), "{missing:?}");
             let status =
                 || docker.call(&["inspect", "--format", "{{.State.Status}}", "web"]).succeeds().text();
             docker.call(&["pause", "web"]).succeeds();
