@@ -255,6 +255,22 @@ fn a_path_through_a_file_of_a_cgroup_leaves_nothing() {
 }
 
 #[test]
+fn a_container_without_cgroups_sees_its_callers_and_can_not_change_them() {
+    privileged(|host| {
+        if !host.needs_coracle("containers without cgroups") {
+            return;
+        }
+        for spec in [Spec::new(), Spec::new().without_namespace("cgroup")] {
+            let script = "ls /sys/fs/cgroup | grep -q . && ! mkdir $(dirname $(find /sys/fs/cgroup -name cgroup.procs | head -n 1))/x";
+            let bundle = host.bundle(spec.set("/linux/resources", json!({})).script(script));
+            let directory = bundle.directory().to_str().unwrap();
+            let run = ["--cgroup-manager", "disabled", "run", "--bundle", directory, bundle.id()];
+            assert!(host.call(&run).succeeds().stderr.contains("ead-only"));
+        }
+    });
+}
+
+#[test]
 fn of_two_launches_into_one_cgroup_one_is_refused() {
     privileged(|host| {
         let [one, other] = [(); 2].map(|()| host.bundle(sleeping().cgroup("/raced")));

@@ -250,6 +250,20 @@ fn own_path(text: &str, hierarchy: &Hierarchy) -> PathBuf {
 }
 
 impl Place {
+    /// The cgroups that the caller is in.
+    ///
+    /// # Errors
+    /// `Unsupported` where no cgroup file system is mounted.
+    pub fn callers() -> Result<Self> {
+        let own = own_cgroups()?;
+        let (version, hierarchies) = hierarchies()?;
+        let site = |hierarchy: Hierarchy| {
+            let path: PathBuf = own_path(&own, &hierarchy).components().skip(1).collect();
+            Site { keep: path.components().count(), hierarchy, path }
+        };
+        Ok(Self { version, at: hierarchies.into_iter().map(site).collect(), unit: None })
+    }
+
     /// Tells systemd of the new limits `resources`, where it made the cgroups.
     ///
     /// # Errors

@@ -14,6 +14,13 @@ use crate::stages::plan::mounts::{MountPlan, Source};
 
 const SAFE: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
+/// For a container without cgroups of its own: it shows those of the runtime's caller, in which it lives, and lets nobody
+/// change them.
+pub(super) fn mount_callers(root: &Root, plan: &MountPlan, in_namespace: bool) -> Result<()> {
+    let attributes = Attributes { set: plan.attributes.set | attr::RDONLY, ..plan.attributes };
+    mount(root, &MountPlan { attributes, ..plan.clone() }, &Place::callers()?, in_namespace)
+}
+
 /// Mounts the hierarchies as the host has them: the unified tree alone on version 2 and where only it is asked for,
 /// else a directory each. Each shows the container's own cgroup as its root: by itself in a cgroup namespace
 /// (`in_namespace`), which only has to be looked at from inside, else by binding that directory alone.

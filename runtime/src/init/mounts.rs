@@ -46,7 +46,7 @@ pub(super) fn mount(
         (Source::New { .. }, None) => new(root, plan).map(Some),
         (Source::Cgroups { .. }, _) => match birth.place {
             Some(place) => cgroups::mount(root, plan, place, birth.in_cgroup_namespace).map(|()| None),
-            None => Err(Error::new(Code::InvalidSpec, "the container has no cgroups to show")),
+            None => cgroups::mount_callers(root, plan, birth.in_cgroup_namespace).map(|()| None),
         },
         (Source::Present, _) => change(root, plan).map(|()| None),
     };
