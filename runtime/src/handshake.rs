@@ -36,10 +36,10 @@ const FAILED: u8 = b'F';
 
 /// The longest message, in bytes: a failure with all of its context, each text of it of at most
 /// [`LONGEST_TEXT`] characters.
-const LONGEST: usize = 64 << 10;
+pub const LONGEST: usize = 64 << 10;
 
 /// The longest text of a failure that is told, in characters.
-const LONGEST_TEXT: usize = 1000;
+pub const LONGEST_TEXT: usize = 1000;
 
 /// The name of the socket in a container's state directory on which a created child waits for `start`.
 pub const DOOR: &str = "start.sock";

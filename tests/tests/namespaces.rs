@@ -5,6 +5,7 @@
 use std::fs;
 
 use coracle_tests::{Spec, command, privileged};
+use serde_json::json;
 
 const ALL: [(&str, &str); 6] = [
     ("pid", "pid"),
@@ -51,8 +52,9 @@ fn each_namespace_that_is_not_named_is_the_hosts() {
 #[test]
 fn each_namespace_can_be_joined_by_path() {
     privileged(|host| {
-        let first = host.sleeper();
-        for (kind, file) in ALL.iter().filter(|(kind, _)| *kind != "mount") {
+        let first = host.bundle(Spec::new().namespace("time").args(["sleep", "1000"])).start();
+        let joined = ALL.iter().chain(&[("time", "time")]).filter(|(kind, _)| *kind != "mount");
+        for (kind, file) in joined {
             let path = format!("/proc/{}/ns/{file}", first.pid());
             let expected = fs::read_link(&path).unwrap().to_string_lossy().into_owned();
             let spec = reading(file).join(kind, &path).remove("", "hostname");
@@ -64,10 +66,56 @@ fn each_namespace_can_be_joined_by_path() {
 }
 
 #[test]
+fn all_namespaces_of_a_container_can_be_joined_at_once_but_its_mounts() {
+    privileged(|host| {
+        let first = host.bundle(Spec::new().namespace("time").args(["sleep", "1000"])).start();
+        let joined: Vec<_> =
+            ALL.iter().chain(&[("time", "time")]).filter(|(kind, _)| *kind != "mount").collect();
+        let script = "for file in /proc/self/ns/*; do readlink $file; done";
+        let spec = joined.iter().fold(Spec::new().args(["sleep", "1000"]), |spec, (kind, file)| {
+            spec.join(kind, &format!("/proc/{}/ns/{file}", first.pid()))
+        });
+        let second = host.bundle(spec).start();
+        let of = |container: &coracle_tests::Container<'_>| {
+            let mut found = container.exec(&["sh", "-c", script]).succeeds().lines();
+            found.retain(|namespace| !namespace.starts_with("mnt:"));
+            found
+        };
+        assert_eq!(of(&first), of(&second));
+        host.call(&["delete", "--force", second.id()]).succeeds();
+        first.remove();
+    });
+}
+
+#[test]
 fn a_path_that_is_no_namespace_is_refused() {
     privileged(|host| {
-        host.bundle(Spec::new().join("network", "/etc/passwd")).run().fails_with(&[]);
-        host.bundle(Spec::new().join("network", "/nowhere")).run().fails_with(&["/nowhere"]);
+        let refused = |path: &str| host.bundle(Spec::new().join("network", path)).run();
+        // The kinds that are new come first in the test's list.
+        refused("/etc/passwd").fails_with(&["linux.namespaces[5].path", "\"/etc/passwd\" is no namespace"]);
+        refused("/nowhere").fails_with(&["linux.namespaces[5].path", "/nowhere", "no such file"]);
+        refused("net").fails_with(&["\"net\" is not absolute"]);
+        let fifo = host.directory().join("fifo");
+        command::tool("mkfifo", &[&fifo]);
+        refused(fifo.to_str().unwrap()).fails_with(&["is no namespace"]);
+    });
+}
+
+#[test]
+fn a_path_of_another_kind_is_refused() {
+    privileged(|host| {
+        for (kind, file, named) in
+            [("network", "uts", "a uts"), ("pid", "net", "a network"), ("user", "mnt", "a mount")]
+        {
+            let path = format!("/proc/self/ns/{file}");
+            let run = host.bundle(Spec::new().join(kind, &path)).run();
+            run.fails_with(&[
+                "linux.namespaces[",
+                "].path",
+                &path,
+                &format!("is {named} namespace, not a {kind}"),
+            ]);
+        }
     });
 }
 
@@ -157,5 +205,143 @@ fn a_container_of_a_shared_pid_namespace_ends_with_its_first_process() {
         host.call(&["delete", "--force", second.id()]).succeeds();
         assert_eq!(first.status(), "running");
         first.remove();
+    });
+}
+
+#[test]
+fn a_container_in_anothers_pid_namespace_is_removed_with_all_its_processes() {
+    privileged(|host| {
+        let first = host.sleeper();
+        let path = format!("/proc/{}/ns/pid", first.pid());
+        let spec = Spec::new().join("pid", &path).script("sleep 1001 & sleep 1002 & exit 3");
+        let second = host.bundle(spec).start();
+        second.becomes("stopped");
+        // Its children live on: no PID namespace took them along.
+        let left = || first.exec(&["ps"]).succeeds().text();
+        assert!(left().contains("sleep 1001") && left().contains("sleep 1002"));
+        second.call("delete").succeeds();
+        let left = left();
+        assert!(!left.contains("sleep 1001") && !left.contains("sleep 1002"), "{left}");
+        assert_eq!(first.status(), "running");
+        first.remove();
+    });
+}
+
+fn offsets() -> Spec {
+    let offsets = json!({
+        "monotonic": {"secs": 7881, "nanosecs": 2_718_281},
+        "boottime": {"secs": 100_000, "nanosecs": 0}
+    });
+    Spec::new().namespace("time").set("/linux/timeOffsets", offsets)
+}
+
+/// The offsets as a process sees them, a word each.
+fn seen_offsets(run: &coracle_tests::Outcome) -> Vec<String> {
+    run.text().split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_clocks_of_a_time_namespace_are_as_asked() {
+    privileged(|host| {
+        let uptime = |text: &str| text.split('.').next().unwrap().parse::<i64>().unwrap();
+        let script = "cat /proc/self/timens_offsets; cat /proc/uptime";
+        let before = uptime(&fs::read_to_string("/proc/uptime").unwrap());
+        let inside = host.bundle(offsets().script(script)).run().succeeds();
+        let seen = seen_offsets(&inside);
+        assert_eq!(seen[..6], ["monotonic", "7881", "2718281", "boottime", "100000", "0"]);
+        let passed = uptime(&seen[6]) - before - 100_000;
+        assert!((0..60).contains(&passed), "{passed}");
+    });
+}
+
+#[test]
+fn a_command_in_a_time_namespace_sees_its_clocks() {
+    privileged(|host| {
+        let container = host.bundle(offsets().args(["sleep", "1000"])).start();
+        let seen = seen_offsets(&container.exec(&["cat", "/proc/self/timens_offsets"]).succeeds());
+        assert_eq!(seen, ["monotonic", "7881", "2718281", "boottime", "100000", "0"]);
+        let own = container.exec(&["readlink", "/proc/self/ns/time"]).succeeds().text();
+        assert_eq!(own, container.exec(&["readlink", "/proc/1/ns/time"]).succeeds().text());
+        container.remove();
+    });
+}
+
+#[test]
+fn time_offsets_without_a_time_namespace_of_the_containers_own_are_refused() {
+    privileged(|host| {
+        let without = offsets().without_namespace("time");
+        host.bundle(without).run().fails_with(&["linux.timeOffsets", "no \"time\""]);
+        let joined = offsets().join("time", "/proc/self/ns/time");
+        host.bundle(joined).run().fails_with(&["linux.timeOffsets", "joined by path"]);
+        let other = offsets().set("/linux/timeOffsets/realtime", json!({"secs": 1, "nanosecs": 0}));
+        host.bundle(other).run().fails_with(&["linux.timeOffsets", "\"realtime\""]);
+    });
+}
+
+/// A container that has no mount namespace of its own.
+fn sharing_mounts() -> Spec {
+    Spec::new()
+        .without_namespace("mount")
+        .set("/linux/maskedPaths", json!([]))
+        .set("/linux/readonlyPaths", json!([]))
+}
+
+#[test]
+fn a_container_in_the_hosts_mount_namespace_has_its_own_root_and_leaves_no_mount() {
+    privileged(|host| {
+        let spec = sharing_mounts().script("readlink /proc/self/ns/mnt; ls /; ls /dev/null");
+        let run = host.bundle(spec).run().succeeds();
+        assert_eq!(run.lines()[0], of_host("mnt"));
+        assert!(!run.text().contains("host-canary") && run.text().contains("/dev/null"), "{}", run.text());
+        let container = host.bundle(sharing_mounts().args(["sleep", "1000"])).start();
+        assert!(fs::read_to_string("/proc/self/mountinfo").unwrap().contains("rootfs/dev/pts"));
+        container.remove();
+    });
+}
+
+#[test]
+fn a_containers_mount_namespace_can_be_joined_by_path() {
+    privileged(|host| {
+        let script =
+            "unshare -m sh -c 'echo $$ >pid; exec sleep 1000' & while ! [ -s pid ]; do :; done; cat pid";
+        let pid = host.shell(script).succeeds().text();
+        let path = format!("/proc/{pid}/ns/mnt");
+        let expected = fs::read_link(&path).unwrap().to_string_lossy().into_owned();
+        let spec = sharing_mounts().join("mount", &path).script("readlink /proc/self/ns/mnt; ls /");
+        let run = host.bundle(spec).run().succeeds();
+        assert_eq!(run.lines()[0], expected);
+        assert!(!run.text().contains("host-canary"), "{}", run.text());
+        command::tool("kill", &[pid]);
+    });
+}
+
+#[test]
+fn masks_without_a_mount_namespace_are_refused() {
+    privileged(|host| {
+        let run = host.bundle(Spec::new().without_namespace("mount")).run();
+        run.fails_with(&["linux.maskedPaths", "no new \"mount\"", "unable to restrict sys entries"]);
+    });
+}
+
+#[test]
+fn a_sysctl_of_the_hosts_network_joined_by_path_is_refused() {
+    privileged(|host| {
+        let spec =
+            Spec::new().join("network", "/proc/self/ns/net").set("/linux/sysctl/net.ipv4.ip_forward", "1");
+        host.bundle(spec).run().fails_with(&["net.ipv4.ip_forward", "\"network\"", "the host's"]);
+    });
+}
+
+#[test]
+fn sysctls_are_named_with_dots_or_slashes() {
+    privileged(|host| {
+        let read = ["cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/kernel/shm_rmid_forced"];
+        let sysctls = json!({"net/ipv4/ip_forward": "1", "kernel.shm_rmid_forced": "1"});
+        let run = host.bundle(Spec::new().set("/linux/sysctl", sysctls).args(read)).run().succeeds();
+        assert_eq!(run.lines(), ["1", "1"]);
+        for name in ["kernel.hostname", "kernel/hostname"] {
+            let named = Spec::new().set("/linux/sysctl", json!({name: "box"}));
+            host.bundle(named).run().fails_with(&[name, "hostname"]);
+        }
     });
 }

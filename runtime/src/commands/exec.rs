@@ -46,6 +46,7 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
     let process = process(options, &spec)?;
     plan::checks::check_process(&process)?;
     spec.set_process(Some(process));
+    plan::namespace_checks::ids_are_mapped(&spec)?;
     let isolators = isolators::built_in()?;
     let launch = prepare(global, &record, &spec, &isolators)?;
     let target = Target {

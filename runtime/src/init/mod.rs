@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides anything. What fails is told to the runtime over the handshake and printed there, once.
 
+pub mod join;
 mod mounts;
 pub mod remount;
 mod copy_up;
@@ -22,17 +23,19 @@ use std::path::Path;
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{identity, namespace, net, process};
 
-use crate::cgroup::{Place, Tree};
+use crate::cgroup::Place;
 use crate::cli;
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{Executing, Waiting};
 use crate::hooks;
 use crate::stages::plan::Launch;
 use crate::stages::plan::launch::Inside;
+use join::{Host, Joined};
 use labels::Labels;
 use root::Root;
 
 pub use mounts::open_source;
+pub use rootfs::clone_root;
 
 /// What the child is born with beside its plan.
 #[derive(Debug)]
@@ -43,14 +46,14 @@ pub struct Birth<'a> {
     pub bundle: &'a Path,
     /// The container's state, for hooks; its PID is not known when the child is born.
     pub state: serde_json::Value,
-    /// The container's cgroups.
-    pub cgroups: &'a Tree,
-    /// Where they are; `None` where it has none.
+    /// What is still to be done on the host's side; `None` where a go-between did it.
+    pub host: Option<Host<'a>>,
+    /// The mount namespace that is joined last of all, where one is joined by path.
+    pub mounts_of: Option<&'a Joined>,
+    /// Where the container's cgroups are; `None` where it has none.
     pub place: Option<&'a Place>,
     /// Whether it sees them from a cgroup namespace of its own.
     pub in_cgroup_namespace: bool,
-    /// Namespaces to join, each with its kinds.
-    pub joins: &'a [(i32, OwnedFd)],
     /// What the runtime opened because the child could not.
     pub sources: &'a Sources,
     /// The socket that gets the terminal's master, where the process has a terminal.
@@ -62,13 +65,15 @@ pub struct Birth<'a> {
 /// Trees of the host, and new file systems, that the runtime made ready for the child, detached. Empty where it has none.
 #[derive(Debug, Default)]
 pub struct Sources {
+    /// The root file system.
+    pub root: Option<OwnedFd>,
     /// What each mount shows, in their order, where the runtime made it ready.
     pub mounts: Vec<Option<OwnedFd>>,
 }
 
 impl Sources {
     fn opened(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.mounts.iter().flatten()
+        self.root.iter().chain(self.mounts.iter().flatten())
     }
 
     fn mount(&self, index: usize) -> Option<&OwnedFd> {
@@ -103,24 +108,21 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
 fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<Labels> {
     process::die_with_parent(true)?;
     let preserved = 3..3 + birth.options.preserve_fds.cast_signed();
-    let given = door.into_iter().chain(&birth.terminal).chain(birth.sources.opened()).map(AsRawFd::as_raw_fd);
+    let sources = birth.sources.opened();
+    let given = door.into_iter().chain(&birth.terminal).chain(sources).map(AsRawFd::as_raw_fd);
     let kept: Vec<i32> = preserved.chain(given).chain([word.descriptor()]).collect();
-    let for_now = birth.cgroups.descriptors().chain(birth.joins.iter().map(|(_, fd)| fd.as_raw_fd()));
+    let host = birth.host.iter().flat_map(Host::descriptors);
+    let for_now = host.chain(birth.mounts_of.iter().map(|joined| joined.fd.as_raw_fd()));
     process::close_all_but(&kept.iter().copied().chain(for_now).collect::<Vec<_>>())?;
-    if let Some(adjustment) = launch.process.oom_score_adj {
-        // The host's procfs: the container's own would be whatever its image makes of it.
-        let text = adjustment.to_string();
-        file::write_to(file::CWD, "/proc/self/oom_score_adj", text.as_bytes(), Resolve::Host)
-            .context(|| "setting process.oomScoreAdj")?;
-    }
     let labels = Labels::open(&launch.process)?;
-    birth.cgroups.enter()?;
-    for (kinds, fd) in birth.joins {
-        // What only children can join was joined by the parent before this child was born.
-        let own = kinds & !(libc::CLONE_NEWPID | libc::CLONE_NEWTIME);
-        if own != 0 {
-            namespace::join(fd.as_fd(), own).context(|| "joining a namespace")?;
-        }
+    if let Some(host) = &birth.host {
+        host.leave(launch)?;
+    }
+    if launch.namespaces.new_time {
+        join::new_time(&launch.namespaces.time_offsets)?;
+    }
+    if let Some(mounts) = birth.mounts_of {
+        mounts.join(libc::CLONE_NEWNS)?;
     }
     // What leads back to the host is not held a moment longer than needed.
     process::close_all_but(&kept.into_iter().chain(labels.descriptors()).collect::<Vec<_>>())?;
@@ -143,10 +145,8 @@ fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels) -> Result<Prepared>
     if !birth.options.no_new_keyring {
         labels.with_keys(&launch.process, || new_keyring(birth.id))?;
     }
-    if launch.namespaces.new_user() {
-        // In a new user namespace the child is nobody until it becomes the root that was mapped for it.
-        identity::set_group(0)?;
-        identity::set_user(0)?;
+    if launch.namespaces.in_user() {
+        join::become_root(launch)?;
     }
     if launch.namespaces.new_network() {
         net::bring_loopback_up().context(|| "bringing the loopback interface up")?;
@@ -175,11 +175,11 @@ fn build_inside(
 ) -> Result<()> {
     name_host(inside)?;
     set_sysctls(inside)?;
-    let mut root = Root::new(rootfs::attach(inside)?);
+    let mut root = Root::new(rootfs::attach(inside, birth.sources.root.as_ref())?);
     for (index, mount) in inside.mounts.iter().enumerate() {
         mounts::mount(&mut root, mount, birth, birth.sources.mount(index))?;
     }
-    devices::make(root.as_fd(), &inside.devices, launch.namespaces.new_user())?;
+    devices::make(root.as_fd(), &inside.devices, launch.namespaces.in_user())?;
     console::open(root.as_fd(), launch, birth)?;
     hooks::run("createContainer", &inside.create_hooks, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;

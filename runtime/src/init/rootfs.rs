@@ -19,7 +19,10 @@ const READ_ONLY: Attributes = Attributes { set: attr::RDONLY, clear: 0, propagat
 ///
 /// Covering the root, rather than mounting the root file system on its own directory, needs nothing from the
 /// mount that holds that directory: it may be shared, or the root itself.
-pub(super) fn attach(inside: &Inside) -> Result<OwnedFd> {
+pub(super) fn attach(inside: &Inside, opened: Option<&OwnedFd>) -> Result<OwnedFd> {
+    if !inside.own_mounts {
+        return attach_on_itself(&inside.rootfs);
+    }
     let host = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
     // What can't be bound could not be cloned: that waits for the end.
     let propagation = match inside.propagation {
@@ -27,23 +30,48 @@ pub(super) fn attach(inside: &Inside) -> Result<OwnedFd> {
         Some((Propagation::Unbindable, _)) => Propagation::Private,
         Some((propagation, _)) => propagation,
     };
-    let keep_from_host = |propagation| Attributes { propagation: Some(propagation), ..Attributes::default() };
-    mount::set_attributes(host.as_fd(), keep_from_host(propagation), true)?;
+    mount::set_attributes(host.as_fd(), only(propagation), true)?;
     let rootfs = &inside.rootfs;
-    let root = mount::clone_tree(file::CWD, rootfs, true)
-        .map_err(Error::from)
-        .map_err(|e| if e.errno() == Some(Errno::ENOENT) { e.code_is(Code::InvalidSpec) } else { e })
-        .context(|| format!("opening the root file system {rootfs:?}"))?;
+    let root = match opened {
+        Some(opened) => file::duplicate(opened.as_fd())?,
+        None => clone_root(rootfs)?,
+    };
     if propagation == Propagation::Shared {
         // Else what is mounted in the container would appear in its root file system on the host, too.
-        mount::set_attributes(host.as_fd(), keep_from_host(Propagation::Private), false)?;
-        mount::set_attributes(root.as_fd(), keep_from_host(Propagation::Private), false)?;
+        mount::set_attributes(host.as_fd(), only(Propagation::Private), false)?;
+        mount::set_attributes(root.as_fd(), only(Propagation::Private), false)?;
     }
     mount::move_over_root(root.as_fd())
         .map_err(Error::from)
         .map_err(|e| if e.errno() == Some(Errno::ENOTDIR) { e.code_is(Code::InvalidSpec) } else { e })
         .context(|| format!("mounting the root file system {rootfs:?}"))?;
     Ok(root)
+}
+
+/// Clones the root file system as a detached tree.
+///
+/// # Errors
+/// `InvalidSpec` where there is none.
+pub fn clone_root(rootfs: &Path) -> Result<OwnedFd> {
+    mount::clone_tree(file::CWD, rootfs, true)
+        .map_err(Error::from)
+        .map_err(|e| if e.errno() == Some(Errno::ENOENT) { e.code_is(Code::InvalidSpec) } else { e })
+        .context(|| format!("opening the root file system {rootfs:?}"))
+}
+
+/// Mounts the root file system on its own directory, in a mount namespace that belongs to others, too: nothing of
+/// theirs is covered, and no root but the child's own is changed.
+fn attach_on_itself(rootfs: &Path) -> Result<OwnedFd> {
+    let root = clone_root(rootfs)?;
+    mount::set_attributes(root.as_fd(), only(Propagation::Private), true)?;
+    let mounted = file::open(file::CWD, rootfs, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)
+        .and_then(|dir| mount::attach(root.as_fd(), dir.as_fd()));
+    mounted.context(|| format!("mounting the root file system {rootfs:?} in a mount namespace of others"))?;
+    Ok(root)
+}
+
+fn only(propagation: Propagation) -> Attributes {
+    Attributes { propagation: Some(propagation), ..Attributes::default() }
 }
 
 /// Makes the directory `path`, an absolute path of the container, where it is missing.
@@ -130,6 +158,10 @@ pub(super) fn enter(root: OwnedFd, inside: &Inside, no_pivot: bool) -> Result<()
         mount::set_attributes(root.as_fd(), READ_ONLY, false).context(|| "making the root read-only")?;
     }
     namespace::enter(root.as_fd())?;
+    if !inside.own_mounts {
+        namespace::chroot_here()?;
+        return Ok(namespace::change_dir(Path::new("/"))?);
+    }
     if no_pivot {
         namespace::chroot_here()?;
     } else {
@@ -140,8 +172,7 @@ pub(super) fn enter(root: OwnedFd, inside: &Inside, no_pivot: bool) -> Result<()
             .context(|| "entering the root file system")?;
         if inside.propagation.is_some_and(|(p, _)| p == Propagation::Shared) {
             // The host must not see its own mounts go.
-            let slave = Attributes { propagation: Some(Propagation::Slave), ..Attributes::default() };
-            mount::set_attributes(host.as_fd(), slave, true)?;
+            mount::set_attributes(host.as_fd(), only(Propagation::Slave), true)?;
         }
         mount::detach(Path::new("."))?;
     }

@@ -2,10 +2,11 @@
 //! done again, and each is attempted whatever became of the others; the record goes last, and only when nothing
 //! is left.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use coracle_isolator_host::Registry;
-use coracle_sys::{Errno, identity, process};
+use coracle_sys::{Errno, file, identity, mount, process};
 
 use crate::cgroup::{self, Manager, Place};
 use crate::error::{Context, Error, Result};
@@ -60,6 +61,7 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Option<
     if let Some(cgroup) = &record.cgroup {
         failures.extend(cgroup.remove().err());
     }
+    failures.extend(unmount(&record).err());
     if let Some(store) = &record.store {
         failures.extend(crate::image::remove_bundle(store, &record.id).err());
     }
@@ -94,6 +96,22 @@ fn kill(record: &Record) -> Result<()> {
     match &record.cgroup {
         Some(cgroup) if record.process.is_some() || record.phase != Phase::Creating => cgroup.kill(),
         _ => Ok(()),
+    }
+}
+
+/// Takes away what was mounted for a container in the runtime's own mount namespace; nothing for others, whose mounts
+/// went with their namespace.
+fn unmount(record: &Record) -> Result<()> {
+    let Some(below) = record.mounts_over else { return Ok(()) };
+    loop {
+        let top = match file::open_dir(&record.rootfs) {
+            Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
+            root => file::mount_id(root?.as_fd())?,
+        };
+        if top == below {
+            return Ok(());
+        }
+        mount::detach(&record.rootfs).context(|| "unmounting the container's root file system")?;
     }
 }
 

@@ -1,14 +1,16 @@
 //! Records what is about to be done, and asks the isolators.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use coracle_isolator::{CgroupVersion, Config};
 use coracle_isolator_host::Registry;
+use coracle_sys::file;
 use oci_spec::runtime::Spec;
 
 use crate::error::{Context, Result};
 use crate::seccomp_agent;
-use crate::stages::plan::{Launch, Plan};
+use crate::stages::plan::{Launch, Plan, namespaces};
 use crate::state::{Record, State};
 
 /// A container of which a record stands: from here on there is something to undo.
@@ -63,12 +65,22 @@ pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path
         rootfs: plan.rootfs.clone(),
         annotations: plan.spec.annotations().clone().unwrap_or_default(),
         cgroup: plan.cgroup.clone(),
+        mounts_over: mounts_over(&plan)?,
         isolators: isolators.names().map(str::to_owned).collect(),
         ..Record::new(&plan.id, store)
     };
     state.keep_config(&plan.text)?;
     state.write(&record)?;
     Ok(Claimed { plan, state, record })
+}
+
+/// The mount over which the container's will be made, where they are made in the runtime's own mount namespace.
+fn mounts_over(plan: &Plan) -> Result<Option<u64>> {
+    if !namespaces::shares_mounts(&plan.spec)? {
+        return Ok(None);
+    }
+    let id = file::open_dir(&plan.rootfs).and_then(|root| file::mount_id(root.as_fd()));
+    Ok(Some(id.context(|| format!("opening the root file system {:?}", plan.rootfs))?))
 }
 
 /// Asks every isolator for its adjustments and makes the final plan of them.

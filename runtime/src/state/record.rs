@@ -128,6 +128,10 @@ pub struct Record {
     /// Whether `pause` was asked for, so that the kernel is to be asked whether it is frozen.
     #[serde(default)]
     pub paused: bool,
+    /// For a container in the runtime's own mount namespace, where its mounts don't end with it: the number of the
+    /// mount that its root file system lies on, over which they are made.
+    #[serde(default)]
+    pub mounts_over: Option<u64>,
     /// The image store that its snapshot is mounted from, for a container that was run from an image.
     pub store: Option<PathBuf>,
 }
@@ -147,6 +151,7 @@ impl Record {
             cgroup: None,
             isolators: Vec::new(),
             paused: false,
+            mounts_over: None,
             store: store.map(Path::to_owned),
         }
     }

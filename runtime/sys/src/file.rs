@@ -285,6 +285,30 @@ pub fn file_system(fd: BorrowedFd<'_>) -> Result<i64> {
     named(nix::sys::statfs::fstatfs(fd), || format!("fstatfs({})", show(&fd))).map(|s| s.filesystem_type().0)
 }
 
+/// Another descriptor of what `fd` is open on (fcntl(2), `F_DUPFD_CLOEXEC`).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    fd.try_clone_to_owned()
+        .map_err(|_| Error::new(format!("fcntl({}, F_DUPFD_CLOEXEC)", show(&fd)), Errno::last()))
+}
+
+/// The number of the mount that `fd` was opened on (statx(2), `STATX_MNT_ID`, Linux 5.8).
+///
+/// # Errors
+/// `ENOSYS` on older kernels.
+pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
+    const STATX_MNT_ID: u32 = 0x1000;
+    // SAFETY: statx is a plain structure of integers, for which zero is a valid value.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let empty = EMPTY.as_ptr();
+    // SAFETY: the path is an empty C string, and the kernel fills in one statx, which outlives the call.
+    let ret = unsafe { libc::statx(fd.as_raw_fd(), empty, libc::AT_EMPTY_PATH, STATX_MNT_ID, &raw mut stat) };
+    check(ret, || format!("statx({})", show(&fd)))?;
+    Ok(stat.stx_mnt_id)
+}
+
 /// Whether `fd` was reached through a read-only mount (fstatvfs(3)).
 ///
 /// # Errors

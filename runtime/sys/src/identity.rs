@@ -209,9 +209,15 @@ pub fn resource(name: &str) -> Option<nix::sys::resource::Resource> {
     })
 }
 
-/// The effective user of the calling process.
-pub fn effective_user() -> u32 {
-    nix::unistd::geteuid().as_raw()
+/// The effective user that the calling program was started by, without a system call (getauxval(3)).
+pub fn caller() -> u32 {
+    // SAFETY: getauxval reads what the kernel left beside the environment; it has no preconditions.
+    (unsafe { libc::getauxval(libc::AT_EUID) }) as u32
+}
+
+/// The effective group of the calling process.
+pub fn effective_group() -> u32 {
+    nix::unistd::getegid().as_raw()
 }
 
 /// Whether the calling thread may search and use `fd`'s file with `mode` (`R_OK`, `W_OK`, `X_OK`) by its

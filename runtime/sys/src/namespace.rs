@@ -26,6 +26,17 @@ pub fn join(fd: BorrowedFd<'_>, flags: i32) -> Result<()> {
     check(ret, || format!("setns({}, {flags:#x})", show(&fd))).map(drop)
 }
 
+/// The kind (`CLONE_NEW*`) of the namespace that `fd` refers to (ioctl_ns(2), `NS_GET_NSTYPE`, Linux 4.11).
+///
+/// # Errors
+/// `ENOTTY` where it refers to no namespace.
+pub fn kind(fd: BorrowedFd<'_>) -> Result<i32> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: the request takes no argument.
+    let ret = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _) };
+    check(ret, || format!("ioctl({}, NS_GET_NSTYPE)", show(&fd)))
+}
+
 /// Sets the host name of the caller's UTS namespace (sethostname(2)).
 ///
 /// # Errors

@@ -48,26 +48,48 @@ impl Exit {
 /// # Errors
 /// `ENOSPC` where there are too many namespaces, `EPERM`, and `ENODEV` where the cgroup is gone.
 pub fn spawn(namespaces: i32, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce() -> i32) -> Result<Child> {
-    debug_assert_eq!(threads(), 1, "a process with threads must not be cloned");
     let mut pidfd: i32 = -1;
-    // SAFETY: clone_args is a plain structure of integers, for which zero is a valid value.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = libc::CLONE_PIDFD as u64 | u64::from(namespaces.cast_unsigned());
+    let mut args = clone_args(namespaces);
+    args.flags |= libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     }
+    let pid = clone(&mut args, child)?;
+    let pidfd = check_fd(pidfd, || "clone3".to_owned())?;
+    Ok(Child { pid, pidfd })
+}
+
+/// The same, but the new process is not the caller's child: it is its sibling, a child of the caller's own parent,
+/// which awaits it (`CLONE_PARENT`). Returns its PID.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_sibling(namespaces: i32, child: impl FnOnce() -> i32) -> Result<i32> {
+    let mut args = clone_args(namespaces);
+    // The signal at its end is that of the caller's own end.
+    args.flags |= libc::CLONE_PARENT as u64;
+    clone(&mut args, child)
+}
+
+fn clone_args(namespaces: i32) -> libc::clone_args {
+    // SAFETY: clone_args is a plain structure of integers, for which zero is a valid value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = u64::from(namespaces.cast_unsigned());
+    args
+}
+
+fn clone(args: &mut libc::clone_args, child: impl FnOnce() -> i32) -> Result<i32> {
+    debug_assert_eq!(threads(), 1, "a process with threads must not be cloned");
     // SAFETY: no CLONE_VM and no stack: the child is a copy, as after fork(2), of a process with one thread,
     // so no lock is held by a thread that the child lacks. `args` and the pidfd it names outlive the call.
-    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw mut *args, size_of::<libc::clone_args>()) };
     if ret == 0 {
         exit_now(child());
     }
-    let pid = check(ret, || format!("clone3({:#x})", args.flags))?;
-    let pidfd = check_fd(pidfd, || "clone3".to_owned())?;
-    Ok(Child { pid: pid as i32, pidfd })
+    check(ret, || format!("clone3({:#x})", args.flags)).map(|pid| pid as i32)
 }
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -363,6 +385,15 @@ pub fn die_with_parent(yes: bool) -> Result<()> {
 /// None that a kernel is known to give.
 pub fn undumpable() -> Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+}
+
+/// Takes [`undumpable`] back: for a moment in which a user without privilege must write to its own `/proc/PID`,
+/// whose files are root's otherwise (proc_pid(5)).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn dumpable() -> Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 1, 0).map(drop)
 }
 
 /// Makes orphans below the calling process its children (`PR_SET_CHILD_SUBREAPER`).

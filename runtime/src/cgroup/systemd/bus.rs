@@ -73,8 +73,7 @@ impl Bus {
 
     /// Says who we are (D-Bus Specification, "Authentication Protocol"): the kernel vouches for it.
     fn authenticate(&mut self) -> Result<()> {
-        let user: String =
-            identity::effective_user().to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
+        let user: String = identity::caller().to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
         self.send(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {

@@ -48,7 +48,7 @@ impl Unit {
     /// # Errors
     /// `InvalidSpec` for one that is not of the form `SLICE:PREFIX:NAME`.
     pub fn new(id: &str, wanted: Option<&Path>) -> Result<Self> {
-        let user = Some(identity::effective_user()).filter(|user| *user != 0);
+        let user = Some(identity::caller()).filter(|user| *user != 0);
         let wanted = wanted.map(Path::to_string_lossy).unwrap_or_default();
         let mut parts = wanted.split(':');
         let (slice, prefix, name) = match [parts.next(), parts.next(), parts.next(), parts.next()] {

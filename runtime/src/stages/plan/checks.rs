@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, Process, Spec};
 
-use super::{linux, scheduling};
+use super::{linux, namespace_checks, scheduling};
 use crate::error::{Code, Error, Result};
 
-type Check = fn(&Spec) -> Result<()>;
+pub(super) type Check = fn(&Spec) -> Result<()>;
 
 const CHECKS: &[Check] = &[
     version_is_known,
@@ -17,11 +17,6 @@ const CHECKS: &[Check] = &[
     exec_affinity_is_a_list,
     mount_destinations_are_absolute,
     linux_fields_are_honoured,
-    a_mount_namespace_is_new,
-    namespaces_are_named_once,
-    host_name_has_its_namespace,
-    id_mappings_have_their_namespace,
-    sysctls_have_their_namespace,
     mask_paths_are_absolute,
     hooks_are_absolute,
 ];
@@ -31,7 +26,7 @@ const CHECKS: &[Check] = &[
 /// # Errors
 /// The first failure.
 pub fn check(spec: &Spec) -> Result<()> {
-    CHECKS.iter().try_for_each(|check| check(spec))
+    CHECKS.iter().chain(namespace_checks::CHECKS).try_for_each(|check| check(spec))
 }
 
 /// Checks the process of an `exec` alone.
@@ -43,7 +38,7 @@ pub fn check_process(process: &Process) -> Result<()> {
     possible_users(process)
 }
 
-fn invalid(why: impl Into<String>) -> Error {
+pub(super) fn invalid(why: impl Into<String>) -> Error {
     Error::new(Code::InvalidSpec, why)
 }
 
@@ -126,109 +121,6 @@ fn linux_fields_are_honoured(spec: &Spec) -> Result<()> {
     ])
 }
 
-/// Whether the configuration asks for a new namespace of kind `kind`, or joins one.
-fn has(spec: &Spec, kind: LinuxNamespaceType) -> bool {
-    linux(spec).is_ok_and(|l| l.namespaces().iter().flatten().any(|n| n.typ() == kind))
-}
-
-fn a_mount_namespace_is_new(spec: &Spec) -> Result<()> {
-    let namespaces = linux(spec)?.namespaces();
-    let mount = namespaces.iter().flatten().find(|n| n.typ() == LinuxNamespaceType::Mount);
-    match mount {
-        Some(namespace) => refuse(&[("linux.namespaces: a path for \"mount\"", namespace.path().is_some())]),
-        None => Err(Error::new(Code::Unsupported, "linux.namespaces without \"mount\" is not supported yet")
-            .hint("add {\"type\": \"mount\"}")),
-    }
-}
-
-fn namespaces_are_named_once(spec: &Spec) -> Result<()> {
-    let mut seen = Vec::new();
-    for namespace in linux(spec)?.namespaces().iter().flatten() {
-        if seen.contains(&namespace.typ()) {
-            return Err(invalid(format!("linux.namespaces names {} twice", namespace.typ())));
-        }
-        if let Some(path) = namespace.path()
-            && !path.is_absolute()
-        {
-            return Err(invalid(format!("linux.namespaces: the path {path:?} is not absolute")));
-        }
-        let joins_user = namespace.typ() == LinuxNamespaceType::User && namespace.path().is_some();
-        refuse(&[("linux.namespaces: a path for \"user\"", joins_user)])?;
-        seen.push(namespace.typ());
-    }
-    Ok(())
-}
-
-fn host_name_has_its_namespace(spec: &Spec) -> Result<()> {
-    let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
-    let named = is_set(spec.hostname()) || is_set(spec.domainname());
-    if named && !has(spec, LinuxNamespaceType::Uts) {
-        return Err(invalid("hostname is set but linux.namespaces has no \"uts\"")
-            .hint("add it, or the host would be renamed"));
-    }
-    Ok(())
-}
-
-fn id_mappings_have_their_namespace(spec: &Spec) -> Result<()> {
-    let linux = linux(spec)?;
-    let is_mapped = |m: &Option<Vec<_>>| m.as_ref().is_some_and(|m| !m.is_empty());
-    let mapped = is_mapped(linux.uid_mappings()) || is_mapped(linux.gid_mappings());
-    match (mapped, has(spec, LinuxNamespaceType::User)) {
-        (true, false) => Err(invalid("linux.uidMappings is set but linux.namespaces has no \"user\"")),
-        (false, true) => Err(invalid("linux.namespaces has \"user\" but linux.uidMappings is empty")),
-        _ if has(spec, LinuxNamespaceType::Time) || linux.time_offsets().is_none() => Ok(()),
-        _ => Err(invalid("linux.timeOffsets is set but linux.namespaces has no \"time\"")),
-    }
-}
-
-/// A sysctl that no namespace of the container holds would be the host's.
-fn sysctls_have_their_namespace(spec: &Spec) -> Result<()> {
-    for (name, value) in linux(spec)?.sysctl().iter().flatten() {
-        let field = format!("linux.sysctl[{name:?}]");
-        if name.contains("..") || name.starts_with(['.', '/']) || value.contains(['\n', '\0']) {
-            return Err(invalid(format!("{field} is malformed")));
-        }
-        let Some(kind) = namespace_of(&name.replace('/', ".")) else {
-            return Err(invalid(format!("{field} belongs to no namespace")).hint("set it on the host"));
-        };
-        if !has(spec, kind) {
-            return Err(invalid(format!(
-                "{field} is set but linux.namespaces has no {:?}",
-                kind.to_string()
-            ))
-            .hint("add it, or the host's would be set"));
-        }
-        if name == "kernel.hostname" {
-            return Err(invalid(format!("{field}: use hostname instead")));
-        }
-    }
-    Ok(())
-}
-
-fn namespace_of(name: &str) -> Option<LinuxNamespaceType> {
-    const IPC: &[&str] = &[
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-        "kernel.auto_msgmni",
-        "kernel.msg_next_id",
-        "kernel.sem_next_id",
-        "kernel.shm_next_id",
-    ];
-    match name {
-        _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
-        _ if name.starts_with("fs.mqueue.") || IPC.contains(&name) => Some(LinuxNamespaceType::Ipc),
-        "kernel.domainname" | "kernel.hostname" => Some(LinuxNamespaceType::Uts),
-        _ if name.starts_with("user.") => Some(LinuxNamespaceType::User),
-        _ => None,
-    }
-}
-
 fn mask_paths_are_absolute(spec: &Spec) -> Result<()> {
     let linux = linux(spec)?;
     let paths = linux.masked_paths().iter().chain(linux.readonly_paths()).flatten();
@@ -293,7 +185,6 @@ mod tests {
             ("/process/execCPUAffinity", json!({"final": "3-1"}), "process.execCPUAffinity.final is \"3-1\""),
             ("/process/user", json!({"uid": 0, "gid": 0, "umask": 512}), "process.user.umask is 512"),
             ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices is not supported"),
-            ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces without \"mount\""),
             (
                 "/linux/namespaces",
                 json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]),

@@ -38,6 +38,9 @@ pub struct Inside {
     pub sysctl: BTreeMap<String, String>,
     /// The root file system's absolute path on the host.
     pub rootfs: PathBuf,
+    /// Whether the mount namespace is new. In another one, mounts are others' to see, and nobody else's root may
+    /// be changed.
+    pub own_mounts: bool,
     /// How mount events travel between host and container, and whether in the whole tree.
     #[serde(skip)]
     pub propagation: Option<(Propagation, bool)>,
@@ -101,7 +104,8 @@ impl Launch {
         let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
         let process = ProcessPlan::new(process, spec.linux().as_ref())?;
         let namespaces = namespaces::plan(spec)?;
-        Ok(Self { namespaces, inside: Some(Inside::new(spec, rootfs)?), process })
+        let inside = Inside::new(spec, rootfs, namespaces.new_mount())?;
+        Ok(Self { namespaces, inside: Some(inside), process })
     }
 
     /// The plan as the isolators left it.
@@ -116,7 +120,7 @@ impl Launch {
 }
 
 impl Inside {
-    fn new(spec: &Spec, rootfs: &Path) -> Result<Self> {
+    fn new(spec: &Spec, rootfs: &Path, own_mounts: bool) -> Result<Self> {
         let linux = linux(spec)?;
         let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
         let mounts = spec.mounts().iter().flatten().enumerate();
@@ -129,12 +133,16 @@ impl Inside {
                 Ok(MountPlan { label: mount_label.clone(), ..mounts::plan(index, mount, linux)? })
             })
             .collect::<Result<Vec<_>>>()?;
-        let sysctl = linux.sysctl().iter().flatten();
+        let mut sysctl: BTreeMap<String, String> =
+            linux.sysctl().iter().flatten().map(|(name, value)| (sysctl_path(name), value.clone())).collect();
+        // Its file can be written by the host's root alone; setdomainname(2) is for the namespace's own, too.
+        let domainname = sysctl.remove("kernel/domainname").or_else(|| spec.domainname().clone());
         Ok(Self {
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
-            domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
-            sysctl: sysctl.map(|(name, value)| (sysctl_path(name), value.clone())).collect(),
+            domainname: domainname.filter(|name| !name.is_empty()),
+            sysctl,
             rootfs: rootfs.to_owned(),
+            own_mounts,
             propagation: linux
                 .rootfs_propagation()
                 .as_deref()
@@ -155,7 +163,7 @@ impl Inside {
 
 /// Where a kernel parameter is below `/proc/sys`. As sysctl(8) has it, the first of `.` and `/` in the name
 /// separates, and the other is part of a name (an interface `eth0.1`).
-fn sysctl_path(name: &str) -> String {
+pub fn sysctl_path(name: &str) -> String {
     match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
         Some(b'.') => name
             .chars()

@@ -3,6 +3,7 @@
 
 pub mod checks;
 pub mod id_maps;
+pub mod namespace_checks;
 pub mod launch;
 mod mount_options;
 pub mod mounts;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 use serde::Serialize;
 
 use super::linux;
@@ -16,16 +16,28 @@ pub struct Namespaces {
     pub new: i32,
     /// Whether the cgroup namespace is new: made by the child itself, once it is in its cgroups.
     pub new_cgroup: bool,
-    /// Whether the time namespace is new: made by the runtime, for its children.
+    /// Whether the time namespace is new: made and entered by the child itself.
     pub new_time: bool,
-    /// Those that are joined, each with its kind.
-    pub join: Vec<(i32, PathBuf)>,
+    /// Those that are joined. A mount namespace comes last: paths of the host mean nothing in it.
+    pub join: Vec<Join>,
     /// How user IDs are mapped, as `/proc/PID/uid_map` wants it; empty without a new user namespace.
     pub uid_map: String,
     /// The same for groups.
     pub gid_map: String,
     /// The new time namespace's offsets, as `/proc/PID/timens_offsets` wants them.
     pub time_offsets: String,
+}
+
+/// A namespace that is joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Join {
+    /// Its kind (`CLONE_NEW*`).
+    pub kind: i32,
+    /// Its file.
+    pub path: PathBuf,
+    /// The field that names it.
+    pub field: String,
 }
 
 /// The namespaces that `spec` asks for.
@@ -35,15 +47,20 @@ pub struct Namespaces {
 pub fn plan(spec: &Spec) -> Result<Namespaces> {
     let linux = linux(spec)?;
     let mut plan = Namespaces::default();
-    for namespace in linux.namespaces().iter().flatten() {
+    for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
         let flag = clone_flag(namespace.typ());
-        match (namespace.path(), flag) {
-            (Some(path), _) => plan.join.push((flag, path.clone())),
+        match (path_of(namespace), flag) {
+            (Some(path), kind) => plan.join.push(Join {
+                kind,
+                path: path.clone(),
+                field: format!("linux.namespaces[{index}].path"),
+            }),
             (None, libc::CLONE_NEWCGROUP) => plan.new_cgroup = true,
             (None, libc::CLONE_NEWTIME) => plan.new_time = true,
             (None, _) => plan.new |= flag,
         }
     }
+    plan.join.sort_by_key(|join| join.kind == libc::CLONE_NEWNS);
     plan.uid_map = id_map(linux.uid_mappings());
     plan.gid_map = id_map(linux.gid_mappings());
     for (clock, offset) in linux.time_offsets().iter().flatten() {
@@ -62,10 +79,38 @@ pub fn kinds(spec: &Spec) -> Result<i32> {
     Ok(namespaces.iter().flatten().fold(0, |flags, n| flags | clone_flag(n.typ())))
 }
 
+/// Whether a container of `spec` is in the runtime's own mount namespace.
+///
+/// # Errors
+/// `InvalidSpec` where there is no `linux` section.
+pub fn shares_mounts(spec: &Spec) -> Result<bool> {
+    Ok(kinds(spec)? & libc::CLONE_NEWNS == 0)
+}
+
+/// The path of a namespace that is joined. An empty one is none, as for runc.
+pub fn path_of(namespace: &LinuxNamespace) -> Option<&PathBuf> {
+    namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty())
+}
+
 impl Namespaces {
+    /// Whether the container is in a user namespace that its configuration names, new or joined.
+    pub fn in_user(&self) -> bool {
+        self.new_user() || self.joins(libc::CLONE_NEWUSER)
+    }
+
+    /// Whether a namespace of one of the kinds `kinds` is joined.
+    pub fn joins(&self, kinds: i32) -> bool {
+        self.join.iter().any(|join| join.kind & kinds != 0)
+    }
+
     /// Whether the container has a user namespace of its own.
     pub fn new_user(&self) -> bool {
         self.new & libc::CLONE_NEWUSER != 0
+    }
+
+    /// Whether the container has a mount namespace of its own.
+    pub fn new_mount(&self) -> bool {
+        self.new & libc::CLONE_NEWNS != 0
     }
 
     /// Whether the container has a network namespace of its own, whose loopback interface is down.
@@ -74,7 +119,7 @@ impl Namespaces {
     }
 }
 
-fn clone_flag(kind: LinuxNamespaceType) -> i32 {
+pub(super) fn clone_flag(kind: LinuxNamespaceType) -> i32 {
     match kind {
         LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
         LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
@@ -84,6 +129,21 @@ fn clone_flag(kind: LinuxNamespaceType) -> i32 {
         LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
         LinuxNamespaceType::Network => libc::CLONE_NEWNET,
         LinuxNamespaceType::Time => libc::CLONE_NEWTIME,
+    }
+}
+
+/// The name of a kind of namespaces, as `linux.namespaces` has it.
+pub fn name_of(kind: i32) -> &'static str {
+    match kind {
+        libc::CLONE_NEWNS => "mount",
+        libc::CLONE_NEWCGROUP => "cgroup",
+        libc::CLONE_NEWUTS => "uts",
+        libc::CLONE_NEWIPC => "ipc",
+        libc::CLONE_NEWUSER => "user",
+        libc::CLONE_NEWPID => "pid",
+        libc::CLONE_NEWNET => "network",
+        libc::CLONE_NEWTIME => "time",
+        _ => "unknown",
     }
 }
 

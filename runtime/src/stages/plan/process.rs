@@ -87,6 +87,11 @@ impl ProcessPlan {
         })
     }
 
+    /// Whether a security module confines it under a label of its own.
+    pub fn is_labelled(&self) -> bool {
+        self.apparmor_profile.is_some() || self.selinux_label.is_some()
+    }
+
     /// Takes over what the isolators decided.
     pub fn adjust(&mut self, adjusted: &mut Adjusted) {
         let sets = adjusted.capabilities;

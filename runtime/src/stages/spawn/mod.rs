@@ -1,24 +1,26 @@
 //! Makes the container's cgroups and clones its first process, which waits.
 
+mod joins;
 mod sources;
 mod owners;
+mod clone;
+mod users;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use coracle_isolator::Cgroup;
-use coracle_sys::file::{self, Resolve};
-use coracle_sys::process::{self, Child};
-use coracle_sys::{namespace, scheduling, socket};
+use coracle_sys::process::Child;
+use coracle_sys::socket;
 
 use super::prepare::{Container, Prepared};
 use crate::cgroup::{Holder, Tree};
 use crate::cli;
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{self, Cloned};
-use crate::init::{self, Birth, Sources};
+use crate::init::join::{Host, Joined};
+use crate::init::{Birth, Sources};
 use crate::stages::plan::Launch;
-use crate::stages::plan::namespaces::Namespaces;
 use crate::stages::plan::scheduling::Scheduling;
 use crate::state::record::Process;
 
@@ -55,33 +57,32 @@ pub struct Born {
 /// `Exists` where a cgroup is in use, `System` where the kernel refuses.
 pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Waiting> {
     let Prepared { mut container, launch, .. } = prepared;
+    users::check_caller(&launch.namespaces)?;
     let (tree, holder) = make_cgroups(&mut container)?;
-    let joins = open_joins(&launch.namespaces)?;
-    let joined_user = joins.iter().find(|(kinds, _)| kinds & libc::CLONE_NEWUSER != 0);
-    let sources = sources::open(&launch, joined_user.map(|(_, fd)| fd.as_fd()))?;
+    let (joins, mounts_of) = joins::open(&launch.namespaces)?;
+    let joined_user = joins.iter().find(|joined| joined.kinds == libc::CLONE_NEWUSER);
+    let sources = sources::open(&launch, joined_user.map(|joined| joined.fd.as_fd()))?;
     let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {
         id: container.state.id(),
         bundle: &container.record.bundle,
         state: container.record.to_state(),
-        cgroups: &tree,
+        host: None,
+        mounts_of: mounts_of.as_ref(),
         place: container.record.cgroup.as_ref(),
-        in_cgroup_namespace: launch.namespaces.new_cgroup
-            || launch.namespaces.join.iter().any(|(kind, _)| *kind == libc::CLONE_NEWCGROUP),
-        joins: &joins,
+        in_cgroup_namespace: launch.namespaces.new_cgroup || launch.namespaces.joins(libc::CLONE_NEWCGROUP),
         sources: &sources,
         terminal,
         options,
     };
-    let namespaces = launch.namespaces.clone();
-    let (child, cloned) = clone_child(&launch, birth, door)?;
+    let (child, cloned) =
+        clone::clone_child(&launch, birth, Host { cgroups: &tree, joins: &joins, joined: 0 }, door)?;
     // Before anything else: from here on a crash leaves a process that delete must find.
     container.record.process = Some(Process::now(child.pid)?);
     container.save()?;
-    map_ids(child.pid, &namespaces).context(|| "mapping the container's users")?;
-    let scheduling = launch.process.scheduling;
-    let born = Born { child, cloned, console, scheduling };
+    users::map(child.pid, &launch.namespaces).context(|| "mapping the container's users")?;
+    let born = Born { child, cloned, console, scheduling: launch.process.scheduling };
     Ok(Waiting { container, born, cgroup: tree.into_handles(), holder })
 }
 
@@ -118,92 +119,25 @@ pub struct Target<'a> {
 /// # Errors
 /// `System` where the kernel refuses.
 pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) -> Result<(Born, Cgroup)> {
-    let joins = [(target.kinds, target.first)];
+    let name = "the container's namespaces".to_owned();
+    let joins = [Joined { kinds: target.kinds, fd: target.first, name }];
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {
         id: target.id,
         bundle: target.bundle,
         state: serde_json::Value::Null,
-        cgroups: &target.cgroups,
+        host: None,
+        mounts_of: None,
         place: None,
         in_cgroup_namespace: true,
-        joins: &joins,
         sources: &Sources::default(),
         terminal,
         options,
     };
-    let (child, cloned) = clone_child(launch, birth, None)?;
+    let host = Host { cgroups: &target.cgroups, joins: &joins, joined: 0 };
+    let (child, cloned) = clone::clone_child(launch, birth, host, None)?;
     let scheduling = launch.process.scheduling.clone();
     Ok((Born { child, cloned, console, scheduling }, target.cgroups.into_handles()))
-}
-
-/// A PID namespace and a time namespace that are joined, and a time namespace that is new, are entered by
-/// children only: the runtime sets them for its next child, and takes that back afterwards.
-const FOR_CHILDREN: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWTIME;
-
-fn clone_child(launch: &Launch, birth: Birth<'_>, door: Option<OwnedFd>) -> Result<(Child, Cloned)> {
-    let (outside, inside) = handshake::begin()?;
-    let own = OwnChildren::remember(launch, &birth)?;
-    for (kinds, fd) in birth.joins.iter().filter(|(kinds, _)| kinds & FOR_CHILDREN != 0) {
-        namespace::join(fd.as_fd(), kinds & FOR_CHILDREN).context(|| "joining a namespace")?;
-    }
-    if launch.namespaces.new_time {
-        namespace::unshare(libc::CLONE_NEWTIME)?;
-        let offsets = launch.namespaces.time_offsets.as_bytes();
-        if !offsets.is_empty() {
-            file::write_to(file::CWD, "/proc/self/timens_offsets", offsets, Resolve::Host)
-                .context(|| "setting linux.timeOffsets")?;
-        }
-    }
-    if let Some(processors) = &launch.process.scheduling.affinity.before_cgroup {
-        // The child may be born into its cgroup, so its parent goes there first.
-        scheduling::set_affinity(processors).context(|| "setting process.execCPUAffinity.initial")?;
-    }
-    let mut given = Some((inside, door));
-    let child = process::spawn(launch.namespaces.new, birth.cgroups.unified(), || match given.take() {
-        Some((inside, door)) => init::run(launch, &birth, inside, door),
-        None => 1,
-    });
-    // The parent's copies of the child's ends close here, so that the end of the child is the end of the talk.
-    drop(given);
-    let child = child.context(|| "cloning the container's process")?;
-    own.restore()?;
-    Ok((child, outside))
-}
-
-/// The namespaces that the runtime's own next children (hooks) belong in.
-struct OwnChildren(Vec<OwnedFd>);
-
-impl OwnChildren {
-    fn remember(launch: &Launch, birth: &Birth<'_>) -> Result<Self> {
-        let joined = birth.joins.iter().fold(0, |all, (kinds, _)| all | kinds);
-        let mut own = Vec::new();
-        for (kind, name) in [(libc::CLONE_NEWPID, "pid"), (libc::CLONE_NEWTIME, "time")] {
-            let new_time = kind == libc::CLONE_NEWTIME && launch.namespaces.new_time;
-            if joined & kind != 0 || new_time {
-                own.push(file::open(file::CWD, format!("/proc/self/ns/{name}"), 0, 0, Resolve::Host)?);
-            }
-        }
-        Ok(Self(own))
-    }
-
-    fn restore(self) -> Result<()> {
-        for namespace in self.0 {
-            namespace::join(namespace.as_fd(), 0).context(|| "returning to the runtime's own namespaces")?;
-        }
-        Ok(())
-    }
-}
-
-fn open_joins(namespaces: &Namespaces) -> Result<Vec<(i32, OwnedFd)>> {
-    let open = |(kind, path): &(i32, std::path::PathBuf)| {
-        let fd = file::open(file::CWD, path, libc::O_RDONLY, 0, Resolve::Host)
-            .map_err(Error::from)
-            .map_err(|e| e.code_is(Code::InvalidSpec))
-            .context(|| "opening a namespace of linux.namespaces")?;
-        Ok((*kind, fd))
-    };
-    namespaces.join.iter().map(open).collect()
 }
 
 /// Both ends of the way a terminal's master takes: what the runtime keeps, and what the child gets.
@@ -226,16 +160,4 @@ fn console(terminal: bool, options: &cli::Launch) -> Result<(Option<OwnedFd>, Op
         }
         (None, false) => Ok((None, None)),
     }
-}
-
-/// Writes the ID maps of a new user namespace; nothing where there is none. The child can't have been awaited,
-/// so its PID is still its own.
-fn map_ids(pid: i32, namespaces: &Namespaces) -> Result<()> {
-    if !namespaces.new_user() {
-        return Ok(());
-    }
-    let dir = file::open_dir(format!("/proc/{pid}"))?;
-    file::write_to(dir.as_fd(), "gid_map", namespaces.gid_map.as_bytes(), Resolve::Beneath)?;
-    file::write_to(dir.as_fd(), "uid_map", namespaces.uid_map.as_bytes(), Resolve::Beneath)?;
-    Ok(())
 }

@@ -3,36 +3,46 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use coracle_sys::Errno;
 use coracle_sys::mount::{self, Attributes, Propagation};
+use coracle_sys::{Errno, identity};
 
 use super::owners;
 use crate::error::{Code, Context, Error, Result};
-use crate::init::{Sources, open_source};
+use crate::init::{Sources, clone_root, open_source};
 use crate::stages::plan::Launch;
 use crate::stages::plan::id_maps::IdMap;
-use crate::stages::plan::mounts::MountPlan;
+use crate::stages::plan::mounts::{MountPlan, Source};
 use crate::stages::plan::namespaces::Namespaces;
 
-/// Makes ready each mount whose files have other owners inside: only the runtime has the right to map them. What is
-/// `joined` holds a user namespace that the container joins, if it does.
+/// Makes ready, as detached trees, what the child could not: mounts whose files have other owners inside, since only the
+/// runtime has the right to map them; and, for a child in a user namespace, the root file system and the sources of bind
+/// mounts, since it may not pass through a directory that belongs to a user who is not mapped there. A caller without
+/// privilege can't, and need not: its child is the same user. What is `joined` holds a user namespace that the
+/// container joins, if it does.
 ///
 /// # Errors
 /// Whatever the kernel says of one, with its field; `Unsupported` where a file system can't map owners.
 pub(super) fn open(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Sources> {
-    let mounts = launch.inside.iter().flat_map(|inside| &inside.mounts);
-    if mounts.clone().all(|plan| plan.id_map.is_none()) {
+    let Some(inside) = &launch.inside else { return Ok(Sources::default()) };
+    let for_stranger = inside.own_mounts && launch.namespaces.in_user() && identity::caller() == 0;
+    let is_needed = |plan: &MountPlan| {
+        plan.id_map.is_some() || for_stranger && matches!(plan.source, Source::Bind { .. })
+    };
+    if !for_stranger && !inside.mounts.iter().any(is_needed) {
         return Ok(Sources::default());
     }
-    let mounts = mounts.map(|plan| source(plan, launch, joined)).collect::<Result<_>>()?;
-    Ok(Sources { mounts })
+    let one = |plan: &MountPlan| if is_needed(plan) { source(plan, launch, joined) } else { Ok(None) };
+    let mounts = inside.mounts.iter().map(one).collect::<Result<_>>()?;
+    let root = for_stranger.then(|| clone_root(&inside.rootfs).and_then(follow_host)).transpose()?;
+    Ok(Sources { root, mounts })
 }
 
 fn source(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
-    let Some(map) = &plan.id_map else { return Ok(None) };
     let attempt = || -> Result<Option<OwnedFd>> {
         let Some(tree) = open_source(plan)? else { return Ok(None) };
-        map_owners(tree.as_fd(), map, launch, joined).context(|| "mapping the owners of its files")?;
+        if let Some(map) = &plan.id_map {
+            map_owners(tree.as_fd(), map, launch, joined).context(|| "mapping the owners of its files")?;
+        }
         follow_host(tree).map(Some)
     };
     attempt().context(|| format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target)))

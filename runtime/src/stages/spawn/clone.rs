@@ -1,0 +1,123 @@
+//! Cloning the process: straight into its namespaces, or through a go-between.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::process::{self, Child};
+use coracle_sys::{identity, namespace, scheduling, socket};
+
+use crate::error::{Code, Context, Error, Result};
+use crate::handshake::{self, Cloned, Waiting};
+use crate::init::join::Host;
+use crate::init::{self, Birth};
+use crate::stages::plan::Launch;
+use crate::stages::plan::namespaces::Namespaces;
+
+/// What only children can join: a parent joins it for them (pid_namespaces(7)).
+const FOR_CHILDREN: i32 = libc::CLONE_NEWPID;
+
+/// What the child gets of the conversation: its end, and the socket on which it waits for a `start`.
+type Given = (Waiting, Option<OwnedFd>);
+
+/// Clones the process of `launch`; `door` is where it waits for a `start`.
+///
+/// # Errors
+/// Whatever the kernel refuses.
+pub(super) fn clone_child(
+    launch: &Launch,
+    birth: Birth<'_>,
+    host: Host<'_>,
+    door: Option<OwnedFd>,
+) -> Result<(Child, Cloned)> {
+    let (outside, inside) = handshake::begin()?;
+    if let Some(processors) = &launch.process.scheduling.affinity.before_cgroup {
+        // The child may be born into its cgroup, so its parent goes there first.
+        scheduling::set_affinity(processors).context(|| "setting process.execCPUAffinity.initial")?;
+    }
+    let child = if needs_go_between(&launch.namespaces, host) {
+        through_go_between(launch, birth, host, (inside, door))
+    } else {
+        straight(launch, birth, Host { joined: FOR_CHILDREN, ..host }, (inside, door))
+    };
+    Ok((child?, outside))
+}
+
+/// Whether joining must come before cloning, in a process that never comes back: new namespaces of a user namespace
+/// that is joined, a new user namespace in which nothing else could be joined any more, or a caller that gets the
+/// right to join a PID namespace only by joining the user namespace first.
+fn needs_go_between(namespaces: &Namespaces, host: Host<'_>) -> bool {
+    let joins = |kinds| host.joins.iter().any(|joined| joined.kinds & kinds != 0);
+    let may_join = identity::caller() == 0;
+    joins(libc::CLONE_NEWUSER) && namespaces.new != 0
+        || namespaces.new_user() && !host.joins.is_empty()
+        || joins(FOR_CHILDREN) && !may_join
+}
+
+/// A PID namespace that is joined is entered by children only: the runtime joins it for its next child, and takes
+/// that back afterwards.
+fn straight(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -> Result<Child> {
+    let joined = host.joins.iter().find(|joined| joined.kinds & FOR_CHILDREN != 0);
+    let own = match joined {
+        Some(joined) => {
+            let own = file::open(file::CWD, "/proc/self/ns/pid", 0, 0, Resolve::Host)?;
+            joined.join(FOR_CHILDREN)?;
+            Some(own)
+        }
+        None => None,
+    };
+    let birth = Birth { host: Some(host), ..birth };
+    let (word, door) = given;
+    let child = mappable(launch, || {
+        let flags = launch.namespaces.new;
+        process::spawn(flags, host.cgroups.unified(), move || init::run(launch, &birth, word, door))
+    });
+    if let Some(own) = own {
+        namespace::join(own.as_fd(), 0).context(|| "returning to the runtime's own namespaces")?;
+    }
+    child.context(|| "cloning the container's process")
+}
+
+/// The go-between joins what is to be joined, and clones the process as its sibling: a child of the runtime.
+fn through_go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -> Result<Child> {
+    let (mine, theirs) = socket::pair()?;
+    let body = move || {
+        let cloned = go_between(launch, birth, host, given).map_err(|e| e.cut(handshake::LONGEST_TEXT));
+        let told = serde_json::to_vec(&cloned).unwrap_or_default();
+        i32::from(socket::send(theirs.as_fd(), &told, &[]).is_err())
+    };
+    let go_between = process::spawn(0, host.cgroups.unified(), body).context(|| "cloning a go-between")?;
+    let told = socket::receive(mine.as_fd(), handshake::LONGEST);
+    process::wait(go_between.pidfd.as_fd())?;
+    let died = || Error::new(Code::System, "the go-between that joins namespaces died");
+    let (told, _) = told?.ok_or_else(died)?;
+    let pid: Result<i32> = serde_json::from_slice(&told).map_err(|_| died())?;
+    // It is this process's child and not awaited yet, so the number is its own.
+    let pid = pid?;
+    Ok(Child { pid, pidfd: process::pidfd(pid)? })
+}
+
+fn go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -> Result<i32> {
+    process::die_with_parent(true)?;
+    if launch.inside.is_none() && launch.process.is_labelled() {
+        // The process could open only what the container shows it as procfs.
+        let why = "process.apparmorProfile or selinuxLabel can't be applied to a process of this container";
+        return Err(Error::new(Code::Unsupported, why).hint("execute it as the host's root"));
+    }
+    host.leave(launch)?;
+    let (word, door) = given;
+    let clone =
+        || process::spawn_sibling(launch.namespaces.new, move || init::run(launch, &birth, word, door));
+    mappable(launch, clone).context(|| "cloning the container's process")
+}
+
+/// Runs `clone` so that the user namespace it makes can be mapped by a runtime without privilege: the files of a
+/// process that can't be dumped are root's.
+fn mappable<T>(launch: &Launch, clone: impl FnOnce() -> coracle_sys::Result<T>) -> coracle_sys::Result<T> {
+    if !launch.namespaces.new_user() || identity::caller() == 0 {
+        return clone();
+    }
+    process::dumpable()?;
+    let cloned = clone();
+    process::undumpable()?;
+    cloned
+}
