@@ -54,6 +54,8 @@ pub struct Birth<'a> {
     pub place: Option<&'a Place>,
     /// Whether it sees them from a cgroup namespace of its own.
     pub in_cgroup_namespace: bool,
+    /// Whether it is in a user namespace of the container, made or joined.
+    pub in_user_namespace: bool,
     /// What the runtime opened because the child could not.
     pub sources: &'a Sources,
     /// The socket that gets the terminal's master, where the process has a terminal.
@@ -145,7 +147,7 @@ fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels) -> Result<Prepared>
     if !birth.options.no_new_keyring {
         labels.with_keys(&launch.process, || new_keyring(birth.id))?;
     }
-    if launch.namespaces.in_user() {
+    if birth.in_user_namespace {
         join::become_root(launch)?;
     }
     if launch.namespaces.new_network() {
