@@ -47,7 +47,7 @@ pub fn run(stage: &str, hooks: &[Hook], state: &serde_json::Value, dir: &Path) -
     for (index, hook) in hooks.iter().enumerate() {
         run_one(hook, state, dir)
             .map_err(|e| e.code_is(Code::Hook))
-            .context(|| format!("running hooks.{stage}[{index}] ({:?})", hook.path()))?;
+            .context(|| format!("running /hooks/{stage}/{index} ({:?})", hook.path()))?;
     }
     Ok(())
 }

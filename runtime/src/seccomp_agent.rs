@@ -55,7 +55,7 @@ pub fn deliver(spec: &Spec, filter: OwnedFd, pid: i32, state: &Value) -> Result<
 }
 
 fn connecting(path: &Path) -> String {
-    format!("failed to connect with seccomp agent {path:?} (linux.seccomp.listenerPath)")
+    format!("failed to connect with seccomp agent {path:?} (/linux/seccomp/listenerPath)")
 }
 
 /// Where the agent listens, and what it is told beside the state.

@@ -237,7 +237,7 @@ fn a_path_that_names_no_cgroup_is_refused_before_anything_is_made() {
         let long = format!("/{}", "y".repeat(256));
         for path in [".", "./", "/", "/../x", &long] {
             let bundle = host.bundle(Spec::new().cgroup(path));
-            bundle.run().fails_with(&["linux.cgroupsPath"]);
+            bundle.run().fails_with(&["/linux/cgroupsPath"]);
             host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
         }
     });

@@ -143,7 +143,7 @@ fn what_a_hook_leaves_running_is_not_waited_for() {
         let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 30});
         let bundle = host.bundle(Spec::new().push("/hooks/createRuntime", hook));
         let begin = std::time::Instant::now();
-        bundle.run().fails_with(&["hooks.createRuntime[0]", "exit status: 3", "saying \"sorry\""]);
+        bundle.run().fails_with(&["/hooks/createRuntime/0", "exit status: 3", "saying \"sorry\""]);
         assert!(begin.elapsed().as_secs() < 20);
         host.shell(&format!("kill $(cat {}/pid)", bundle.directory().display())).succeeds();
     });
@@ -209,12 +209,12 @@ fn a_failed_poststart_hook_stops_the_container_and_is_told() {
             .hook("poststop", &["/bin/sh", "-c", &format!("echo poststop >> {}", log.display())])
             .args(["sleep", "1000"]);
         let container = host.bundle(spec.clone()).create();
-        container.call("start").fails_with(&["hooks.poststart[0]", "exit status: 4", "no such network"]);
+        container.call("start").fails_with(&["/hooks/poststart/0", "exit status: 4", "no such network"]);
         container.becomes("stopped");
         container.call("delete").succeeds();
         assert_eq!(fs::read_to_string(&log).unwrap(), "poststop\n");
         let bundle = host.bundle(spec);
-        bundle.run().fails_with(&["hooks.poststart[0]", "no such network"]);
+        bundle.run().fails_with(&["/hooks/poststart/0", "no such network"]);
         host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
         assert_eq!(fs::read_to_string(&log).unwrap(), "poststop\npoststop\n");
     });

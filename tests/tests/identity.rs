@@ -138,7 +138,7 @@ fn a_limit_above_the_runtimes_own_is_refused_where_it_can_not_raise_it() {
             "ulimit -n 500; capsh --drop=cap_sys_resource -- -c '$RUNTIME create -b {directory} {id}'"
         );
         let create = if host.needs_program("capsh") { create } else { return };
-        let words = "process.rlimits[0].hard: RLIMIT_NOFILE: 100000 is above the runtime's own hard limit 500; ask for";
+        let words = "/process/rlimits/0/hard: RLIMIT_NOFILE: 100000 is above the runtime's own hard limit 500; ask for";
         host.shell(&create).fails_with(&[words]);
     });
 }

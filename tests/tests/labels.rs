@@ -110,7 +110,7 @@ fn c02_a_mount_over_proc_does_not_keep_the_profile_from_being_applied() {
 fn a_profile_that_can_not_be_applied_is_told_at_create() {
     privileged(|host| {
         let bundle = host.bundle(Spec::new().set("/process/apparmorProfile", "no-such-profile"));
-        let words: &[&str] = &["apparmor failed to apply profile", "process.apparmorProfile"];
+        let words: &[&str] = &["apparmor failed to apply profile", "/process/apparmorProfile"];
         bundle.try_create().fails_with(words);
         let why = if has_apparmor() { "no such file or directory" } else { "disabled or not supported" };
         bundle.run().fails_with(&[words, &[why]].concat());
@@ -127,7 +127,7 @@ fn a_profile_of_an_executed_process_that_can_not_be_applied_is_told() {
         let path = host.directory().join("process.json");
         fs::write(&path, process.to_string()).unwrap();
         let run = host.call(&["exec", "--process", path.to_str().unwrap(), container.id()]);
-        run.fails_with(&["apparmor failed to apply profile", "process.apparmorProfile"]);
+        run.fails_with(&["apparmor failed to apply profile", "/process/apparmorProfile"]);
         container.remove();
     });
 }
@@ -139,9 +139,8 @@ fn labels_of_selinux_are_refused_where_there_is_none() {
             return host.skip("SELinux is enabled");
         }
         let why = "selinux label is specified in config, but selinux is disabled or not supported";
-        for field in ["process.selinuxLabel", "linux.mountLabel"] {
-            let pointer = format!("/{}", field.replace('.', "/"));
-            let bundle = host.bundle(Spec::new().set(&pointer, "system_u:system_r:container_t:s0"));
+        for field in ["/process/selinuxLabel", "/linux/mountLabel"] {
+            let bundle = host.bundle(Spec::new().set(field, "system_u:system_r:container_t:s0"));
             bundle.try_create().fails_with(&[field, why]);
             bundle.run().fails_with(&[field, why]);
         }

@@ -167,7 +167,7 @@ fn a_file_system_that_can_not_map_owners_is_told() {
         }
         let spec = Spec::new().push("/mounts", mapped(Path::new("/proc/sys"), 0, 1000));
         run(host, spec).fails_with(&[
-            "mounts[7] at \"/mnt\"",
+            "/mounts/7 at \"/mnt\"",
             "mapping the owners of its files",
             "mount_setattr",
             "invalid argument",
@@ -176,6 +176,6 @@ fn a_file_system_that_can_not_map_owners_is_told() {
         let mut twice = mapped(Path::new("/"), 0, 1000);
         twice["uidMappings"] = json!([mapping(0, 1, 5)[0], mapping(2, 10, 5)[0]]);
         let spec = Spec::new().push("/mounts", twice);
-        run(host, spec).fails_with(&["mounts[7]", "uid_map", "invalid argument"]);
+        run(host, spec).fails_with(&["/mounts/7", "uid_map", "invalid argument"]);
     });
 }

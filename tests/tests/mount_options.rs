@@ -101,7 +101,7 @@ fn a_source_that_is_a_link_can_be_copied() {
         let bundle = host.bundle(copy()).with_file("new/link", "a file");
         bundle
             .run()
-            .fails_with(&["mounts[7] at \"/new/link\"", "something else than a link to \"over/there\""]);
+            .fails_with(&["/mounts/7 at \"/new/link\"", "something else than a link to \"over/there\""]);
         let spec = Spec::new().mount("/new", "bind", &source("file"), &["bind", "copy-symlink"]);
         assert_eq!(host.bundle(spec.args(["cat", "/new"])).run().succeeds().text(), "no link");
     });
@@ -194,7 +194,7 @@ fn a_remount_changes_what_is_there() {
         assert!(found.contains(&"noatime".to_owned()), "{found:?}");
         if host.is_coracle() {
             let spec = Spec::new().mount("/no", "none", "", &["remount", "ro"]);
-            host.bundle(spec).run().fails_with(&["mounts[7] at \"/no\"", "there is nothing to remount"]);
+            host.bundle(spec).run().fails_with(&["/mounts/7 at \"/no\"", "there is nothing to remount"]);
         }
     });
 }
@@ -205,13 +205,13 @@ fn what_the_file_system_refuses_is_told_with_its_own_words() {
         if host.needs_coracle("these words for it") {
             let spec = Spec::new().mount("/mnt", "tmpfs", "tmpfs", &["size=1m", "no-such-option=1"]);
             host.bundle(spec).run().fails_with(&[
-                "mounts[7]",
+                "/mounts/7",
                 "options",
                 "no-such-option",
                 "Unknown parameter",
             ]);
             let spec = Spec::new().mount("/mnt", "tmpfs", "tmpfs", &["size=many"]);
-            host.bundle(spec).run().fails_with(&["mounts[7]", "options", "\"size\", \"many\"", "Bad value"]);
+            host.bundle(spec).run().fails_with(&["/mounts/7", "options", "\"size\", \"many\"", "Bad value"]);
         }
     });
 }

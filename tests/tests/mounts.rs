@@ -222,7 +222,7 @@ fn a_tmpfs_too_small_for_what_it_covers_is_told() {
             let spec = Spec::new().mount("/srv", "tmpfs", "tmpfs", &["tmpcopyup", "size=4k"]);
             let bundle = host.bundle(spec).with_file("srv/file", &"x".repeat(100_000));
             bundle.run().fails_with(&[
-                "mounts[7] at \"/srv\"",
+                "/mounts/7 at \"/srv\"",
                 "copying up \".\" (tmpcopyup): \"file\"",
                 "sendfile",
                 "no space",

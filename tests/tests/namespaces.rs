@@ -92,8 +92,8 @@ fn a_path_that_is_no_namespace_is_refused() {
     privileged(|host| {
         let refused = |path: &str| host.bundle(Spec::new().join("network", path)).run();
         // The kinds that are new come first in the test's list.
-        refused("/etc/passwd").fails_with(&["linux.namespaces[5].path", "\"/etc/passwd\" is no namespace"]);
-        refused("/nowhere").fails_with(&["linux.namespaces[5].path", "/nowhere", "no such file"]);
+        refused("/etc/passwd").fails_with(&["/linux/namespaces/5/path", "\"/etc/passwd\" is no namespace"]);
+        refused("/nowhere").fails_with(&["/linux/namespaces/5/path", "/nowhere", "no such file"]);
         refused("net").fails_with(&["\"net\" is not absolute"]);
         let fifo = host.directory().join("fifo");
         command::tool("mkfifo", &[&fifo]);
@@ -110,7 +110,7 @@ fn a_path_of_another_kind_is_refused() {
             let path = format!("/proc/self/ns/{file}");
             let run = host.bundle(Spec::new().join(kind, &path)).run();
             run.fails_with(&[
-                "linux.namespaces[",
+                "/linux/namespaces[",
                 "].path",
                 &path,
                 &format!("is {named} namespace, not a {kind}"),
@@ -270,11 +270,11 @@ fn a_command_in_a_time_namespace_sees_its_clocks() {
 fn time_offsets_without_a_time_namespace_of_the_containers_own_are_refused() {
     privileged(|host| {
         let without = offsets().without_namespace("time");
-        host.bundle(without).run().fails_with(&["linux.timeOffsets", "no \"time\""]);
+        host.bundle(without).run().fails_with(&["/linux/timeOffsets", "no \"time\""]);
         let joined = offsets().join("time", "/proc/self/ns/time");
-        host.bundle(joined).run().fails_with(&["linux.timeOffsets", "joined by path"]);
+        host.bundle(joined).run().fails_with(&["/linux/timeOffsets", "joined by path"]);
         let other = offsets().set("/linux/timeOffsets/realtime", json!({"secs": 1, "nanosecs": 0}));
-        host.bundle(other).run().fails_with(&["linux.timeOffsets", "\"realtime\""]);
+        host.bundle(other).run().fails_with(&["/linux/timeOffsets", "\"realtime\""]);
     });
 }
 
@@ -319,7 +319,7 @@ fn a_containers_mount_namespace_can_be_joined_by_path() {
 fn masks_without_a_mount_namespace_are_refused() {
     privileged(|host| {
         let run = host.bundle(Spec::new().without_namespace("mount")).run();
-        run.fails_with(&["linux.maskedPaths", "no new \"mount\"", "unable to restrict sys entries"]);
+        run.fails_with(&["/linux/maskedPaths", "no new \"mount\"", "unable to restrict sys entries"]);
     });
 }
 

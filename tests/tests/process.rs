@@ -54,7 +54,7 @@ fn a_real_time_process_needs_its_cgroups_budget() {
         }
         // Version 1 gives a new cgroup none.
         let bundle = host.bundle(sleeping().set("/process/scheduler", scheduler));
-        let words = ["process.scheduler", "sched_setattr", "operation not permitted"];
+        let words = ["/process/scheduler", "sched_setattr", "operation not permitted"];
         bundle.try_create().fails_with(&words);
         bundle.run().fails_with(&words);
     });
@@ -81,7 +81,7 @@ fn what_the_kernel_refuses_of_a_scheduler_is_told_and_leaves_nothing() {
         // The kernel wants the runtime to be at most the deadline.
         let scheduler = json!({"policy": "SCHED_DEADLINE", "runtime": 9_000_000, "deadline": 5_000_000});
         let bundle = host.bundle(sleeping().set("/process/scheduler", scheduler));
-        let words = ["process.scheduler", "sched_setattr", "invalid argument"];
+        let words = ["/process/scheduler", "sched_setattr", "invalid argument"];
         bundle.try_create().fails_with(&words);
         bundle.run().fails_with(&words);
     });
@@ -160,7 +160,7 @@ fn processors_that_are_not_there_are_told() {
         let spec = sleeping().set("/process/execCPUAffinity", json!({"final": "60000"}));
         let container = host.bundle(spec).start();
         container.exec(&["true"]).fails_with(&[
-            "process.execCPUAffinity.final",
+            "/process/execCPUAffinity/final",
             "sched_setaffinity",
             "invalid argument",
         ]);
@@ -189,7 +189,7 @@ fn memory_comes_from_the_nodes_that_were_asked_for() {
             "interleave=static:0"
         );
         maps(json!({"mode": "MPOL_BIND", "nodes": "1000"})).fails_with(&[
-            "linux.memoryPolicy",
+            "/linux/memoryPolicy",
             "set_mempolicy",
             "invalid argument",
         ]);
@@ -245,7 +245,7 @@ fn cache_and_bandwidth_are_refused_where_there_is_no_resctrl() {
             return host.skip("resctrl is mounted");
         }
         let bundle = host.bundle(sleeping().set("/linux/intelRdt", json!({"l3CacheSchema": "L3:0=f"})));
-        let words = ["linux.intelRdt", "Intel RDT is not supported or enabled", "mount -t resctrl"];
+        let words = ["/linux/intelRdt", "Intel RDT is not supported or enabled", "mount -t resctrl"];
         bundle.try_create().fails_with(&words);
         bundle.run().fails_with(&words);
     });

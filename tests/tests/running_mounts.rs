@@ -105,20 +105,20 @@ fn what_can_not_be_added_or_removed_is_named() {
         let container = host.sleeper();
         let bind = |source: &str| json!([{"destination": "/tmp/a", "type": "bind", "source": source}]);
         for (verb, list, words) in [
-            ("add", bind("/no/such"), vec!["mounts[0] at \"/tmp/a\"", "/no/such", "no such file"]),
+            ("add", bind("/no/such"), vec!["/mounts/0 at \"/tmp/a\"", "/no/such", "no such file"]),
             (
                 "add",
                 json!([{"destination": "/p", "type": "proc"}]),
-                vec!["mounts[0] is neither a bind mount"],
+                vec!["/mounts/0 is neither a bind mount"],
             ),
             ("add", json!({"mount": []}), vec!["mounts.json", "missing field `mounts`"]),
-            ("remove", json!([{"destination": "/"}]), vec!["mounts[0].destination is the container's root"]),
+            ("remove", json!([{"destination": "/"}]), vec!["/mounts/0/destination is the container's root"]),
             (
                 "remove",
                 json!([{"destination": "/tmp"}]),
-                vec!["mounts[0] at \"/tmp\": nothing is mounted there"],
+                vec!["/mounts/0 at \"/tmp\": nothing is mounted there"],
             ),
-            ("remove", json!([{"destination": "/none"}]), vec!["mounts[0] at \"/none\": nothing is mounted"]),
+            ("remove", json!([{"destination": "/none"}]), vec!["/mounts/0 at \"/none\": nothing is mounted"]),
         ] {
             mounts(host, verb, &container, &list).fails_with(&words);
         }

@@ -144,7 +144,7 @@ fn calls_fail_once_it_is_gone() {
 #[test]
 fn without_it_nothing_starts() {
     privileged(|host| {
-        let words = &["failed to connect with seccomp agent", "linux.seccomp.listenerPath"];
+        let words = &["failed to connect with seccomp agent", "/linux/seccomp/listenerPath"];
         let file = host.directory().join("file");
         fs::write(&file, "").unwrap();
         for path in [Path::new("/nothing/there"), &file] {

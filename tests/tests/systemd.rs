@@ -70,7 +70,7 @@ fn a_scope_of_another_container_is_refused_and_left_alone() {
     with_systemd(|host| {
         let first = host.bundle(sleeper("twice")).start();
         let second = host.bundle(sleeper("twice"));
-        second.try_create().fails_with(&["starting unit x-twice.scope", "linux.cgroupsPath of its own"]);
+        second.try_create().fails_with(&["starting unit x-twice.scope", "/linux/cgroupsPath of its own"]);
         assert_eq!(host.call(&["state", first.id()]).json()["status"], "running");
         assert_eq!(host.call(&["state", second.id()]).code, 1, "nothing is left of the second");
         host.call(&["delete", "--force", first.id()]).succeeds();
@@ -117,7 +117,7 @@ fn a_path_that_is_no_scope_is_refused_by_name() {
     privileged(|host| {
         for path in ["/a/b", "x.slice:only-two", "no-slice:x:y", "x.slice:x:a/b"] {
             let outcome = systemd(host, "create", &sleeper("x").cgroup(path));
-            outcome.fails_with(&["linux.cgroupsPath", path]);
+            outcome.fails_with(&["/linux/cgroupsPath", path]);
         }
     });
 }

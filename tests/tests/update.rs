@@ -123,7 +123,7 @@ fn a_refused_update_leaves_every_limit_as_it_was() {
         let shares = limit(&container, "cpu.shares", "cpu.weight");
         let options =
             ["--cpu-share", "2048", "--pids-limit", "5", "--memory", "48m", "--cpuset-cpus", "4000"];
-        update(&container, &options).fails_with(&["updating", "linux.resources.cpu.cpus", "cpuset.cpus"]);
+        update(&container, &options).fails_with(&["updating", "/linux/resources/cpu/cpus", "cpuset.cpus"]);
         assert_eq!(limit(&container, "cpu.shares", "cpu.weight"), shares);
         assert_eq!((memory(&container), pids(&container)), ((64 * MIB).to_string(), "20".to_owned()));
         assert_eq!(kept(&container), before);
@@ -132,7 +132,7 @@ fn a_refused_update_leaves_every_limit_as_it_was() {
         let document = json!({"cpu": {"shares": 2048}, "pids": {"limit": 5}, "memory": {"limit": 48 * MIB},
             "devices": [{"allow": true, "type": "c", "major": 10, "minor": 229, "access": "x"}]});
         fs::write(&file, document.to_string()).unwrap();
-        update(&container, &["--resources", file.to_str().unwrap()]).fails_with(&["devices[0]"]);
+        update(&container, &["--resources", file.to_str().unwrap()]).fails_with(&["devices/0"]);
         assert_eq!(limit(&container, "cpu.shares", "cpu.weight"), shares);
         assert_eq!((memory(&container), pids(&container)), ((64 * MIB).to_string(), "20".to_owned()));
         container.remove();

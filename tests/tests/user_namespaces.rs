@@ -72,10 +72,10 @@ fn an_id_that_is_not_mapped_is_refused_by_name() {
     privileged(|host| {
         let user = |user| mapped(Spec::new()).set("/process/user", user);
         let refused = |spec, words: &[&str]| bundle(host, spec).run().fails_with(words);
-        refused(user(json!({"uid": 70000, "gid": 0})), &["process.user.uid is 70000", "linux.uidMappings"]);
-        refused(user(json!({"uid": 0, "gid": 70000})), &["process.user.gid is 70000", "linux.gidMappings"]);
+        refused(user(json!({"uid": 70000, "gid": 0})), &["/process/user/uid is 70000", "/linux/uidMappings"]);
+        refused(user(json!({"uid": 0, "gid": 70000})), &["/process/user/gid is 70000", "/linux/gidMappings"]);
         let groups = json!({"uid": 0, "gid": 0, "additionalGids": [5, 70000]});
-        refused(user(groups), &["process.user.additionalGids is 70000", "linux.gidMappings"]);
+        refused(user(groups), &["/process/user/additionalGids is 70000", "/linux/gidMappings"]);
     });
 }
 
@@ -83,9 +83,9 @@ fn an_id_that_is_not_mapped_is_refused_by_name() {
 fn mappings_and_a_user_namespace_need_each_other() {
     privileged(|host| {
         let without = mapped(Spec::new()).without_namespace("user");
-        host.bundle(without).run().fails_with(&["linux.uidMappings", "no \"user\""]);
+        host.bundle(without).run().fails_with(&["/linux/uidMappings", "no \"user\""]);
         let no_groups = mapped(Spec::new()).remove("/linux", "gidMappings");
-        host.bundle(no_groups).run().fails_with(&["linux.gidMappings is empty"]);
+        host.bundle(no_groups).run().fails_with(&["/linux/gidMappings is empty"]);
     });
 }
 
@@ -96,7 +96,7 @@ fn overlapping_ranges_are_refused_by_name() {
             {"containerID": 0, "hostID": USER, "size": 10}, {"containerID": 5, "hostID": 300_000, "size": 10}
         ]);
         let spec = mapped(Spec::new()).set("/linux/uidMappings", twice);
-        bundle(host, spec).run().fails_with(&["linux.uidMappings", "invalid argument"]);
+        bundle(host, spec).run().fails_with(&["/linux/uidMappings", "invalid argument"]);
     });
 }
 
@@ -109,9 +109,9 @@ fn a_command_is_in_it_too() {
         assert_eq!(run.lines()[1], container.exec(&["readlink", "/proc/1/ns/user"]).succeeds().text());
         let run = container.exec_with(&["--user", "1000:1001"], &["sh", "-c", "id -u; id -g"]).succeeds();
         assert_eq!(run.lines(), ["1000", "1001"]);
-        container.exec_with(&["--user", "70000"], &["true"]).fails_with(&["process.user.uid is 70000"]);
+        container.exec_with(&["--user", "70000"], &["true"]).fails_with(&["/process/user/uid is 70000"]);
         let groups = container.exec_with(&["--additional-gids", "70000"], &["true"]);
-        groups.fails_with(&["process.user.additionalGids is 70000"]);
+        groups.fails_with(&["/process/user/additionalGids is 70000"]);
         container.remove();
     });
 }
@@ -169,7 +169,7 @@ fn sources_and_roots_that_its_root_could_not_reach_are_mounted() {
         fs::set_permissions(bundle.directory(), fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(bundle.run().succeeds().text(), "onetwo");
         let missing = mapped(Spec::new()).bind("/nowhere", "/mnt", &[]);
-        host.bundle(missing).run().fails_with(&["mounts[7]", "/nowhere", "no such file"]);
+        host.bundle(missing).run().fails_with(&["/mounts/7", "/nowhere", "no such file"]);
     });
 }
 

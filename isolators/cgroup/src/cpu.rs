@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn realtime_limits_are_refused_on_version_2() {
-        let wanted = "linux.resources.cpu.realtimeRuntime: cgroup version 2, which this machine runs, has no such limit";
+        let wanted = "/linux/resources/cpu/realtimeRuntime: cgroup version 2, which this machine runs, has no such limit";
         assert_eq!(refusal(&Cpu, CgroupVersion::V2, json!({"cpu": {"realtimeRuntime": 5}})), wanted);
     }
 

@@ -47,6 +47,9 @@ mod tests {
         group.apply(Cpuset, json!({"cpu": {"cpus": "0", "mems": "0"}}));
         assert_eq!(group.read("cpuset", "cpuset.cpus"), "0");
         let error = group.try_apply(Cpuset, json!({"cpu": {"cpus": "4000"}})).unwrap_err();
-        assert!(error.starts_with("linux.resources.cpu.cpus: write(\"cpuset.cpus\", \"4000\"): "), "{error}");
+        assert!(
+            error.starts_with("/linux/resources/cpu/cpus: write(\"cpuset.cpus\", \"4000\"): "),
+            "{error}"
+        );
     }
 }

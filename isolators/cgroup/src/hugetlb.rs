@@ -21,7 +21,7 @@ impl Controller for Hugetlb {
         for (i, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
             if !is_size(limit.page_size()) {
                 let what = format!("{:?} is no size of a page, as 64KB, 2MB and 1GB are", limit.page_size());
-                return Err(Error::new(what).at(format!("linux.resources.hugepageLimits[{i}].pageSize")));
+                return Err(Error::new(what).at(format!("/linux/resources/hugepageLimits/{i}/pageSize")));
             }
         }
         Ok(Vec::new())
@@ -39,7 +39,7 @@ impl Controller for Hugetlb {
                 (CgroupVersion::V2, bytes) if bytes < 0 => "max".to_owned(),
                 (_, bytes) => bytes.to_string(),
             };
-            let field = || format!("hugepageLimits[{i}]");
+            let field = || format!("hugepageLimits/{i}");
             settings.push(Setting::new("hugetlb", format!("hugetlb.{size}.{file}"), &value, field()));
             settings.push(
                 Setting::new("hugetlb", format!("hugetlb.{size}.rsvd.{file}"), &value, field())
@@ -104,7 +104,7 @@ mod tests {
         for size in ["", "MB", "02MB", "2mb", "2MB/../x", "2M"] {
             let limits = json!({"hugepageLimits": [{"pageSize": size, "limit": 1}]});
             let wanted = format!(
-                "linux.resources.hugepageLimits[0].pageSize: {size:?} is no size of a page, as 64KB, 2MB and 1GB are"
+                "/linux/resources/hugepageLimits/0/pageSize: {size:?} is no size of a page, as 64KB, 2MB and 1GB are"
             );
             assert_eq!(refusal(&Hugetlb, CgroupVersion::V1, limits), wanted);
         }

@@ -125,7 +125,7 @@ fn throttles(io: &LinuxBlockIo, version: CgroupVersion, settings: &mut Vec<Setti
     for (devices, file, key, field) in kinds {
         for (i, device) in devices.iter().flatten().enumerate() {
             let number = format!("{}:{}", device.major(), device.minor());
-            let field = format!("blockIO.{field}[{i}]");
+            let field = format!("blockIO.{field}/{i}");
             settings.push(match (version, device.rate()) {
                 (CgroupVersion::V1, rate) => {
                     Setting::new("blkio", file.to_owned(), format!("{number} {rate}"), field)
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn leaf_weights_are_refused_on_version_2() {
-        let wanted = "linux.resources.blockIO.leafWeight: cgroup version 2, which this machine runs, has no such limit";
+        let wanted = "/linux/resources/blockIO/leafWeight: cgroup version 2, which this machine runs, has no such limit";
         assert_eq!(refusal(&Io, CgroupVersion::V2, json!({"blockIO": {"leafWeight": 5}})), wanted);
     }
 
@@ -251,7 +251,7 @@ mod tests {
         group.apply(Io, json!({"blockIO": {"weight": 200}}));
         assert!(group.read("blkio", "blkio.bfq.weight").contains("200"));
         let error = group.try_apply(Io, json!({"blockIO": {"leafWeight": 200}})).unwrap_err();
-        let wanted = "linux.resources.blockIO.leafWeight: openat(\"blkio.leaf_weight\"): no such file or directory; \
+        let wanted = "/linux/resources/blockIO/leafWeight: openat(\"blkio.leaf_weight\"): no such file or directory; \
                       this kernel does not offer it";
         assert_eq!(error, wanted);
         assert!(Io.usage(&group.group).unwrap().io.is_empty());

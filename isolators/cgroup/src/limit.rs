@@ -56,7 +56,7 @@ impl Setting {
             },
             other => other,
         };
-        written.map_err(|e| e.at(format!("linux.resources.{}", self.field)))
+        written.map_err(|e| e.at(pointer(&self.field)))
     }
 }
 
@@ -183,9 +183,14 @@ fn write_all(group: &Cgroup, settings: &[Setting]) -> Result<()> {
     again.into_iter().try_for_each(|setting| setting.write(group))
 }
 
+/// The JSON pointer of a field: `memory.limit`, or `unified.memory.max`, whose key has a dot of its own.
+fn pointer(field: &str) -> String {
+    format!("/linux/resources/{}", field.replacen('.', "/", 1))
+}
+
 /// The error for a field that this version of cgroups does not have.
 pub(crate) fn not_on(version: CgroupVersion, field: &str) -> Error {
     let number = if version == CgroupVersion::V1 { 1 } else { 2 };
     Error::new(format!("cgroup version {number}, which this machine runs, has no such limit"))
-        .at(format!("linux.resources.{field}"))
+        .at(pointer(field))
 }

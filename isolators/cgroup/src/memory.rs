@@ -22,7 +22,7 @@ impl Controller for Memory {
         let Some(memory) = resources.memory() else { return Ok(Vec::new()) };
         if memory.use_hierarchy() == Some(false) {
             let what = "a memory cgroup without its descendants is no longer to be had (Linux 5.11)";
-            return Err(Error::new(what).at("linux.resources.memory.useHierarchy"));
+            return Err(Error::new(what).at("/linux/resources/memory/useHierarchy"));
         }
         for (set, field) in [
             (memory.swappiness().is_some(), "memory.swappiness"),
@@ -35,7 +35,7 @@ impl Controller for Memory {
         let deprecated = [(memory.kernel(), "kernel"), (memory.kernel_tcp(), "kernelTCP")];
         let set = deprecated.into_iter().filter(|(value, _)| value.is_some());
         Ok(set
-            .map(|(_, name)| format!("linux.resources.memory.{name} is deprecated and has no effect"))
+            .map(|(_, name)| format!("/linux/resources/memory/{name} is deprecated and has no effect"))
             .collect())
     }
 
@@ -125,7 +125,7 @@ fn swap_2(memory: &LinuxMemory, group: &Cgroup) -> Result<Option<Setting>> {
         (Some(swap), limit) => swap.cast_unsigned().checked_sub(memory_limit(limit, group)?),
     };
     let swap = swap.ok_or_else(|| {
-        Error::new("memory and swap together are less than memory").at("linux.resources.memory.swap")
+        Error::new("memory and swap together are less than memory").at("/linux/resources/memory/swap")
     })?;
     let setting = Setting::new("memory", "memory.swap.max", swap, field);
     // A kernel without swap has no such file, and grants none.
@@ -141,7 +141,7 @@ fn memory_limit(limit: Option<i64>, group: &Cgroup) -> Result<u64> {
     };
     known.ok_or_else(|| {
         Error::new("memory and swap can't be limited together where memory is not")
-            .at("linux.resources.memory.swap")
+            .at("/linux/resources/memory/swap")
             .with_hint("set memory.limit too")
     })
 }
@@ -157,7 +157,7 @@ fn check_usage(memory: &LinuxMemory, group: &Cgroup) -> Result<()> {
     match number(group, "memory", file)? {
         Some(usage) if usage > limit => {
             Err(Error::new(format!("{limit} bytes are less than the {usage} in use"))
-                .at("linux.resources.memory.limit"))
+                .at("/linux/resources/memory/limit"))
         }
         _ => Ok(()),
     }
@@ -294,7 +294,7 @@ mod tests {
                     .to_owned(),
             ),
         ] {
-            let wanted = format!("linux.resources.memory.{wanted}");
+            let wanted = format!("/linux/resources/memory/{wanted}");
             assert_eq!(refusal(&Memory, version, json!({ "memory": memory })), wanted);
         }
     }
@@ -303,7 +303,7 @@ mod tests {
     fn deprecated_limits_are_warned_of() {
         let resources = serde_json::from_value(json!({"memory": {"kernel": 5}})).unwrap();
         let warnings = Memory.check(CgroupVersion::V1, &resources).unwrap();
-        assert_eq!(warnings, ["linux.resources.memory.kernel is deprecated and has no effect"]);
+        assert_eq!(warnings, ["/linux/resources/memory/kernel is deprecated and has no effect"]);
     }
 
     #[test]
@@ -319,7 +319,7 @@ mod tests {
         group.apply(Memory, json!({"memory": {"limit": -1}}));
         assert_eq!(Memory.usage(&group.group).unwrap().memory.unwrap().limit, None);
         let error = group.try_apply(Memory, json!({"memory": {"limit": 64 * MIB, "swap": MIB}})).unwrap_err();
-        let wanted = "linux.resources.memory.swap: write(\"memory.memsw.limit_in_bytes\", \"1048576\"): invalid argument";
+        let wanted = "/linux/resources/memory/swap: write(\"memory.memsw.limit_in_bytes\", \"1048576\"): invalid argument";
         assert_eq!(error, wanted);
     }
 

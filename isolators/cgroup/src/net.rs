@@ -29,7 +29,7 @@ impl Controller for Net {
         let class = class.map(|class| Setting::new("net_cls", "net_cls.classid", class, "network.classID"));
         let priorities = network.priorities().iter().flatten().enumerate().map(|(i, interface)| {
             let value = format!("{} {}", interface.name(), interface.priority());
-            Setting::new("net_prio", "net_prio.ifpriomap", value, format!("network.priorities[{i}]"))
+            Setting::new("net_prio", "net_prio.ifpriomap", value, format!("network.priorities/{i}"))
         });
         Ok(class.into_iter().chain(priorities).collect())
     }
@@ -53,6 +53,6 @@ mod tests {
     fn version_2_refuses_both_by_name() {
         let wanted = "cgroup version 2, which this machine runs, has no such limit";
         let class = refusal(&Net, CgroupVersion::V2, json!({"network": {"classID": 5}}));
-        assert_eq!(class, format!("linux.resources.network.classID: {wanted}"));
+        assert_eq!(class, format!("/linux/resources/network/classID: {wanted}"));
     }
 }

@@ -18,7 +18,7 @@ impl Controller for Unified {
             return Err(Error::new(
                 "this machine's controllers are on cgroup version 1, which has no such files",
             )
-            .at("linux.resources.unified"));
+            .at("/linux/resources/unified"));
         }
         Ok(Vec::new())
     }
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn version_1_refuses() {
-        let wanted = "linux.resources.unified: this machine's controllers are on cgroup version 1, \
+        let wanted = "/linux/resources/unified: this machine's controllers are on cgroup version 1, \
                       which has no such files";
         assert_eq!(refusal(&Unified, CgroupVersion::V1, json!({"unified": {"cpu.max": "1"}})), wanted);
     }
@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(group.read("unified", "cgroup.max.depth"), "3");
         let error = group.try_apply(Unified, json!({"unified": {"../cgroup.procs": "1"}})).unwrap_err();
         let wanted =
-            "linux.resources.unified.../cgroup.procs: \"../cgroup.procs\" is no file of a control group";
+            "/linux/resources/unified/../cgroup.procs: \"../cgroup.procs\" is no file of a control group";
         assert_eq!(error, wanted);
     }
 }

@@ -66,7 +66,7 @@ fn mask(set: &str, names: Option<&Names>) -> Result<u64> {
         match Capability::from_str(&name) {
             Ok(capability) => Ok(mask | capability.bitmask()),
             Err(_) => {
-                Err(Error::new(format!("{name} is no capability")).at(format!("process.capabilities.{set}")))
+                Err(Error::new(format!("{name} is no capability")).at(format!("/process/capabilities/{set}")))
             }
         }
     })

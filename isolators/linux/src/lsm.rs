@@ -15,14 +15,15 @@ impl Isolator for Lsm {
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
         let label = config.spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
-        needs_selinux(label).map_err(|e| e.at("linux.mountLabel"))?;
+        needs_selinux(label).map_err(|e| e.at("/linux/mountLabel"))?;
         Ok(Adjustment::default())
     }
 
     fn process(&self, config: &Config<'_>) -> Result<Adjustment> {
         let Some(process) = config.spec.process() else { return Ok(Adjustment::default()) };
-        needs_apparmor(process.apparmor_profile().as_deref()).map_err(|e| e.at("process.apparmorProfile"))?;
-        needs_selinux(process.selinux_label().as_deref()).map_err(|e| e.at("process.selinuxLabel"))?;
+        needs_apparmor(process.apparmor_profile().as_deref())
+            .map_err(|e| e.at("/process/apparmorProfile"))?;
+        needs_selinux(process.selinux_label().as_deref()).map_err(|e| e.at("/process/selinuxLabel"))?;
         Ok(Adjustment::default())
     }
 }

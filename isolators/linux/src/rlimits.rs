@@ -33,7 +33,7 @@ fn check_raised(rlimits: &[PosixRlimit]) -> Result<()> {
         {
             let why = format!("{name}: {hard} is above the runtime's own hard limit {own}");
             return Err(Error::new(why)
-                .at(format!("process.rlimits[{i}].hard"))
+                .at(format!("/process/rlimits/{i}/hard"))
                 .with_hint("ask for less, or give the runtime CAP_SYS_RESOURCE or a higher limit"));
         }
     }
@@ -45,12 +45,12 @@ fn check(rlimits: &[PosixRlimit]) -> Result<()> {
     for (i, rlimit) in rlimits.iter().enumerate() {
         let name = rlimit.typ();
         if rlimits[..i].iter().any(|other| other.typ() == name) {
-            return Err(Error::new(format!("{name} is set twice")).at(format!("process.rlimits[{i}].type")));
+            return Err(Error::new(format!("{name} is set twice")).at(format!("/process/rlimits/{i}/type")));
         }
         let (soft, hard) = (rlimit.soft(), rlimit.hard());
         if soft > hard {
             return Err(Error::new(format!("{name}: soft limit {soft} is above hard limit {hard}"))
-                .at(format!("process.rlimits[{i}].soft")));
+                .at(format!("/process/rlimits/{i}/soft")));
         }
     }
     Ok(())
@@ -73,14 +73,14 @@ mod tests {
     #[test]
     fn a_soft_limit_above_the_hard_one_is_refused_by_name() {
         let error = checked(r#"[{"type":"RLIMIT_NOFILE","soft":6,"hard":5}]"#).unwrap_err();
-        let wanted = "process.rlimits[0].soft: RLIMIT_NOFILE: soft limit 6 is above hard limit 5";
+        let wanted = "/process/rlimits/0/soft: RLIMIT_NOFILE: soft limit 6 is above hard limit 5";
         assert_eq!(error.to_string(), wanted);
     }
 
     #[test]
     fn a_limit_that_is_set_twice_is_refused_by_name() {
         let twice = r#"[{"type":"RLIMIT_CORE","soft":0,"hard":0},{"type":"RLIMIT_CORE","soft":1,"hard":1}]"#;
-        let wanted = "process.rlimits[1].type: RLIMIT_CORE is set twice";
+        let wanted = "/process/rlimits/1/type: RLIMIT_CORE is set twice";
         assert_eq!(checked(twice).unwrap_err().to_string(), wanted);
     }
 }

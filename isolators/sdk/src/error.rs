@@ -149,12 +149,12 @@ mod tests {
     #[test]
     fn names_the_isolator_the_call_the_field_the_system_call_the_reason_and_the_hint() {
         let error = Error::failed("write(\"memory.limit_in_bytes\", \"4096\")", Errno::EBUSY)
-            .at("linux.resources.memory.limit")
+            .at("/linux/resources/memory/limit")
             .with_hint("memory limit too low?")
             .in_call("cgroups/memory", "isolate");
         assert_eq!(
             error.to_string(),
-            "isolator cgroups/memory could not isolate: linux.resources.memory.limit: \
+            "isolator cgroups/memory could not isolate: /linux/resources/memory/limit: \
              write(\"memory.limit_in_bytes\", \"4096\"): device or resource busy; memory limit too low?"
         );
         assert_eq!(error.syscall(), Some("write"));

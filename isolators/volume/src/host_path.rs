@@ -21,7 +21,7 @@ impl Isolator for HostPath {
         let mounts = config.spec.mounts().as_deref().unwrap_or_default();
         let mut resolved: Vec<(usize, PathBuf)> = Vec::new();
         for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
-            let source = source(mount, config.bundle).map_err(|e| e.at(format!("mounts[{i}].source")))?;
+            let source = source(mount, config.bundle).map_err(|e| e.at(format!("/mounts/{i}/source")))?;
             if mount.source().as_ref() != Some(&source) {
                 resolved.push((i, source));
             }
@@ -143,7 +143,7 @@ mod tests {
         ]);
         let (bundle, adjustment) = prepared(&mounts);
         let wanted = format!(
-            "mounts[1].source: openat2(AT_FDCWD, {:?}): no such file or directory",
+            "/mounts/1/source: openat2(AT_FDCWD, {:?}): no such file or directory",
             bundle.join("nothing")
         );
         assert_eq!(adjustment.unwrap_err().to_string(), wanted);
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_bind_mount_without_a_source_is_named() {
         let mounts = json!([{"destination": "/d", "type": "bind"}]);
-        let wanted = "mounts[0].source: the bind mount on /d has none";
+        let wanted = "/mounts/0/source: the bind mount on /d has none";
         assert_eq!(prepared(&mounts).1.unwrap_err().to_string(), wanted);
     }
 }

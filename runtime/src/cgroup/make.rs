@@ -12,7 +12,7 @@ use super::{Hierarchy, Holder, LONGEST, Place, Site, Tree, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
 /// The way out for who shares a cgroup.
-const OWN_PATH: &str = "give the container a linux.cgroupsPath of its own";
+const OWN_PATH: &str = "give the container a /linux/cgroupsPath of its own";
 
 impl Place {
     /// Makes the cgroups, or has systemd make them with the limits `resources`, and opens them. Where one turns out to

@@ -219,7 +219,7 @@ fn place_directory(id: &str, wanted: Option<&Path>) -> Result<Place> {
         other => other == Component::ParentDir,
     }) || !wanted.components().any(|c| is_name(&c));
     if bad {
-        return Err(Error::new(Code::InvalidSpec, format!("linux.cgroupsPath is {wanted:?}"))
+        return Err(Error::new(Code::InvalidSpec, format!("/linux/cgroupsPath is {wanted:?}"))
             .hint("name a cgroup below the root, without \"..\" and in components of at most 255 bytes"));
     }
     let own = if wanted.is_absolute() { String::new() } else { own_cgroups()? };
@@ -318,7 +318,7 @@ mod tests {
         let long = format!("/{}", "y".repeat(256));
         for bad in ["/a/../../b", "../x", "/", ".", "./", "/.", "/a\nb", &long] {
             let error = place_directory("x", Some(Path::new(bad))).unwrap_err().to_string();
-            assert!(error.contains("linux.cgroupsPath"), "{error}");
+            assert!(error.contains("/linux/cgroupsPath"), "{error}");
         }
     }
 

@@ -67,7 +67,7 @@ pub(super) fn planned(global: &Global, id: &str, loaded: spec::Loaded) -> Result
     let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
     let (launch, ..) = prepare::adjust(&plan, &isolators::built_in()?)?;
     if launch.process.terminal {
-        let why = "a container with a terminal (process.terminal) can't be checkpointed";
+        let why = "a container with a terminal (/process/terminal) can't be checkpointed";
         return Err(Error::new(Code::Unsupported, why));
     }
     Ok(launch)

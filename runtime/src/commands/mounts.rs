@@ -71,12 +71,12 @@ fn to_add(wanted: &[Mount], spec: &Spec, bundle: &Path) -> Result<Vec<MountPlan>
 
 fn to_remove(wanted: &[Mount]) -> Result<Vec<(String, PathBuf)>> {
     let named = wanted.iter().enumerate().map(|(index, mount)| {
-        let field = format!("mounts[{index}]");
+        let field = format!("/mounts/{index}");
         let path = plan::below_root(mount.destination());
         if path == Path::new("") {
             return Err(Error::new(
                 Code::InvalidSpec,
-                format!("{field}.destination is the container's root"),
+                format!("{field}/destination is the container's root"),
             ));
         }
         Ok((field, path))

@@ -42,7 +42,7 @@ fn not_running() -> Error {
 /// The limits of the file, with those of the options over them.
 fn asked(options: &cli::Update) -> Result<Value> {
     if !options.rdt.is_null() {
-        return Err(Error::new(Code::Unsupported, "linux.intelRdt can't be changed while a container runs")
+        return Err(Error::new(Code::Unsupported, "/linux/intelRdt can't be changed while a container runs")
             .hint("leave --l3-cache-schema and --mem-bw-schema away"));
     }
     let mut asked = match &options.file {

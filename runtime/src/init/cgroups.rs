@@ -43,7 +43,7 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: 
     let context = mount::Context::open("tmpfs")?;
     context.set("mode", b"755")?;
     if let Some(label) = &plan.label {
-        context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
+        context.set("context", label.as_bytes()).context(|| "labelling it (/linux/mountLabel)")?;
     }
     let tmpfs = context.mount(SAFE)?;
     // Attached first: kernels before 6.15 mount nothing on what is still detached.

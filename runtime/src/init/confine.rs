@@ -15,27 +15,27 @@ const SYS_ADMIN: u64 = 1 << 21;
 /// it, it must allow.
 pub(super) fn confine(plan: &ProcessPlan, word: &Executing) -> Result<()> {
     for (name, soft, hard) in &plan.rlimits {
-        identity::set_limit(name, *soft, *hard).context(|| format!("setting process.rlimits {name}"))?;
+        identity::set_limit(name, *soft, *hard).context(|| format!("setting /process/rlimits {name}"))?;
     }
     let sets = plan.capabilities;
     let lent = if plan.seccomp.is_some() && !plan.no_new_privileges { SYS_ADMIN } else { 0 };
     let with_lent =
         Capabilities { effective: sets.effective | lent, permitted: sets.permitted | lent, ..sets };
     identity::limit_bounding(sets.bounding)?;
-    become_user(plan, &with_lent).context(|| "becoming process.user")?;
-    identity::set_capabilities(&with_lent).context(|| "setting process.capabilities")?;
-    identity::raise_ambient(sets.ambient).context(|| "setting process.capabilities.ambient")?;
+    become_user(plan, &with_lent).context(|| "becoming /process/user")?;
+    identity::set_capabilities(&with_lent).context(|| "setting /process/capabilities")?;
+    identity::raise_ambient(sets.ambient).context(|| "setting /process/capabilities/ambient")?;
     identity::set_umask(plan.umask);
     if plan.no_new_privileges {
         identity::no_new_privileges()?;
     }
     if let Some(filter) = &plan.seccomp {
-        load(filter, word).context(|| "loading linux.seccomp")?;
+        load(filter, word).context(|| "loading /linux/seccomp")?;
     }
     if with_lent != sets {
         identity::set_capabilities(&sets)
-            .map_err(|e| Error::from(e).hint("without noNewPrivileges linux.seccomp must allow capset"))
-            .context(|| "setting process.capabilities")?;
+            .map_err(|e| Error::from(e).hint("without noNewPrivileges /linux/seccomp must allow capset"))
+            .context(|| "setting /process/capabilities")?;
     }
     Ok(())
 }

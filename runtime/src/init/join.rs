@@ -45,7 +45,7 @@ impl Host<'_> {
     pub fn leave(&self, launch: &Launch) -> Result<()> {
         if let Some(adjustment) = launch.process.oom_score_adj {
             // The host's procfs: the container's own would be whatever its image makes of it.
-            set_oom_score(adjustment).context(|| "setting process.oomScoreAdj")?;
+            set_oom_score(adjustment).context(|| "setting /process/oomScoreAdj")?;
         }
         self.cgroups.enter()?;
         self.join_all()
@@ -113,7 +113,7 @@ pub(super) fn new_time(offsets: &str) -> Result<()> {
     namespace::unshare(libc::CLONE_NEWTIME)?;
     if !offsets.is_empty() {
         file::write_to(file::CWD, "/proc/self/timens_offsets", offsets.as_bytes(), Resolve::Host)
-            .context(|| "setting linux.timeOffsets")?;
+            .context(|| "setting /linux/timeOffsets")?;
     }
     let made = file::open(file::CWD, "/proc/self/ns/time_for_children", 0, 0, Resolve::Host)?;
     namespace::join(made.as_fd(), libc::CLONE_NEWTIME).context(|| "entering the time namespace")
@@ -126,8 +126,8 @@ pub(super) fn become_root(launch: &Launch) -> Result<()> {
     match become_user(0, 0) {
         Err(e) if e.errno() == Errno::EINVAL => become_user(launch.process.uid, launch.process.gid)
             .map_err(Error::from)
-            .map_err(|e| e.hint("is process.user mapped in the user namespace?"))
-            .context(|| "becoming root of the user namespace, or process.user")?,
+            .map_err(|e| e.hint("is /process/user mapped in the user namespace?"))
+            .context(|| "becoming root of the user namespace, or /process/user")?,
         other => other?,
     }
     // A caller without privilege was not so while its IDs were being mapped.

@@ -49,10 +49,10 @@ impl Labels {
     /// Does `make`, which makes keys that the program is to use, under the program's label.
     pub(super) fn with_keys(&self, plan: &ProcessPlan, make: impl FnOnce() -> Result<()>) -> Result<()> {
         let (Some(selinux), Some(label)) = (&self.selinux, &plan.selinux_label) else { return make() };
-        write(selinux.keys.as_fd(), label).context(|| "labelling keys (process.selinuxLabel)")?;
+        write(selinux.keys.as_fd(), label).context(|| "labelling keys (/process/selinuxLabel)")?;
         make()?;
         // A line alone takes the label back; nothing at all would not be a write.
-        write(selinux.keys.as_fd(), "\n").context(|| "no longer labelling keys (process.selinuxLabel)")
+        write(selinux.keys.as_fd(), "\n").context(|| "no longer labelling keys (/process/selinuxLabel)")
     }
 
     /// Labels whatever the process executes next.
@@ -64,12 +64,12 @@ impl Labels {
                     _ => e,
                 })
                 .context(|| {
-                    format!("apparmor failed to apply profile {profile:?} (process.apparmorProfile)")
+                    format!("apparmor failed to apply profile {profile:?} (/process/apparmorProfile)")
                 })?;
         }
         if let (Some(selinux), Some(label)) = (self.selinux, &plan.selinux_label) {
             write(selinux.program.as_fd(), label)
-                .context(|| format!("can't set process label {label:?} (process.selinuxLabel)"))?;
+                .context(|| format!("can't set process label {label:?} (/process/selinuxLabel)"))?;
         }
         Ok(())
     }

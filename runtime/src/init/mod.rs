@@ -208,7 +208,7 @@ fn set_sysctls(inside: &Inside) -> Result<()> {
     let parameters = host_proc("sys")?;
     for (path, value) in &inside.sysctl {
         file::write_to(parameters.as_fd(), path, value.as_bytes(), Resolve::BeneathNoLinks)
-            .context(|| format!("setting linux.sysctl {path:?}"))?;
+            .context(|| format!("setting /linux/sysctl {path:?}"))?;
     }
     Ok(())
 }

@@ -143,7 +143,7 @@ fn create(plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<OwnedFd> {
     }
     let label = plan.label.as_deref().filter(|_| !matches!(fstype.as_str(), "proc" | "sysfs" | "mqueue"));
     if let Some(label) = label {
-        context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
+        context.set("context", label.as_bytes()).context(|| "labelling it (/linux/mountLabel)")?;
     }
     // What is still to be filled becomes read-only when it is.
     let late = if plan.is_filled_later() { attr::RDONLY } else { 0 };
@@ -171,7 +171,7 @@ pub(super) fn new(root: &Root, plan: &MountPlan) -> Result<OwnedFd> {
 /// Gives an open file the SELinux label of the container's files.
 pub(super) fn relabel(file: BorrowedFd<'_>, label: &str) -> Result<()> {
     archive::set_xattr(file, OsStr::new("security.selinux"), label.as_bytes())
-        .context(|| "labelling it (linux.mountLabel)")
+        .context(|| "labelling it (/linux/mountLabel)")
 }
 
 fn unknown_type(error: coracle_sys::Error, plan: &MountPlan) -> Error {

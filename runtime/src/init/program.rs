@@ -14,11 +14,11 @@ use crate::stages::plan::process::ProcessPlan;
 /// Changes to the working directory, and makes sure that it is inside the container: a path like
 /// `/proc/self/fd/7` could lead to a directory of the host (CVE-2024-21626).
 pub(super) fn change_dir(cwd: &Path) -> Result<()> {
-    namespace::change_dir(cwd).context(|| "changing to the working directory (process.cwd)")?;
+    namespace::change_dir(cwd).context(|| "changing to the working directory (/process/cwd)")?;
     if namespace::is_inside()? {
         return Ok(());
     }
-    Err(Error::new(Code::InvalidSpec, format!("process.cwd {cwd:?} leads out of the container")))
+    Err(Error::new(Code::InvalidSpec, format!("/process/cwd {cwd:?} leads out of the container")))
 }
 
 /// Looks for the program as execvp(3) would, with the container's own `PATH`.

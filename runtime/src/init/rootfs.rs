@@ -93,12 +93,12 @@ pub(super) fn mask(root: &Root, inside: &Inside) -> Result<()> {
             mount::set_attributes(tree.as_fd(), READ_ONLY, true)?;
             mount::attach(tree.as_fd(), target.as_fd())
         });
-        covered.context(|| format!("making {path:?} read-only (linux.readonlyPaths)"))?;
+        covered.context(|| format!("making {path:?} read-only (/linux/readonlyPaths)"))?;
     }
     let mut covers = Covers { label: inside.mount_label.as_deref(), null: None, empty: None };
     for path in &inside.masked_paths {
         let Some(target) = existing(root, path)? else { continue };
-        covers.cover(target.as_fd()).context(|| format!("masking {path:?} (linux.maskedPaths)"))?;
+        covers.cover(target.as_fd()).context(|| format!("masking {path:?} (/linux/maskedPaths)"))?;
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ fn empty_dir(label: Option<&str>) -> Result<OwnedFd> {
     context.set("size", b"0")?;
     context.set("nr_inodes", b"1")?;
     if let Some(label) = label {
-        context.set("context", label.as_bytes()).context(|| "labelling it (linux.mountLabel)")?;
+        context.set("context", label.as_bytes()).context(|| "labelling it (/linux/mountLabel)")?;
     }
     Ok(context.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?)
 }

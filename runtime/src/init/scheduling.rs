@@ -10,13 +10,13 @@ use crate::stages::plan::scheduling::Scheduling;
 /// last word on the first two.
 pub(super) fn settle(plan: &Scheduling) -> Result<()> {
     if let Some(processors) = &plan.affinity.in_cgroup {
-        scheduling::set_affinity(processors).context(|| "setting process.execCPUAffinity.final")?;
+        scheduling::set_affinity(processors).context(|| "setting /process/execCPUAffinity/final")?;
     }
     if let Some((mode, nodes)) = &plan.memory_policy {
-        scheduling::set_memory_policy(*mode, nodes).context(|| "setting linux.memoryPolicy")?;
+        scheduling::set_memory_policy(*mode, nodes).context(|| "setting /linux/memoryPolicy")?;
     }
     if let Some(domain) = plan.personality {
-        scheduling::set_personality(domain).context(|| "setting linux.personality")?;
+        scheduling::set_personality(domain).context(|| "setting /linux/personality")?;
     }
     Ok(())
 }

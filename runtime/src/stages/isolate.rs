@@ -79,10 +79,10 @@ pub fn go(born: Born) -> Result<ReadyProcess> {
 /// for real-time processes takes none in. The child can't have been awaited, so its PID is still its own.
 fn schedule(pid: i32, plan: &Scheduling) -> Result<()> {
     if let Some(turns) = &plan.turns {
-        scheduling::set_turns(pid, turns).context(|| "setting process.scheduler")?;
+        scheduling::set_turns(pid, turns).context(|| "setting /process/scheduler")?;
     }
     if let Some((class, level)) = plan.io_priority {
-        scheduling::set_io_priority(pid, class, level).context(|| "setting process.ioPriority")?;
+        scheduling::set_io_priority(pid, class, level).context(|| "setting /process/ioPriority")?;
     }
     Ok(())
 }

@@ -83,7 +83,7 @@ fn write(group: &Cgroup, policy: &Policy, change: Change) -> Result<()> {
         (CgroupVersion::V1, Change::Later) => dir.and_then(|dir| change_1(group, dir, policy)),
         (CgroupVersion::V2, change) => dir.and_then(|dir| write_2(dir, policy, change)),
     };
-    written.map_err(|e| e.at("linux.resources.devices"))
+    written.map_err(|e| e.at("/linux/resources/devices"))
 }
 
 /// Sets the whole policy: what holds for all devices, then each exception.
@@ -225,6 +225,6 @@ mod tests {
         let bundle = std::path::Path::new("/");
         let config = Config { id: "c", kind: Kind::Oci, bundle, spec: &spec, cgroup: CgroupVersion::V1 };
         let error = Devices.prepare(&config).unwrap_err().to_string();
-        assert_eq!(error, "linux.resources.devices[0]: \"x\" is not made of r, w and m");
+        assert_eq!(error, "/linux/resources/devices/0: \"x\" is not made of r, w and m");
     }
 }

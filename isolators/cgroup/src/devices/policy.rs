@@ -60,7 +60,7 @@ impl Policy {
     pub(super) fn new(rules: &[LinuxDeviceCgroup]) -> Result<Self> {
         let mut policy = Self::defaults();
         for (i, rule) in rules.iter().enumerate() {
-            policy.add(rule).map_err(|e| e.at(format!("linux.resources.devices[{i}]")))?;
+            policy.add(rule).map_err(|e| e.at(format!("/linux/resources/devices/{i}")))?;
         }
         Ok(policy)
     }
@@ -250,7 +250,7 @@ mod tests {
             {"allow": true, "type": "b", "major": 8, "access": "rw"},
             {"allow": false, "type": "b", "major": 8, "minor": 1, "access": "w"},
         ]));
-        let wanted = "linux.resources.devices[1]: b 8:1 w can't be taken out of b 8:* rw, which an earlier rule \
+        let wanted = "/linux/resources/devices/1: b 8:1 w can't be taken out of b 8:* rw, which an earlier rule \
                       set; deny what the earlier rule allows, then allow less";
         assert_eq!(hole.unwrap_err().to_string(), wanted);
     }
@@ -277,7 +277,7 @@ mod tests {
             ),
         ] {
             let error = policy(json!([rule])).unwrap_err().to_string();
-            assert_eq!(error, format!("linux.resources.devices[0]: {wanted}"));
+            assert_eq!(error, format!("/linux/resources/devices/0: {wanted}"));
         }
     }
 }

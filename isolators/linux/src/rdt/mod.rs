@@ -42,7 +42,7 @@ impl Isolator for Rdt {
         let Some(asked) = asked(config.spec)? else { return Ok(Adjustment::default()) };
         let root = self.open()?;
         for (resource, field) in
-            [("L3", "linux.intelRdt.l3CacheSchema"), ("MB", "linux.intelRdt.memBwSchema")]
+            [("L3", "/linux/intelRdt/l3CacheSchema"), ("MB", "/linux/intelRdt/memBwSchema")]
         {
             if asked.limits(resource) && !self.has(root.as_fd(), resource)? {
                 return Err(
@@ -52,7 +52,7 @@ impl Isolator for Rdt {
         }
         if asked.monitored && open(root.as_fd(), "mon_groups").is_err() {
             let what = "this processor or kernel does not monitor";
-            return Err(Error::new(what).at("linux.intelRdt.enableMonitoring"));
+            return Err(Error::new(what).at("/linux/intelRdt/enableMonitoring"));
         }
         Ok(Adjustment::default())
     }
@@ -65,8 +65,8 @@ impl Isolator for Rdt {
         if asked.monitored {
             self.record(&own, asked.class.as_deref().unwrap_or(&own), true)?;
             let groups =
-                open(class.as_fd(), "mon_groups").map_err(|e| e.at("linux.intelRdt.enableMonitoring"))?;
-            make(groups.as_fd(), &own).map_err(|e| e.at("linux.intelRdt.enableMonitoring"))?;
+                open(class.as_fd(), "mon_groups").map_err(|e| e.at("/linux/intelRdt/enableMonitoring"))?;
+            make(groups.as_fd(), &own).map_err(|e| e.at("/linux/intelRdt/enableMonitoring"))?;
         }
         enter(class.as_fd(), &own, container)
     }
@@ -103,7 +103,7 @@ impl Rdt {
             |root: &OwnedFd| file::file_system(root.as_fd()).is_ok_and(|magic| magic == self.magic);
         root.filter(is_resctrl).ok_or_else(|| {
             Error::new("intelRdt is specified in config, but Intel RDT is not supported or enabled")
-                .at("linux.intelRdt")
+                .at("/linux/intelRdt")
                 .with_hint("is resctrl mounted? mount -t resctrl resctrl /sys/fs/resctrl")
         })
     }
@@ -125,7 +125,7 @@ impl Rdt {
             match open_class(root, named) {
                 Ok(class) => return stands(class, named, asked),
                 Err(e) if asked.lines.is_empty() || e.errno() != Some(Errno::ENOENT) => {
-                    return Err(e.with_hint("make it, or give it a schema").at("linux.intelRdt.closID"));
+                    return Err(e.with_hint("make it, or give it a schema").at("/linux/intelRdt/closID"));
                 }
                 Err(_) => {}
             }
@@ -135,7 +135,7 @@ impl Rdt {
             return Err(Error::new(format!(
                 "class of service {class:?} stands already, and not by this container"
             ))
-            .at("linux.intelRdt")
+            .at("/linux/intelRdt")
             .with_hint("name it with closID to use it"));
         }
         make(root, class)
@@ -143,12 +143,12 @@ impl Rdt {
                 Some(Errno::ENOSPC) => e.with_hint("the processor has no class of service left"),
                 _ => e,
             })
-            .map_err(|e| e.at("linux.intelRdt.closID"))?;
+            .map_err(|e| e.at("/linux/intelRdt/closID"))?;
         let class = open_class(root, class)?;
         if !asked.lines.is_empty() {
             let text = format!("{}\n", asked.lines.join("\n"));
             file::write_to(class.as_fd(), "schemata", text.as_bytes(), Resolve::BeneathNoLinks)
-                .map_err(|e| explained(root, failed(e)).at("linux.intelRdt.schemata"))?;
+                .map_err(|e| explained(root, failed(e)).at("/linux/intelRdt/schemata"))?;
         }
         Ok(class)
     }
@@ -196,7 +196,7 @@ fn stands(class: OwnedFd, name: &str, asked: &Asked) -> Result<OwnedFd> {
         None => Ok(class),
         Some(line) => {
             Err(Error::new(format!("class of service {name:?} stands, and its schemata is not {line:?}"))
-                .at("linux.intelRdt"))
+                .at("/linux/intelRdt"))
         }
     }
 }
@@ -208,7 +208,7 @@ fn enter(class: BorrowedFd<'_>, own: &str, container: &Handles<'_>) -> Result<()
     let pid = process::pid_of(pidfd).map_err(failed)?.to_string();
     let write = |group: BorrowedFd<'_>| {
         let written = file::write_to(group, "tasks", pid.as_bytes(), Resolve::BeneathNoLinks);
-        written.map_err(|e| failed(e).at("linux.intelRdt"))
+        written.map_err(|e| failed(e).at("/linux/intelRdt"))
     };
     write(class)?;
     match open(class, &format!("mon_groups/{own}")) {

@@ -31,7 +31,7 @@ impl Asked {
         lines.retain(|line| !line.starts_with("MB:"));
         lines.extend(self::lines(rdt.mem_bw_schema().as_deref().unwrap_or_default(), "memBwSchema")?);
         for (i, line) in rdt.schemata().iter().flatten().enumerate() {
-            lines.extend(self::lines(line, &format!("schemata[{i}]"))?);
+            lines.extend(self::lines(line, &format!("schemata/{i}"))?);
         }
         Ok(Self { class, lines, monitored: rdt.enable_monitoring().unwrap_or(false) })
     }
@@ -46,7 +46,7 @@ impl Asked {
 fn check_class(class: &str) -> Result<()> {
     let reserved = [".", "..", "info", "mon_groups", "mon_data"].contains(&class);
     if class != ROOT_CLASS && (reserved || class.contains(['/', '\n', '\0'])) {
-        return Err(Error::new(format!("{class:?} is no class of service")).at("linux.intelRdt.closID"));
+        return Err(Error::new(format!("{class:?} is no class of service")).at("/linux/intelRdt/closID"));
     }
     Ok(())
 }
@@ -56,7 +56,7 @@ fn lines(text: &str, field: &str) -> Result<Vec<String>> {
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if domains(line).is_none() {
             return Err(Error::new(format!("{line:?} is no line of a schemata file"))
-                .at(format!("linux.intelRdt.{field}"))
+                .at(format!("/linux/intelRdt/{field}"))
                 .with_hint("it reads like L3:0=ff;1=f0 or MB:0=50"));
         }
         found.push(line.to_owned());
@@ -111,12 +111,12 @@ mod tests {
     #[test]
     fn what_is_no_class_or_line_is_refused_by_name() {
         for (rdt, words) in [
-            (json!({"closID": "a/b"}), "linux.intelRdt.closID: \"a/b\" is no class of service"),
-            (json!({"closID": ".."}), "linux.intelRdt.closID: \"..\" is no class"),
-            (json!({"closID": "info"}), "linux.intelRdt.closID: \"info\" is no class"),
-            (json!({"l3CacheSchema": "ff"}), "linux.intelRdt.l3CacheSchema: \"ff\" is no line"),
-            (json!({"memBwSchema": "MB:0="}), "linux.intelRdt.memBwSchema: \"MB:0=\" is no line"),
-            (json!({"schemata": ["L3:0=f", "x"]}), "linux.intelRdt.schemata[1]: \"x\" is no line"),
+            (json!({"closID": "a/b"}), "/linux/intelRdt/closID: \"a/b\" is no class of service"),
+            (json!({"closID": ".."}), "/linux/intelRdt/closID: \"..\" is no class"),
+            (json!({"closID": "info"}), "/linux/intelRdt/closID: \"info\" is no class"),
+            (json!({"l3CacheSchema": "ff"}), "/linux/intelRdt/l3CacheSchema: \"ff\" is no line"),
+            (json!({"memBwSchema": "MB:0="}), "/linux/intelRdt/memBwSchema: \"MB:0=\" is no line"),
+            (json!({"schemata": ["L3:0=f", "x"]}), "/linux/intelRdt/schemata/1: \"x\" is no line"),
         ] {
             let error = asked(rdt).unwrap_err().to_string();
             assert!(error.starts_with(words), "{error}");

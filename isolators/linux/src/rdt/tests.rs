@@ -88,7 +88,7 @@ fn a_container_without_a_named_class_gets_one_that_goes_with_it() {
     let rdt = json!({"l3CacheSchema": "L3:0=f"});
     // A plain directory has no schemata file, so the launch ends here: with a record of what was made.
     let error = machine.isolate(rdt.clone()).unwrap_err().to_string();
-    assert!(error.starts_with("linux.intelRdt.schemata: openat2("), "{error}");
+    assert!(error.starts_with("/linux/intelRdt/schemata: openat2("), "{error}");
     assert!(machine.path("web").is_dir());
     assert_eq!(machine.record().as_deref(), Some("class web\n"));
     // The next attempt finds what the first one left.
@@ -110,7 +110,7 @@ fn a_class_that_stands_under_the_containers_name_is_nobodys_to_take() {
     machine.rdt.cleanup("web").unwrap();
     assert!(machine.path("web").is_dir());
     let error = machine.isolate(json!({"l3CacheSchema": "L3:0=f"})).unwrap_err().to_string();
-    let wanted = "linux.intelRdt: class of service \"web\" stands already, and not by this container; \
+    let wanted = "/linux/intelRdt: class of service \"web\" stands already, and not by this container; \
                   name it with closID to use it";
     assert_eq!(error, wanted);
 }
@@ -125,7 +125,10 @@ fn a_named_class_that_stands_must_be_as_wanted_and_stays() {
     assert_eq!(machine.read("gold/tasks"), own_pid());
     let error =
         machine.isolate(json!({"closID": "gold", "l3CacheSchema": "L3:0=f"})).unwrap_err().to_string();
-    assert_eq!(error, "linux.intelRdt: class of service \"gold\" stands, and its schemata is not \"L3:0=f\"");
+    assert_eq!(
+        error,
+        "/linux/intelRdt: class of service \"gold\" stands, and its schemata is not \"L3:0=f\""
+    );
     machine.rdt.cleanup("web").unwrap();
     assert!(machine.path("gold").is_dir());
 }
@@ -150,7 +153,7 @@ fn a_named_class_that_the_container_made_goes_unless_others_use_it() {
 fn a_named_class_that_is_missing_and_has_no_schema_is_told() {
     let machine = Machine::new();
     let error = machine.isolate(json!({"closID": "gold"})).unwrap_err().to_string();
-    assert!(error.starts_with("linux.intelRdt.closID: openat2("), "{error}");
+    assert!(error.starts_with("/linux/intelRdt/closID: openat2("), "{error}");
     assert!(error.ends_with("no such file or directory; make it, or give it a schema"), "{error}");
     assert_eq!(machine.record(), None);
 }
@@ -186,10 +189,10 @@ fn what_the_machine_lacks_is_told_before_anything_is_made() {
     let machine = Machine::new();
     machine.prepare(json!({"l3CacheSchema": "L3:0=f"})).unwrap();
     let error = machine.prepare(json!({"memBwSchema": "MB:0=50"})).unwrap_err().to_string();
-    assert_eq!(error, "linux.intelRdt.memBwSchema: this processor or kernel does not share out MB");
+    assert_eq!(error, "/linux/intelRdt/memBwSchema: this processor or kernel does not share out MB");
     let none = Machine { rdt: Rdt { magic: 1, ..Rdt::default() }, dir: tempfile::tempdir().unwrap() };
     let error = none.prepare(json!({})).unwrap_err().to_string();
-    let wanted = "linux.intelRdt: intelRdt is specified in config, but Intel RDT is not supported or enabled; \
+    let wanted = "/linux/intelRdt: intelRdt is specified in config, but Intel RDT is not supported or enabled; \
                   is resctrl mounted? mount -t resctrl resctrl /sys/fs/resctrl";
     assert_eq!(error, wanted);
 }

@@ -64,7 +64,7 @@ impl<'a> Profile<'a> {
     /// Checks `seccomp` for this machine.
     pub(super) fn new(seccomp: &'a LinuxSeccomp) -> Result<Self> {
         let native = Architecture::native().ok_or_else(|| {
-            Error::new("filters can't be made on this architecture yet").at("linux.seccomp")
+            Error::new("filters can't be made on this architecture yet").at("/linux/seccomp")
         })?;
         Self::for_native(seccomp, native)
     }
@@ -73,10 +73,10 @@ impl<'a> Profile<'a> {
         let default = seccomp.default_action();
         if default == Action::ScmpActNotify {
             let why = format!("{default} cannot be used as default action");
-            return Err(Error::new(why).at("linux.seccomp.defaultAction"));
+            return Err(Error::new(why).at("/linux/seccomp/defaultAction"));
         }
         let code =
-            action(default, seccomp.default_errno_ret()).map_err(|e| e.at("linux.seccomp.defaultAction"))?;
+            action(default, seccomp.default_errno_ret()).map_err(|e| e.at("/linux/seccomp/defaultAction"))?;
         let forbids = !matches!(default, Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace);
         let mut profile = Self {
             default: code,
@@ -99,13 +99,13 @@ impl<'a> Profile<'a> {
 
     /// Takes in the entry `i` of `syscalls`.
     fn add(&mut self, entry: &'a LinuxSyscall, i: usize) -> Result<()> {
-        let field = || format!("linux.seccomp.syscalls[{i}]");
+        let field = || format!("/linux/seccomp/syscalls/{i}");
         let action =
-            action(entry.action(), entry.errno_ret()).map_err(|e| e.at(format!("{}.action", field())))?;
+            action(entry.action(), entry.errno_ret()).map_err(|e| e.at(format!("{}/action", field())))?;
         let args = entry.args().as_deref().unwrap_or_default();
-        let rules = rules(args, action).map_err(|e| e.at(format!("{}.args", field())))?;
+        let rules = rules(args, action).map_err(|e| e.at(format!("{}/args", field())))?;
         if entry.names().is_empty() {
-            return Err(Error::new("at least one name is needed").at(format!("{}.names", field())));
+            return Err(Error::new("at least one name is needed").at(format!("{}/names", field())));
         }
         for name in entry.names() {
             let decision = self.decisions.entry(name).or_insert(Decision::Match(Vec::new()));
@@ -132,12 +132,12 @@ fn listener(seccomp: &LinuxSeccomp) -> Result<u32> {
     }
     if seccomp.listener_path().as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
         let why = format!("{} needs an agent to ask, and none is named", Action::ScmpActNotify);
-        return Err(Error::new(why).at("linux.seccomp.listenerPath"));
+        return Err(Error::new(why).at("/linux/seccomp/listenerPath"));
     }
     if asking.flat_map(LinuxSyscall::names).any(|name| name == "write") {
         // Profiles for runc know it so, and an agent that is asked for each write of its own logs would hang.
         let why = format!("{} cannot be used for the write syscall", Action::ScmpActNotify);
-        return Err(Error::new(why).at("linux.seccomp.syscalls"));
+        return Err(Error::new(why).at("/linux/seccomp/syscalls"));
     }
     let flags = seccomp.flags().iter().flatten();
     let wait = flags.filter(|flag| **flag == Flag::SeccompFilterFlagWaitKillableRecv).count() > 0;
@@ -223,15 +223,15 @@ mod tests {
         for (profile, wanted) in [
             (
                 notify("mkdir", ""),
-                "linux.seccomp.listenerPath: SCMP_ACT_NOTIFY needs an agent to ask, and none is named",
+                "/linux/seccomp/listenerPath: SCMP_ACT_NOTIFY needs an agent to ask, and none is named",
             ),
             (
                 notify("write", "/x"),
-                "linux.seccomp.syscalls: SCMP_ACT_NOTIFY cannot be used for the write syscall",
+                "/linux/seccomp/syscalls: SCMP_ACT_NOTIFY cannot be used for the write syscall",
             ),
             (
                 json!({"defaultAction": NOTIFY, "listenerPath": "/x"}),
-                "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
+                "/linux/seccomp/defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
             ),
         ] {
             assert_eq!(refusal(profile), wanted);
@@ -257,15 +257,15 @@ mod tests {
         for (profile, wanted) in [
             (
                 rule(json!({"names": ["open"], "action": "SCMP_ACT_ERRNO", "args": arg})),
-                "linux.seccomp.syscalls[0].args: index 6: arguments are 0 to 5",
+                "/linux/seccomp/syscalls/0/args: index 6: arguments are 0 to 5",
             ),
             (
                 rule(json!({"names": ["open"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096})),
-                "linux.seccomp.syscalls[0].action: errno 4096 of SCMP_ACT_ERRNO is above 4095",
+                "/linux/seccomp/syscalls/0/action: errno 4096 of SCMP_ACT_ERRNO is above 4095",
             ),
             (
                 rule(json!({"names": [], "action": "SCMP_ACT_ERRNO"})),
-                "linux.seccomp.syscalls[0].names: at least one name is needed",
+                "/linux/seccomp/syscalls/0/names: at least one name is needed",
             ),
         ] {
             assert_eq!(refusal(profile), wanted);

@@ -57,7 +57,7 @@ pub(super) fn link(profile: &Profile<'_>) -> Result<Vec<u64>> {
     match program.len() {
         0..=MOST => Ok(program),
         len => Err(Error::new(format!("the filter has {len} instructions, the kernel takes {MOST}"))
-            .at("linux.seccomp.syscalls")),
+            .at("/linux/seccomp/syscalls")),
     }
 }
 
@@ -193,7 +193,7 @@ fn compiled(rule: &Rule, architecture: Architecture) -> Result<BpfProgram> {
         SeccompCondition::new(condition.index, length, condition.operator.clone(), condition.value)
     });
     let rule = conditions.collect::<std::result::Result<Vec<_>, _>>().and_then(SeccompRule::new);
-    rule.map(BpfProgram::from).map_err(|e| Error::new(e.to_string()).at("linux.seccomp.syscalls"))
+    rule.map(BpfProgram::from).map_err(|e| Error::new(e.to_string()).at("/linux/seccomp/syscalls"))
 }
 
 /// The tree that finds the segment of the number in the accumulator: lower half first, then the upper one.

@@ -342,7 +342,7 @@ fn many_rules_are_reached_and_too_many_refused() {
     }
     let too_long = profile("SCMP_ACT_ALLOW", &[], rules.collect());
     let error = compile(&serde_json::from_value(too_long).unwrap()).unwrap_err().to_string();
-    assert!(error.starts_with("linux.seccomp.syscalls: the filter has 4"), "{error}");
+    assert!(error.starts_with("/linux/seccomp/syscalls: the filter has 4"), "{error}");
     assert!(error.ends_with("instructions, the kernel takes 4096"), "{error}");
 }
 

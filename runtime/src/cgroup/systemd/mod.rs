@@ -203,7 +203,7 @@ fn expanded(slice: &str) -> Option<PathBuf> {
 }
 
 fn invalid(wanted: &str, hint: &str) -> Error {
-    Error::new(Code::InvalidSpec, format!("linux.cgroupsPath is {wanted:?}")).hint(hint)
+    Error::new(Code::InvalidSpec, format!("/linux/cgroupsPath is {wanted:?}")).hint(hint)
 }
 
 #[cfg(test)]
@@ -251,7 +251,7 @@ mod tests {
             "a.slice:b:c.slice",
         ] {
             let error = Unit::new("x", Some(Path::new(bad))).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("linux.cgroupsPath is {bad:?}")), "{error}");
+            assert!(error.starts_with(&format!("/linux/cgroupsPath is {bad:?}")), "{error}");
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn properties(resources: &LinuxResources, version: Version) -> Result
         {
             let Some(list) = list.as_ref().filter(|list| !list.is_empty()) else { continue };
             let bits = bits(list).ok_or_else(|| {
-                Error::new(Code::InvalidSpec, format!("linux.resources.cpu.{field} is {list:?}"))
+                Error::new(Code::InvalidSpec, format!("/linux/resources/cpu/{field} is {list:?}"))
             })?;
             found.push((name, Value::Bytes(bits)));
         }
@@ -161,7 +161,7 @@ mod tests {
         for list in ["a", "3-1", "0-99999", "1,"] {
             let resources = serde_json::from_value(json!({"cpu": {"cpus": list}})).unwrap();
             let error = properties(&resources, Version::V2).unwrap_err().to_string();
-            assert_eq!(error, format!("linux.resources.cpu.cpus is {list:?}"));
+            assert_eq!(error, format!("/linux/resources/cpu/cpus is {list:?}"));
         }
     }
 }

@@ -62,7 +62,7 @@ fn version_is_known(spec: &Spec) -> Result<()> {
 
 fn root_is_named(spec: &Spec) -> Result<()> {
     let named = spec.root().as_ref().is_some_and(|r| !r.path().as_os_str().is_empty());
-    if named { Ok(()) } else { Err(invalid("root.path is missing")) }
+    if named { Ok(()) } else { Err(invalid("/root/path is missing")) }
 }
 
 fn process_is_runnable(spec: &Spec) -> Result<()> {
@@ -71,14 +71,14 @@ fn process_is_runnable(spec: &Spec) -> Result<()> {
 
 fn runnable(process: &Process) -> Result<()> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(invalid("process.args is empty"));
+        return Err(invalid("/process/args is empty"));
     }
     let strings = process.args().iter().chain(process.env()).flatten();
     if strings.into_iter().any(|s| s.contains('\0')) {
-        return Err(invalid("process.args or process.env holds a NUL byte"));
+        return Err(invalid("/process/args or /process/env holds a NUL byte"));
     }
     if !process.cwd().is_absolute() {
-        return Err(invalid(format!("process.cwd is {:?}, not an absolute path", process.cwd())));
+        return Err(invalid(format!("/process/cwd is {:?}, not an absolute path", process.cwd())));
     }
     Ok(())
 }
@@ -92,10 +92,10 @@ fn possible_users(process: &Process) -> Result<()> {
     let user = process.user();
     let groups = user.additional_gids().iter().flatten().copied();
     if user.uid() == u32::MAX || user.gid() == u32::MAX || groups.into_iter().any(|g| g == u32::MAX) {
-        return Err(invalid("process.user holds the ID 4294967295, which is no user or group"));
+        return Err(invalid("/process/user holds the ID 4294967295, which is no user or group"));
     }
     if let Some(umask) = user.umask().filter(|umask| *umask > 0o777) {
-        return Err(invalid(format!("process.user.umask is {umask}")).hint("at most 511, which is 0777"));
+        return Err(invalid(format!("/process/user/umask is {umask}")).hint("at most 511, which is 0777"));
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ fn exec_affinity_is_a_list(spec: &Spec) -> Result<()> {
 fn mount_destinations_are_absolute(spec: &Spec) -> Result<()> {
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         if mount.destination().as_os_str().is_empty() {
-            return Err(invalid(format!("mounts[{index}].destination is empty")));
+            return Err(invalid(format!("/mounts/{index}/destination is empty")));
         }
     }
     Ok(())
@@ -116,7 +116,7 @@ fn mount_destinations_are_absolute(spec: &Spec) -> Result<()> {
 fn linux_fields_are_honoured(spec: &Spec) -> Result<()> {
     let linux: &Linux = linux(spec)?;
     refuse(&[
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
+        ("/linux/netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
         ("vm", spec.vm().is_some()),
     ])
 }
@@ -125,7 +125,7 @@ fn mask_paths_are_absolute(spec: &Spec) -> Result<()> {
     let linux = linux(spec)?;
     let paths = linux.masked_paths().iter().chain(linux.readonly_paths()).flatten();
     match paths.into_iter().find(|p| !Path::new(p).is_absolute()) {
-        Some(path) => Err(invalid(format!("linux.maskedPaths or readonlyPaths: {path:?} is not absolute"))),
+        Some(path) => Err(invalid(format!("/linux/maskedPaths or readonlyPaths: {path:?} is not absolute"))),
         None => Ok(()),
     }
 }
@@ -134,15 +134,15 @@ fn hooks_are_absolute(spec: &Spec) -> Result<()> {
     for (stage, hooks) in crate::hooks::all(spec) {
         for (index, hook) in hooks.iter().enumerate() {
             if !hook.path().is_absolute() {
-                let field = format!("hooks.{stage}[{index}].path");
+                let field = format!("/hooks/{stage}/{index}/path");
                 return Err(invalid(format!("{field} is {:?}, not an absolute path", hook.path())));
             }
             if hook.timeout().is_some_and(|t| t <= 0) {
-                return Err(invalid(format!("hooks.{stage}[{index}].timeout is not positive")));
+                return Err(invalid(format!("/hooks/{stage}/{index}/timeout is not positive")));
             }
             if let Some(odd) = hook.env().iter().flatten().find(|v| !v.contains('=')) {
                 return Err(invalid(format!(
-                    "hooks.{stage}[{index}].env holds {odd:?}, which is not NAME=value"
+                    "/hooks/{stage}/{index}/env holds {odd:?}, which is not NAME=value"
                 )));
             }
         }
@@ -178,17 +178,21 @@ mod tests {
         for (pointer, value, words) in [
             ("/ociVersion", json!("2.0.0"), "ociVersion is \"2.0.0\""),
             ("/ociVersion", json!("one"), "ociVersion is \"one\""),
-            ("/root/path", json!(""), "root.path is missing"),
-            ("/process/args", json!([]), "process.args is empty"),
-            ("/process/cwd", json!("tmp"), "process.cwd is \"tmp\", not an absolute path"),
-            ("/process/user/uid", json!(u32::MAX), "process.user holds the ID 4294967295"),
-            ("/process/execCPUAffinity", json!({"final": "3-1"}), "process.execCPUAffinity.final is \"3-1\""),
-            ("/process/user", json!({"uid": 0, "gid": 0, "umask": 512}), "process.user.umask is 512"),
-            ("/linux/netDevices", json!({"eth0": {}}), "linux.netDevices is not supported"),
+            ("/root/path", json!(""), "/root/path is missing"),
+            ("/process/args", json!([]), "/process/args is empty"),
+            ("/process/cwd", json!("tmp"), "/process/cwd is \"tmp\", not an absolute path"),
+            ("/process/user/uid", json!(u32::MAX), "/process/user holds the ID 4294967295"),
+            (
+                "/process/execCPUAffinity",
+                json!({"final": "3-1"}),
+                "/process/execCPUAffinity/final is \"3-1\"",
+            ),
+            ("/process/user", json!({"uid": 0, "gid": 0, "umask": 512}), "/process/user/umask is 512"),
+            ("/linux/netDevices", json!({"eth0": {}}), "/linux/netDevices is not supported"),
             (
                 "/linux/namespaces",
                 json!([{"type": "mount"}, {"type": "pid"}, {"type": "pid"}]),
-                "linux.namespaces names pid twice",
+                "/linux/namespaces names pid twice",
             ),
             ("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}]), "no \"user\""),
             ("/linux/sysctl", json!({"kernel.core_pattern": "x"}), "belongs to no namespace"),
@@ -196,11 +200,11 @@ mod tests {
             ("/linux/sysctl", json!({"net.a/../../b": "1"}), "is malformed"),
             ("/linux/sysctl", json!({"net.a": "1\n2"}), "is malformed"),
             ("/linux/maskedPaths", json!(["proc/kcore"]), "\"proc/kcore\" is not absolute"),
-            ("/hooks", json!({"poststart": [{"path": "x"}]}), "hooks.poststart[0].path is \"x\""),
+            ("/hooks", json!({"poststart": [{"path": "x"}]}), "/hooks/poststart/0/path is \"x\""),
             (
                 "/hooks",
                 json!({"prestart": [{"path": "/x", "env": ["A"]}]}),
-                "hooks.prestart[0].env holds \"A\"",
+                "/hooks/prestart/0/env holds \"A\"",
             ),
         ] {
             let error = check(&spec_with(pointer, value)).unwrap_err().to_string();

@@ -37,7 +37,7 @@ pub(super) fn plan(
     wanted: Option<(bool, Option<String>)>,
     linux: &Linux,
 ) -> Result<Option<IdMap>> {
-    let invalid = |why: String| Error::new(Code::InvalidSpec, format!("{field}.{why}"));
+    let invalid = |why: String| Error::new(Code::InvalidSpec, format!("{field}/{why}"));
     let (uids, gids) = (id_map(mount.uid_mappings()), id_map(mount.gid_mappings()));
     match (uids.is_empty(), gids.is_empty()) {
         (true, false) => return Err(invalid("gidMappings is set but uidMappings is not".into())),
@@ -136,7 +136,7 @@ mod tests {
         });
         let wanted = wanted.map(|(recursive, text)| (recursive, text.map(str::to_owned)));
         let (mount, linux) = (serde_json::from_value(value).unwrap(), serde_json::from_value(linux).unwrap());
-        plan("mounts[2]", &mount, wanted, &linux)
+        plan("/mounts/2", &mount, wanted, &linux)
     }
 
     fn by_option(text: &str) -> Result<Users> {
@@ -164,7 +164,7 @@ mod tests {
         let error = planned(json!({}), Some((false, None)), json!([])).unwrap_err().to_string();
         assert_eq!(
             error,
-            "mounts[2].options: idmap needs a user namespace, or mappings of its own; add uidMappings and gidMappings"
+            "/mounts/2/options: idmap needs a user namespace, or mappings of its own; add uidMappings and gidMappings"
         );
         assert_eq!(planned(json!({}), None, json!([])).unwrap(), None);
     }
@@ -173,7 +173,7 @@ mod tests {
     fn mappings_come_in_pairs() {
         let error =
             planned(json!({"uidMappings": [{"containerID": 0, "hostID": 1, "size": 2}]}), None, json!([]));
-        assert_eq!(error.unwrap_err().to_string(), "mounts[2].uidMappings is set but gidMappings is not");
+        assert_eq!(error.unwrap_err().to_string(), "/mounts/2/uidMappings is set but gidMappings is not");
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
             ("uids=0-1-4294967296;gids=0-1-1", "is not three numbers"),
         ] {
             let error = by_option(text).unwrap_err().to_string();
-            assert!(error.starts_with("mounts[2].options: idmap=") && error.contains(words), "{error}");
+            assert!(error.starts_with("/mounts/2/options: idmap=") && error.contains(words), "{error}");
         }
     }
 }

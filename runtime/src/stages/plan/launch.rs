@@ -198,7 +198,7 @@ fn devices(spec: &Spec, mounts: &[MountPlan]) -> Result<Vec<Device>> {
         .collect();
     for (index, wanted) in linux(spec)?.devices().iter().flatten().enumerate() {
         let device = device(wanted).map_err(|(name, why)| {
-            Error::new(Code::InvalidSpec, format!("linux.devices[{index}].{name} {why}"))
+            Error::new(Code::InvalidSpec, format!("/linux/devices/{index}/{name} {why}"))
         })?;
         devices.retain(|d| d.target != device.target);
         devices.push(device);
@@ -267,7 +267,7 @@ mod tests {
                 "linux": {"devices": [{"path": "/dev/x", "type": "c", "major": major, "minor": minor}]},
             }));
             let error = devices(&spec.unwrap(), &[]).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("linux.devices[0].{words}")), "{error}");
+            assert!(error.starts_with(&format!("/linux/devices/0/{words}")), "{error}");
         }
     }
 

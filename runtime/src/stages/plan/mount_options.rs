@@ -164,7 +164,7 @@ fn meaning(option: &str) -> Option<Meaning> {
 pub(super) fn propagation(word: &str) -> Result<(Propagation, bool)> {
     match meaning(word) {
         Some(Meaning::Propagate(propagation, recursive)) => Ok((propagation, recursive)),
-        _ => Err(Error::new(Code::InvalidSpec, format!("linux.rootfsPropagation is {word:?}"))
+        _ => Err(Error::new(Code::InvalidSpec, format!("/linux/rootfsPropagation is {word:?}"))
             .hint("use shared, slave, private or unbindable, or one of them after r")),
     }
 }

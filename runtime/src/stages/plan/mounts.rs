@@ -119,7 +119,7 @@ pub enum Link {
 /// # Errors
 /// `InvalidSpec`, naming the option.
 pub fn plan(index: usize, mount: &Mount, linux: &Linux) -> Result<MountPlan> {
-    let field = format!("mounts[{index}]");
+    let field = format!("/mounts/{index}");
     let words = mount.options().clone().unwrap_or_default();
     let mut options = Options::parse(&words);
     if mount.typ().as_deref() == Some("bind") {
@@ -158,14 +158,14 @@ fn refuse_combinations(plan: &MountPlan, options: &Options) -> Result<()> {
         (is_mapped && matches!(plan.source, Source::Cgroups { .. } | Source::Present), "it can't map owners"),
     ] {
         if is_wrong {
-            return Err(Error::new(Code::InvalidSpec, format!("{}.options: {why}", plan.field)));
+            return Err(Error::new(Code::InvalidSpec, format!("{}/options: {why}", plan.field)));
         }
     }
     Ok(())
 }
 
 fn source(field: &str, mount: &Mount, options: &Options) -> Result<Source> {
-    let invalid = |why: String| Error::new(Code::InvalidSpec, format!("{field}.{why}"));
+    let invalid = |why: String| Error::new(Code::InvalidSpec, format!("{field}/{why}"));
     let fstype = mount.typ().clone().unwrap_or_default();
     let takes_none = |what: &str| match options.parameters.first() {
         Some((name, _)) => Err(invalid(format!("options: {what} has no option {name:?}"))),
@@ -239,9 +239,9 @@ mod tests {
     #[test]
     fn a_bind_mount_needs_a_source_and_takes_no_parameters() {
         let error = planned(serde_json::json!({"destination": "/d", "type": "bind"})).unwrap_err();
-        assert_eq!(error.to_string(), "mounts[0].source is missing");
+        assert_eq!(error.to_string(), "/mounts/0/source is missing");
         let error = refused("none", &["rbind", "size=1"]);
-        assert_eq!(error, "mounts[0].options: a bind mount has no option \"size\"");
+        assert_eq!(error, "/mounts/0/options: a bind mount has no option \"size\"");
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
             ("tmpfs", &["remount", "size=1"], "a remount has no option \"size\""),
         ] {
             let error = refused(fstype, options);
-            assert!(error.starts_with("mounts[0].options: ") && error.contains(words), "{error}");
+            assert!(error.starts_with("/mounts/0/options: ") && error.contains(words), "{error}");
         }
     }
 

@@ -53,7 +53,7 @@ fn covers_have_their_namespace(spec: &Spec) -> Result<()> {
     if !covered || linux.namespaces().iter().flatten().any(is_new) {
         return Ok(());
     }
-    Err(invalid("linux.maskedPaths or readonlyPaths is set but linux.namespaces has no new \"mount\"")
+    Err(invalid("/linux/maskedPaths or readonlyPaths is set but /linux/namespaces has no new \"mount\"")
         .hint("unable to restrict sys entries without a private MNT namespace"))
 }
 
@@ -62,14 +62,14 @@ fn namespaces_are_named_once(spec: &Spec) -> Result<()> {
     for namespace in linux(spec)?.namespaces().iter().flatten() {
         if seen.contains(&namespace.typ()) {
             return Err(invalid(format!(
-                "linux.namespaces names {} twice",
+                "/linux/namespaces names {} twice",
                 name_of(clone_flag(namespace.typ()))
             )));
         }
         if let Some(path) = path_of(namespace)
             && !path.is_absolute()
         {
-            return Err(invalid(format!("linux.namespaces: the path {path:?} is not absolute")));
+            return Err(invalid(format!("/linux/namespaces: the path {path:?} is not absolute")));
         }
         seen.push(namespace.typ());
     }
@@ -80,7 +80,7 @@ fn host_name_has_its_namespace(spec: &Spec) -> Result<()> {
     let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
     let named = is_set(spec.hostname()) || is_set(spec.domainname());
     if named && !has_own(spec, LinuxNamespaceType::Uts) {
-        return Err(invalid("hostname is set but linux.namespaces has no \"uts\"")
+        return Err(invalid("hostname is set but /linux/namespaces has no \"uts\"")
             .hint("add it, or the host would be renamed"));
     }
     Ok(())
@@ -92,11 +92,11 @@ fn id_mappings_have_their_namespace(spec: &Spec) -> Result<()> {
     let (users, groups) = (is_mapped(linux.uid_mappings()), is_mapped(linux.gid_mappings()));
     match namespace(spec, LinuxNamespaceType::User) {
         None if users || groups => {
-            Err(invalid("linux.uidMappings or gidMappings is set but linux.namespaces has no \"user\""))
+            Err(invalid("/linux/uidMappings or gidMappings is set but /linux/namespaces has no \"user\""))
         }
         Some(own) if path_of(own).is_none() && !(users && groups) => {
             let field = if users { "gidMappings" } else { "uidMappings" };
-            Err(invalid(format!("linux.namespaces has \"user\" but linux.{field} is empty")))
+            Err(invalid(format!("/linux/namespaces has \"user\" but /linux/{field} is empty")))
         }
         _ => Ok(()),
     }
@@ -107,13 +107,13 @@ fn time_offsets_have_their_namespace(spec: &Spec) -> Result<()> {
         return Ok(());
     };
     if let Some(clock) = offsets.keys().find(|clock| !["boottime", "monotonic"].contains(&clock.as_str())) {
-        return Err(invalid(format!("linux.timeOffsets names the clock {clock:?}"))
+        return Err(invalid(format!("/linux/timeOffsets names the clock {clock:?}"))
             .hint("only boottime and monotonic have offsets"));
     }
     match namespace(spec, LinuxNamespaceType::Time) {
-        None => Err(invalid("linux.timeOffsets is set but linux.namespaces has no \"time\"")),
+        None => Err(invalid("/linux/timeOffsets is set but /linux/namespaces has no \"time\"")),
         Some(joined) if path_of(joined).is_some() => {
-            Err(invalid("linux.timeOffsets is set but the time namespace is joined by path")
+            Err(invalid("/linux/timeOffsets is set but the time namespace is joined by path")
                 .hint("its offsets can't be changed any more"))
         }
         Some(_) => Ok(()),
@@ -123,7 +123,7 @@ fn time_offsets_have_their_namespace(spec: &Spec) -> Result<()> {
 /// A sysctl that no namespace of the container holds would be the host's.
 fn sysctls_have_their_namespace(spec: &Spec) -> Result<()> {
     for (name, value) in linux(spec)?.sysctl().iter().flatten() {
-        let field = format!("linux.sysctl[{name:?}]");
+        let field = format!("/linux/sysctl[{name:?}]");
         let path = sysctl_path(name);
         if path.split('/').any(|part| part.is_empty() || part.starts_with('.'))
             || value.contains(['\n', '\0'])
@@ -139,7 +139,7 @@ fn sysctls_have_their_namespace(spec: &Spec) -> Result<()> {
         if !has_own(spec, kind) {
             let kind = name_of(clone_flag(kind));
             return Err(invalid(format!(
-                "{field} is set but linux.namespaces has no {kind:?} but the host's"
+                "{field} is set but /linux/namespaces has no {kind:?} but the host's"
             ))
             .hint("add it, or the host's would be set"));
         }
@@ -186,7 +186,7 @@ pub fn ids_are_mapped(spec: &Spec) -> Result<()> {
         maps.as_ref().is_none_or(|maps| maps.is_empty() || maps.iter().any(holds))
     };
     let unmapped = |field: &str, id: u32, maps: &str| {
-        let why = format!("process.user.{field} is {id}, which linux.{maps} does not map");
+        let why = format!("/process/user/{field} is {id}, which /linux/{maps} does not map");
         Err(invalid(why).hint("cannot use an unmapped ID in a user namespace: map it, or choose another"))
     };
     if !maps(linux.uid_mappings(), user.uid()) {

@@ -53,7 +53,7 @@ pub fn plan(spec: &Spec) -> Result<Namespaces> {
             (Some(path), kind) => plan.join.push(Join {
                 kind,
                 path: path.clone(),
-                field: format!("linux.namespaces[{index}].path"),
+                field: format!("/linux/namespaces/{index}/path"),
             }),
             (None, libc::CLONE_NEWCGROUP) => plan.new_cgroup = true,
             (None, libc::CLONE_NEWTIME) => plan.new_time = true,

@@ -66,16 +66,16 @@ fn turns(asked: &Scheduler) -> Result<Turns> {
     let deadline =
         [*asked.runtime(), *asked.deadline(), *asked.period()].map(|nanoseconds| nanoseconds.unwrap_or(0));
     if !(-20..=19).contains(&nice) {
-        return Err(invalid(format!("process.scheduler.nice is {nice}")).hint("from -20 to 19"));
+        return Err(invalid(format!("/process/scheduler/nice is {nice}")).hint("from -20 to 19"));
     }
     let real_time = matches!(policy, Policy::SchedFifo | Policy::SchedRr);
     if real_time != (1..=99).contains(&priority) && (real_time || priority != 0) {
-        return Err(invalid(format!("process.scheduler.priority is {priority} for policy {policy}"))
+        return Err(invalid(format!("/process/scheduler/priority is {priority} for policy {policy}"))
             .hint("from 1 to 99 for SCHED_FIFO and SCHED_RR, 0 for every other policy"));
     }
     if policy != Policy::SchedDeadline && deadline != [0; 3] {
         return Err(invalid(format!(
-            "process.scheduler has a runtime, deadline or period for policy {policy}"
+            "/process/scheduler has a runtime, deadline or period for policy {policy}"
         ))
         .hint("only SCHED_DEADLINE takes them"));
     }
@@ -95,7 +95,7 @@ fn policy_number(policy: LinuxSchedulerPolicy) -> Result<u32> {
         Policy::SchedIdle => libc::SCHED_IDLE,
         Policy::SchedDeadline => libc::SCHED_DEADLINE,
         Policy::SchedIso => {
-            return Err(Error::new(Code::Unsupported, "process.scheduler.policy is SCHED_ISO")
+            return Err(Error::new(Code::Unsupported, "/process/scheduler/policy is SCHED_ISO")
                 .hint("Linux reserves its number and has no such policy"));
         }
     };
@@ -125,7 +125,7 @@ fn io_priority(process: &Process) -> Result<Option<(u32, u32)>> {
     };
     let level = u32::try_from(asked.priority()).ok().filter(|level| *level < 8);
     let level = level.ok_or_else(|| {
-        invalid(format!("process.ioPriority.priority is {}", asked.priority())).hint("from 0 to 7")
+        invalid(format!("/process/ioPriority/priority is {}", asked.priority())).hint("from 0 to 7")
     })?;
     Ok(Some((class, level)))
 }
@@ -138,7 +138,7 @@ pub fn affinity(process: &Process) -> Result<Affinity> {
     let Some(asked) = process.exec_cpu_affinity() else { return Ok(Affinity::default()) };
     let mask = |text: &Option<String>, field: &str| match text.as_deref() {
         None | Some("") => Ok(None),
-        Some(text) => list(text, &format!("process.execCPUAffinity.{field}")).map(Some),
+        Some(text) => list(text, &format!("/process/execCPUAffinity/{field}")).map(Some),
     };
     Ok(Affinity {
         before_cgroup: mask(asked.initial(), "initial")?,
@@ -147,18 +147,18 @@ pub fn affinity(process: &Process) -> Result<Affinity> {
 }
 
 fn memory_policy(asked: &LinuxMemoryPolicy) -> Result<(i32, Mask)> {
-    let nodes = list(asked.nodes().as_deref().unwrap_or_default(), "linux.memoryPolicy.nodes")?;
+    let nodes = list(asked.nodes().as_deref().unwrap_or_default(), "/linux/memoryPolicy/nodes")?;
     let mode = asked.mode();
     let (number, takes_nodes, needs_nodes) = mode_number(mode);
     if (!takes_nodes && !nodes.is_empty()) || (needs_nodes && nodes.is_empty()) {
         let takes = if takes_nodes { "needs some" } else { "takes none" };
         let nodes = asked.nodes().as_deref().unwrap_or_default();
-        return Err(invalid(format!("linux.memoryPolicy.nodes is {nodes:?}, and {mode} {takes}")));
+        return Err(invalid(format!("/linux/memoryPolicy/nodes is {nodes:?}, and {mode} {takes}")));
     }
     let flags = asked.flags().iter().flatten().fold(0, |flags, flag| flags | memory_flag(*flag));
     if flags & libc::MPOL_F_STATIC_NODES != 0 && flags & libc::MPOL_F_RELATIVE_NODES != 0 {
         return Err(invalid(
-            "linux.memoryPolicy.flags has both MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES",
+            "/linux/memoryPolicy/flags has both MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES",
         ));
     }
     Ok((number | flags, nodes))
@@ -191,7 +191,7 @@ fn memory_flag(flag: MemoryPolicyFlagType) -> i32 {
 
 fn personality(asked: &LinuxPersonality) -> Result<u32> {
     if let Some(flag) = asked.flags().iter().flatten().next() {
-        return Err(Error::new(Code::Unsupported, format!("linux.personality.flags has {flag:?}"))
+        return Err(Error::new(Code::Unsupported, format!("/linux/personality/flags has {flag:?}"))
             .hint("the specification defines no flag yet; leave them out"));
     }
     Ok(match asked.domain() {
@@ -260,15 +260,15 @@ mod tests {
     fn what_contradicts_itself_is_refused_by_name() {
         let fifo = |priority: i32| json!({"scheduler": {"policy": "SCHED_FIFO", "priority": priority}});
         for (process, words) in [
-            (json!({"scheduler": {"policy": "SCHED_OTHER", "nice": 20}}), "process.scheduler.nice is 20"),
-            (fifo(0), "process.scheduler.priority is 0 for policy SCHED_FIFO"),
-            (fifo(100), "process.scheduler.priority is 100"),
+            (json!({"scheduler": {"policy": "SCHED_OTHER", "nice": 20}}), "/process/scheduler/nice is 20"),
+            (fifo(0), "/process/scheduler/priority is 0 for policy SCHED_FIFO"),
+            (fifo(100), "/process/scheduler/priority is 100"),
             (json!({"scheduler": {"policy": "SCHED_BATCH", "priority": 1}}), "priority is 1 for policy"),
             (json!({"scheduler": {"policy": "SCHED_RR", "priority": 1, "runtime": 5}}), "has a runtime"),
-            (json!({"scheduler": {"policy": "SCHED_ISO"}}), "process.scheduler.policy is SCHED_ISO"),
+            (json!({"scheduler": {"policy": "SCHED_ISO"}}), "/process/scheduler/policy is SCHED_ISO"),
             (
                 json!({"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 8}}),
-                "process.ioPriority.priority is 8",
+                "/process/ioPriority/priority is 8",
             ),
         ] {
             let error = planned(&process, json!({})).unwrap_err().to_string();
@@ -287,7 +287,7 @@ mod tests {
                        "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"]}}),
                 "has both MPOL_F_STATIC_NODES and",
             ),
-            (json!({"personality": {"domain": "LINUX", "flags": ["X"]}}), "linux.personality.flags has"),
+            (json!({"personality": {"domain": "LINUX", "flags": ["X"]}}), "/linux/personality/flags has"),
         ] {
             let error = planned(&json!({}), linux.clone()).unwrap_err().to_string();
             assert!(error.contains(words), "{linux}: {error}");

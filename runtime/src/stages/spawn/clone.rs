@@ -32,7 +32,7 @@ pub(super) fn clone_child(
     let (outside, inside) = handshake::begin()?;
     if let Some(processors) = &launch.process.scheduling.affinity.before_cgroup {
         // The child may be born into its cgroup, so its parent goes there first.
-        scheduling::set_affinity(processors).context(|| "setting process.execCPUAffinity.initial")?;
+        scheduling::set_affinity(processors).context(|| "setting /process/execCPUAffinity/initial")?;
     }
     let child = if needs_go_between(&launch.namespaces, host) {
         through_go_between(launch, birth, host, (inside, door))
@@ -100,7 +100,7 @@ fn go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -
     process::die_with_parent(true)?;
     if launch.inside.is_none() && launch.process.is_labelled() {
         // The process could open only what the container shows it as procfs.
-        let why = "process.apparmorProfile or selinuxLabel can't be applied to a process of this container";
+        let why = "/process/apparmorProfile or selinuxLabel can't be applied to a process of this container";
         return Err(Error::new(Code::Unsupported, why).hint("execute it as the host's root"));
     }
     host.leave(launch)?;

@@ -150,10 +150,10 @@ fn console(terminal: bool, options: &cli::Launch) -> Result<(Option<OwnedFd>, Op
             Ok((None, Some(socket)))
         }
         (Some(_), false) => {
-            Err(Error::new(Code::Usage, "--console-socket is given but process.terminal is false"))
+            Err(Error::new(Code::Usage, "--console-socket is given but /process/terminal is false"))
         }
         (None, true) if options.detach => {
-            Err(Error::new(Code::Usage, "process.terminal is true, and nobody would hold the terminal")
+            Err(Error::new(Code::Usage, "/process/terminal is true, and nobody would hold the terminal")
                 .hint("give a --console-socket"))
         }
         (None, true) => {

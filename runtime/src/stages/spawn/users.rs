@@ -17,7 +17,7 @@ pub(super) fn check_caller(namespaces: &Namespaces) -> Result<()> {
     if namespaces.in_user() || identity::caller() == 0 {
         return Ok(());
     }
-    let why = "rootless container requires user namespaces: linux.namespaces has no \"user\"";
+    let why = "rootless container requires user namespaces: /linux/namespaces has no \"user\"";
     Err(Error::new(Code::InvalidSpec, why).hint("see coracle spec --rootless, or run as root"))
 }
 
@@ -41,14 +41,14 @@ pub(super) fn map(pid: i32, namespaces: &Namespaces) -> Result<()> {
             // Else a group that takes rights away could be left (CVE-2014-8989).
             write("setgroups", "deny")?;
         }
-        write("gid_map", &namespaces.gid_map).context(|| "linux.gidMappings")?;
+        write("gid_map", &namespaces.gid_map).context(|| "/linux/gidMappings")?;
     } else {
-        map_by_helper("newgidmap", pid, &namespaces.gid_map).context(|| "linux.gidMappings")?;
+        map_by_helper("newgidmap", pid, &namespaces.gid_map).context(|| "/linux/gidMappings")?;
     }
     if uid == 0 || is_own(&namespaces.uid_map, uid) {
-        write("uid_map", &namespaces.uid_map).context(|| "linux.uidMappings")
+        write("uid_map", &namespaces.uid_map).context(|| "/linux/uidMappings")
     } else {
-        map_by_helper("newuidmap", pid, &namespaces.uid_map).context(|| "linux.uidMappings")
+        map_by_helper("newuidmap", pid, &namespaces.uid_map).context(|| "/linux/uidMappings")
     }
 }
 
