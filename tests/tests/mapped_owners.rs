@@ -179,3 +179,18 @@ fn a_file_system_that_can_not_map_owners_is_told() {
         run(host, spec).fails_with(&["/mounts/7", "uid_map", "invalid argument"]);
     });
 }
+
+#[test]
+fn a_user_namespace_that_is_joined_maps_too() {
+    privileged(|host| {
+        if !host.needs_coracle("mapped owners; runc since 1.2") {
+            return;
+        }
+        let source = owned(host, 5, 6);
+        let first = host.bundle(in_user_namespace(200_000).args(["sleep", "1000"])).start();
+        let namespace = format!("/proc/{}/ns/user", first.pid());
+        let spec = Spec::new().join("user", &namespace).bind(source.to_str().unwrap(), "/mnt", &["idmap"]);
+        assert_eq!(run(host, spec.script(OWNERS)).succeeds().text(), "5:6");
+        first.remove();
+    });
+}

@@ -110,8 +110,8 @@ fn a_path_of_another_kind_is_refused() {
             let path = format!("/proc/self/ns/{file}");
             let run = host.bundle(Spec::new().join(kind, &path)).run();
             run.fails_with(&[
-                "/linux/namespaces[",
-                "].path",
+                "/linux/namespaces/",
+                "/path: ",
                 &path,
                 &format!("is {named} namespace, not a {kind}"),
             ]);

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use coracle_tests::terminal::ConsoleSocket;
 use coracle_tests::{Bundle, Host, Spec, command, privileged};
 use serde_json::json;
 
@@ -112,6 +113,22 @@ fn a_command_is_in_it_too() {
         container.exec_with(&["--user", "70000"], &["true"]).fails_with(&["/process/user/uid is 70000"]);
         let groups = container.exec_with(&["--additional-gids", "70000"], &["true"]);
         groups.fails_with(&["/process/user/additionalGids is 70000"]);
+        container.remove();
+    });
+}
+
+#[test]
+fn the_terminal_of_a_command_is_its_users() {
+    privileged(|host| {
+        let container = bundle(host, mapped(Spec::new()).args(["sleep", "1000"])).start();
+        for user in ["0", "1000"] {
+            let socket = ConsoleSocket::new(&host.directory());
+            let options = ["--tty", "--detach", "--console-socket", socket.path(), "--user", user];
+            let script = "echo written >$(tty) && stat -c owner:%u: $(tty)";
+            container.exec_with(&options, &["sh", "-c", script]).succeeds();
+            let text = socket.receive().read_until(":\r\n");
+            assert!(text.contains("written") && text.contains(&format!("owner:{user}:")), "{text}");
+        }
         container.remove();
     });
 }
