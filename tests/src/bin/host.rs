@@ -6,6 +6,7 @@
 #![expect(clippy::print_stderr, reason = "a program that says why it could not")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 use std::thread;
@@ -16,6 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::{WaitStatus, wait};
 
 use coracle_tests::command::code;
@@ -240,6 +242,7 @@ fn build(v1_only: bool, hierarchies: &[Hierarchy]) -> Result<(), (String, Errno)
     attach("tmpfs", Path::new("/run"), "mode=755,size=4g")?;
     attach("tmpfs", Path::new("/var/lib"), "mode=755,size=4g")?;
     attach("tmpfs", Path::new("/dev/shm"), "mode=1777,size=1g")?;
+    own_null().map_err(|errno| ("a null device of its own on /dev/null".to_owned(), errno))?;
     let unified = hierarchies.iter().any(|hierarchy| hierarchy.point == Path::new("/sys/fs/cgroup"));
     if !unified {
         attach("tmpfs", Path::new("/sys/fs/cgroup"), "mode=755")?;
@@ -252,4 +255,12 @@ fn build(v1_only: bool, hierarchies: &[Hierarchy]) -> Result<(), (String, Errno)
         attach(&hierarchy.kind, &hierarchy.point, &hierarchy.options)?;
     }
     Ok(())
+}
+
+/// An older runtime gives the null device that it got as a stream to the container's user: it must not be the machine's.
+fn own_null() -> Result<(), Errno> {
+    let node = "/dev/shm/null";
+    mknod(node, SFlag::S_IFCHR, Mode::empty(), makedev(1, 3))?;
+    fs::set_permissions(node, fs::Permissions::from_mode(0o666)).map_err(|_| Errno::last())?;
+    mount(Some(node), "/dev/null", None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
