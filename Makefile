@@ -7,8 +7,9 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 BIN := $(CURDIR)/target/bin
 PREFIX ?= /usr/local
-# Where the tests write down what they could not run.
+# Where the tests write down what they could not run, and what they have counted; and the end of what is told of it.
 SKIPS := $(CURDIR)/target/skipped
+TELL = touch $(SKIPS); sort $(SKIPS); echo "skipped tests: $$(grep -c ^skipped $(SKIPS) || true)"
 
 # One static image at a fixed address: nothing to relocate and nothing to load at each start.
 STATIC := -C target-feature=+crt-static -C relocation-model=static
@@ -72,7 +73,7 @@ test: build unit-test ## Run all tests, the privileged ones too (root); says wha
 	$(call want,$(TEST_WANTS))
 	@rm -f $(SKIPS)
 	@cargo test --quiet --no-fail-fast -p coracle-tests -- --test-threads=2
-	@touch $(SKIPS); sort $(SKIPS); echo "skipped tests: $$(wc -l < $(SKIPS))"
+	@$(TELL)
 
 unit-test: ## Run the tests that stand beside the code
 	$(call need,$(DEMO_NEEDS))
@@ -90,7 +91,10 @@ test-vm: build ## Run what depends on cgroups in a virtual machine with a unifie
 
 test-faults: build ## Refuse and kill the runtime at every system call, one a turn (root; takes a while)
 	$(call need,$(DEMO_NEEDS) strace:strace)
-	@CORACLE_TEST_SECONDS=1800 cargo test --quiet --no-fail-fast -p coracle-tests --test faults -- --include-ignored --test-threads=2
+	@rm -f $(SKIPS)
+	@code=0; CORACLE_TEST_SECONDS=1800 \
+		cargo test --quiet --no-fail-fast -p coracle-tests --test faults -- --include-ignored --test-threads=2 || code=$$?; \
+		$(TELL); exit $$code
 
 test-clients: build ## Run containers through podman, containerd, Docker and buildah (root; fetches and unpacks their packages)
 	$(call need,$(DEMO_NEEDS) podman:podman)
@@ -98,9 +102,9 @@ test-clients: build ## Run containers through podman, containerd, Docker and bui
 		{ [ -n "$$(ls /var/lib/apt/lists/*Packages* 2>/dev/null)" ] || apt-get update -qq; } && \
 		apt-get download -qq -o APT::Sandbox::User=root $(CLIENTS) && for package in *.deb; do dpkg -x $$package . ; done
 	@rm -f $(SKIPS)
-	@CORACLE_CLIENTS=$(CURDIR)/target/clients \
-		cargo test --quiet --no-fail-fast -p coracle-tests --test clients -- --include-ignored --test-threads=2; \
-		code=$$?; rm -rf target/clients; touch $(SKIPS); sort $(SKIPS); echo "skipped tests: $$(wc -l < $(SKIPS))"; exit $$code
+	@code=0; CORACLE_CLIENTS=$(CURDIR)/target/clients \
+		cargo test --quiet --no-fail-fast -p coracle-tests --test clients -- --include-ignored --test-threads=2 || code=$$?; \
+		rm -rf target/clients; $(TELL); exit $$code
 
 lint: ## Check format and lints of every crate
 	@cargo fmt --check

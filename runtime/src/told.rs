@@ -36,12 +36,13 @@ impl Global {
         };
         #[expect(clippy::disallowed_methods, reason = "the operator named the log's path")]
         let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        if let Err(failure) = log.and_then(|mut log| writeln!(log, "{line}")) {
+        if let Err(failure) = log.and_then(|mut log| log.write_all(format!("{line}\n").as_bytes())) {
             print(&format!("the log {path:?} can't be written: {failure}"));
         }
     }
 }
 
+/// In one write, so that lines of processes that share the stream do not mix.
 fn print(line: &str) {
-    let _ = writeln!(std::io::stderr(), "coracle: {line}");
+    let _ = std::io::stderr().write_all(format!("coracle: {line}\n").as_bytes());
 }

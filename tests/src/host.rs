@@ -132,11 +132,14 @@ fn make_state_roots() {
 }
 
 fn record_skip(name: &str, reason: &str) {
-    let line = format!("skipped: {name}: {reason}\n");
+    record(&format!("skipped: {name}: {reason}\n"));
+}
+
+fn record(line: &str) {
     let path =
         std::env::var_os("CORACLE_SKIPS").map_or_else(|| repository().join("target/skipped"), PathBuf::from);
     let file = OpenOptions::new().create(true).append(true).open(path);
-    file.and_then(|mut file| file.write_all(line.as_bytes())).expect("record a skipped test");
+    file.and_then(|mut file| file.write_all(line.as_bytes())).expect("record what a test tells");
 }
 
 fn repository() -> PathBuf {
@@ -223,6 +226,11 @@ impl Host {
     /// Records that this test could not run, and why; the test then returns. `make test` counts these.
     pub fn skip(&self, reason: &str) {
         record_skip(&self.name, reason);
+    }
+
+    /// Records what a test has counted, for `make` to print when all have run.
+    pub fn counted(&self, what: &str) {
+        record(&format!("counted: {}: {what}\n", self.name));
     }
 
     /// Whether the runtime under test is ours; records a skipped test if not.

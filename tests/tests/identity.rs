@@ -149,11 +149,13 @@ fn with_too_few_descriptors_a_launch_fails_and_says_what_to_raise() {
         if !host.needs_coracle("advice on open files") || !host.needs_program("prlimit") {
             return;
         }
-        let bundle = host.bundle(Spec::new().args(["true"]));
+        let spec = Spec::new().args(["true"]).set("/linux/resources", json!({}));
+        let bundle = host.bundle(spec);
         let (directory, id) = (bundle.directory().display(), bundle.id());
-        for limit in 5..14 {
-            let run = format!("prlimit --nofile={limit}: $RUNTIME run -b {directory} {id} 2>&1");
-            let run = host.shell(&run);
+        // Without cgroups, nothing is looked for before the state is made.
+        for (limit, manager) in (5..14).flat_map(|limit| [(limit, "cgroupfs"), (limit, "disabled")]) {
+            let run = format!("$RUNTIME --cgroup-manager {manager} run -b {directory} {id} 2>&1");
+            let run = host.shell(&format!("prlimit --nofile={limit}: {run}"));
             if run.code != 0 {
                 assert!(run.text().contains("raise the limit of open files (ulimit -n)"), "{limit}: {run:?}");
             }

@@ -47,9 +47,13 @@ impl State {
             }
             other => other.context(|| format!("making the state of container {id:?}"))?,
         }
-        let dir = file::open(root.as_fd(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
-        file::lock(dir.as_fd(), true)?;
-        Ok(Self { root, dir, id: id.to_owned() })
+        match open_locked(root.as_fd(), id) {
+            Ok(dir) => Ok(Self { root, dir, id: id.to_owned() }),
+            Err(failure) => {
+                let _ = file::rmdir(root.as_fd(), id); // an empty state would keep the ID taken
+                Err(failure).context(|| format!("taking the state of container {id:?}"))
+            }
+        }
     }
 
     /// Opens the state of container `id` and waits until nobody else has it.
@@ -180,6 +184,12 @@ pub fn ids(root: &Path) -> Result<Vec<String>> {
 }
 
 /// The state root. What is above it may be searched by all, as user namespaces need; what is in it may not.
+fn open_locked(root: BorrowedFd<'_>, id: &str) -> coracle_sys::Result<OwnedFd> {
+    let dir = file::open(root, id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+    file::lock(dir.as_fd(), true)?;
+    Ok(dir)
+}
+
 fn open_root(root: &Path) -> Result<OwnedFd> {
     match file::open_dir(root) {
         Err(e) if e.errno() == Errno::ENOENT => {}

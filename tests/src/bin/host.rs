@@ -28,11 +28,15 @@ const PREFIX: &str = "coracle-test-";
 
 fn main() -> ExitCode {
     let mut command: Vec<String> = std::env::args().skip(1).collect();
-    let mut take =
-        |flag: &str| command.first().is_some_and(|first| first == flag).then(|| command.remove(0)).is_some();
-    let inside = take("--init");
-    let v1_only = take("--v1-only");
-    let result = if inside { init(v1_only, &command) } else { outer(v1_only, &command) };
+    let take = |command: &mut Vec<String>, flag: &str| {
+        command.first().is_some_and(|first| first == flag).then(|| command.remove(0)).is_some()
+    };
+    let inside = take(&mut command, "--init").then(|| command.remove(0));
+    let v1_only = take(&mut command, "--v1-only");
+    let result = match inside {
+        Some(name) => init(&name, v1_only, &command),
+        None => outer(v1_only, &command),
+    };
     result.unwrap_or_else(|reason| {
         eprintln!("coracle-test-host: {reason}");
         ExitCode::FAILURE
@@ -49,10 +53,6 @@ struct Hierarchy {
 }
 
 impl Hierarchy {
-    fn ours(&self) -> PathBuf {
-        self.here.join(format!("{PREFIX}{}", std::process::id()))
-    }
-
     /// Whether it is the one tree with every controller.
     fn is_whole(&self) -> bool {
         self.kind == "cgroup2" && self.point == Path::new("/sys/fs/cgroup")
@@ -103,53 +103,65 @@ fn place(line: &str, kind: &str, options: &str) -> Option<String> {
 fn outer(v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
     let hierarchies = hierarchies();
     hierarchies.iter().for_each(sweep);
+    let name = format!("{PREFIX}{}", std::process::id());
     for hierarchy in &hierarchies {
-        join_own(hierarchy)
+        make_cgroup(hierarchy, &name)
             .map_err(|error| format!("make a cgroup in {}: {error}", hierarchy.point.display()))?;
     }
-    // The mount namespace is made inside: this process must go on seeing the cgroups that it removes.
+    // The namespaces of mounts and cgroups are made inside: this process must go on seeing the cgroups that it removes.
     let namespaces = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP;
+        | CloneFlags::CLONE_NEWUTS;
     unshare(namespaces).map_err(|errno| format!("unshare: {errno}"))?;
-    for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.is_whole()) {
-        make_room(hierarchy).map_err(|error| format!("pass controllers down: {error}"))?;
-    }
     let executable = std::env::current_exe().map_err(|error| error.to_string())?;
-    let flags: &[&str] = if v1_only { &["--init", "--v1-only"] } else { &["--init"] };
+    let flags = ["--init", &name].into_iter().chain(v1_only.then_some("--v1-only"));
     let child = Command::new(executable).args(flags).args(command).spawn();
     let result =
         child.map_err(|error| format!("start inside: {error}")).and_then(|child| limited(child, limit()));
     for hierarchy in &hierarchies {
-        let _ = fs::write(hierarchy.here.join("cgroup.procs"), std::process::id().to_string());
-        remove(&hierarchy.ours());
+        remove(&hierarchy.here.join(&name));
     }
     result
 }
 
-/// Makes this process's own cgroup and enters it. A cpuset has no CPUs until it is given some (cgroups(7)).
-fn join_own(hierarchy: &Hierarchy) -> std::io::Result<()> {
-    let ours = hierarchy.ours();
-    fs::create_dir(&ours)?;
+/// Makes the host's cgroup. A cpuset has no CPUs until it is given some (cgroups(7)).
+fn make_cgroup(hierarchy: &Hierarchy, name: &str) -> std::io::Result<()> {
+    let cgroup = hierarchy.here.join(name);
+    fs::create_dir(&cgroup)?;
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        if hierarchy.kind == "cgroup" && ours.join(file).is_file() {
-            fs::write(ours.join(file), fs::read(hierarchy.here.join(file))?)?;
+        if hierarchy.kind == "cgroup" && cgroup.join(file).is_file() {
+            fs::write(cgroup.join(file), fs::read(hierarchy.here.join(file))?)?;
         }
     }
-    fs::write(ours.join("cgroup.procs"), std::process::id().to_string())
+    Ok(())
 }
 
-/// Moves this process out of its own cgroup, which is the root that the inside sees: a cgroup with processes passes
-/// no controller down (cgroups(7), "no internal processes").
-fn make_room(hierarchy: &Hierarchy) -> std::io::Result<()> {
-    let ours = hierarchy.ours();
-    fs::create_dir(ours.join("tests"))?;
-    fs::write(ours.join("tests/cgroup.procs"), std::process::id().to_string())?;
-    let controllers = fs::read_to_string(ours.join("cgroup.controllers"))?;
+/// Makes the cgroups of this name the roots of the tree that this process sees.
+fn enter_cgroups(hierarchies: &[Hierarchy], name: &str) -> Result<(), String> {
+    for hierarchy in hierarchies {
+        enter(&hierarchy.here.join(name)).map_err(|error| format!("enter a cgroup: {error}"))?;
+    }
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|errno| format!("unshare: {errno}"))?;
+    for hierarchy in hierarchies.iter().filter(|hierarchy| hierarchy.is_whole()) {
+        make_room(&hierarchy.here.join(name)).map_err(|error| format!("pass controllers down: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Moves this process.
+fn enter(cgroup: &Path) -> std::io::Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), "0")
+}
+
+/// Moves this process out of the root that the inside sees: a cgroup with processes passes no controller down
+/// (cgroups(7), "no internal processes").
+fn make_room(root: &Path) -> std::io::Result<()> {
+    fs::create_dir(root.join("tests"))?;
+    enter(&root.join("tests"))?;
+    let controllers = fs::read_to_string(root.join("cgroup.controllers"))?;
     let all: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
-    fs::write(ours.join("cgroup.subtree_control"), all.join(" "))
+    fs::write(root.join("cgroup.subtree_control"), all.join(" "))
 }
 
 /// Removes what a killed test host left: its name holds its process ID.
@@ -206,9 +218,10 @@ fn exit_code(code: i32) -> ExitCode {
 }
 
 /// The first process inside: builds the host, runs the command, reaps whatever loses its parent.
-fn init(v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
+fn init(name: &str, v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| format!("prctl: {errno}"))?;
     let hierarchies = hierarchies();
+    enter_cgroups(&hierarchies, name)?;
     unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| format!("unshare: {errno}"))?;
     build(v1_only, &hierarchies).map_err(|(what, errno)| format!("mount {what}: {errno}"))?;
     let loopback = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();

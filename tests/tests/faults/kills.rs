@@ -16,21 +16,20 @@ fn sweep(host: &Host, verb: &str, follow: &str) {
     host.call(&["delete", "--force", bundle.id()]).succeeds();
     let steps = steps(&fs::read_to_string(&trace).unwrap());
     assert!(steps.len() > 30, "only {} steps were traced", steps.len());
-    let (mut leaks, mut turns, mut failed) = (String::new(), 0, 0);
+    let (mut leaks, mut turns, mut failed) = (Vec::new(), 0, 0);
     for (call, count) in steps.iter().step_by(stride(1)) {
         let before = host.snapshot();
         let options = format!("{follow} -qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
         turns += 1;
-        failed += u32::from(traced(host, &bundle, &options, verb) != 0);
+        failed += usize::from(traced(host, &bundle, &options, verb) != 0);
         let delete = host.call(&["delete", "--force", bundle.id()]);
-        if delete.code != 0 {
-            leaks += &format!("killed at {call} #{count}: delete --force: {}\n", delete.stderr);
-        }
-        if let Some(difference) = host.difference(&before) {
-            leaks += &format!("killed at {call} #{count}:\n{difference}");
+        let unclean = (delete.code != 0).then(|| format!("delete --force: {}", delete.stderr));
+        if let Some(what) = unclean.or_else(|| host.difference(&before)) {
+            leaks.push(format!("killed at {call} #{count}: {what}\n"));
         }
     }
-    assert!(leaks.is_empty(), "{leaks}");
+    host.counted(&format!("{verb}: {} of {turns} kills leave nothing", turns - leaks.len()));
+    assert!(leaks.is_empty(), "{}", leaks.concat());
     // A step that a second run happens not to reach kills nobody; they must be few.
     assert!(failed * 10 >= turns * 9, "only {failed} of {turns} turns were killed");
 }
@@ -104,7 +103,8 @@ fn start_killed_at_any_step_can_be_repeated() {
         traced(host, first.bundle(), &format!("-o {}", trace.display()), "start");
         first.remove();
         let mut stuck = String::new();
-        for (call, count) in steps(&fs::read_to_string(&trace).unwrap()) {
+        let steps = steps(&fs::read_to_string(&trace).unwrap());
+        for (call, count) in steps.iter().step_by(stride(1)) {
             let container = sleeping();
             let options = format!("-qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
             traced(host, container.bundle(), &options, "start");
@@ -115,6 +115,7 @@ fn start_killed_at_any_step_can_be_repeated() {
             }
             container.remove();
         }
+        host.counted(&format!("start: it can be repeated after {} kills", steps.len().div_ceil(stride(1))));
         assert!(stuck.is_empty(), "{stuck}");
     });
 }
