@@ -94,7 +94,7 @@ fn a_path_that_is_no_namespace_is_refused() {
         // The kinds that are new come first in the test's list.
         refused("/etc/passwd").fails_with(&["/linux/namespaces/5/path", "\"/etc/passwd\" is no namespace"]);
         refused("/nowhere").fails_with(&["/linux/namespaces/5/path", "/nowhere", "no such file"]);
-        refused("net").fails_with(&["\"net\" is not absolute"]);
+        refused("net").fails_with(&["/linux/namespaces/5/path is \"net\", not an absolute path"]);
         let fifo = host.directory().join("fifo");
         command::tool("mkfifo", &[&fifo]);
         refused(fifo.to_str().unwrap()).fails_with(&["is no namespace"]);

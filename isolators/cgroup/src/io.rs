@@ -1,5 +1,6 @@
 //! `cgroups/io`: how fast a container may use block devices.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use coracle_isolator::{Cgroup, CgroupVersion, IoUsage, Result, Usage};
@@ -61,7 +62,7 @@ fn weights_1(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
     for (weight, file, instead, field) in group {
         settings.extend(weight.map(|weight| weight_setting(file, instead, weight.to_string(), field)));
     }
-    for device in io.weight_device().iter().flatten() {
+    for (i, device) in io.weight_device().iter().flatten().enumerate() {
         let number = (device.major(), device.minor());
         let weights = [
             (asked(device.weight()), "blkio.weight_device", Some("blkio.bfq.weight_device")),
@@ -69,7 +70,9 @@ fn weights_1(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
         ];
         for (weight, file, instead) in weights {
             let value = weight.map(|weight| format!("{}:{} {weight}", number.0, number.1));
-            settings.extend(value.map(|value| weight_setting(file, instead, value, "blockIO.weightDevice")));
+            settings.extend(
+                value.map(|value| weight_setting(file, instead, value, format!("blockIO.weightDevice/{i}"))),
+            );
         }
     }
 }
@@ -78,7 +81,7 @@ fn weight_setting(
     file: &'static str,
     instead: Option<&'static str>,
     value: String,
-    field: &'static str,
+    field: impl Into<Cow<'static, str>>,
 ) -> Setting {
     let missing = instead.map_or(WhereMissing::Fail, |instead| WhereMissing::Write(instead, value.clone()));
     Setting::new("blkio", file, value, field).where_missing(missing)
@@ -89,12 +92,12 @@ fn weights_2(io: &LinuxBlockIo, settings: &mut Vec<Setting>) {
         let wide = WhereMissing::Write("io.weight", format!("default {}", wide(weight)));
         settings.push(Setting::new("io", "io.bfq.weight", weight, "blockIO.weight").where_missing(wide));
     }
-    for device in io.weight_device().iter().flatten() {
+    for (i, device) in io.weight_device().iter().flatten().enumerate() {
         let number = format!("{}:{}", device.major(), device.minor());
         settings.extend(asked(device.weight()).map(|weight| {
             let wide = WhereMissing::Write("io.weight", format!("{number} {}", wide(weight)));
-            Setting::new("io", "io.bfq.weight", format!("{number} {weight}"), "blockIO.weightDevice")
-                .where_missing(wide)
+            let field = format!("blockIO.weightDevice/{i}");
+            Setting::new("io", "io.bfq.weight", format!("{number} {weight}"), field).where_missing(wide)
         }));
     }
 }

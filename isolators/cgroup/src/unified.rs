@@ -27,7 +27,8 @@ impl Controller for Unified {
         let mut files: Vec<_> = resources.unified().iter().flatten().collect();
         files.sort();
         let setting = |(file, value): (&String, &String)| {
-            Setting::new("unified", file.clone(), value, format!("unified.{file}"))
+            let field = format!("unified.{}", file.replace('~', "~0").replace('/', "~1"));
+            Setting::new("unified", file.clone(), value, field)
         };
         Ok(files.into_iter().map(setting).collect())
     }

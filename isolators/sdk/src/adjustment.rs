@@ -115,7 +115,8 @@ pub fn variable_name(variable: &str) -> &str {
     variable.split('=').next().unwrap_or_default()
 }
 
-fn pointer(parent: &str, key: &str) -> String {
+/// The JSON pointer (RFC 6901) of what `key` holds in the object at `parent`.
+pub fn pointer(parent: &str, key: &str) -> String {
     format!("{parent}/{}", key.replace('~', "~0").replace('/', "~1"))
 }
 

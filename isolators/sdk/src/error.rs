@@ -44,6 +44,14 @@ impl Error {
         self
     }
 
+    /// The same failure, with its field, if it has one, below the field `parent`: what is wrong in an item of a list is
+    /// told by who knows the item, and where the item stands by who knows the list.
+    #[must_use]
+    pub fn below(mut self, parent: &str) -> Self {
+        self.0.field = Some(self.0.field.map_or(parent.to_owned(), |field| format!("{parent}/{field}")));
+        self
+    }
+
     /// The same failure, with the file it is about.
     #[must_use]
     pub fn on_path(mut self, path: impl Into<String>) -> Self {

@@ -19,7 +19,9 @@ mod before;
 pub mod report;
 pub mod error;
 
-pub use adjustment::{Adjustment, CapabilitySets, LinuxAdjustment, ProcessAdjustment, SeccompProgram};
+pub use adjustment::{
+    Adjustment, CapabilitySets, LinuxAdjustment, ProcessAdjustment, SeccompProgram, pointer,
+};
 pub use cgroup::{Cgroup, Handles};
 pub use config::{CgroupVersion, Config, Kind, State};
 pub use error::{Error, Result};

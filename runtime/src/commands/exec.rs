@@ -79,7 +79,7 @@ fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) 
     let mut adjusted = isolators.process(&config)?;
     global.warn(adjusted.warnings.drain(..));
     let process = adjusted.spec.process().as_ref();
-    let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+    let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
     let affinity = scheduling::affinity(process)?;
     let mut process = ProcessPlan::new(process, adjusted.spec.linux().as_ref())?;
     process.scheduling.affinity = affinity;
@@ -94,7 +94,7 @@ fn process(options: &cli::Exec, spec: &Spec) -> Result<Process> {
         return spec::load_process(path);
     }
     let own = spec.process().clone();
-    let mut process = own.ok_or_else(|| Error::new(Code::InvalidSpec, "process is missing"))?;
+    let mut process = own.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
     process.set_args(Some(options.args.clone()));
     process.set_terminal(Some(options.tty));
     let mut env = process.env().clone().unwrap_or_default();

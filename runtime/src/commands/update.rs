@@ -21,7 +21,8 @@ pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
     let id = &options.id;
     let attempt = || -> Result<()> {
         let asked = asked(options)?;
-        let resources = spec::parse_resources(asked.to_string().as_bytes())?;
+        let resources =
+            spec::parse_resources(asked.to_string().as_bytes()).context(|| "reading the options")?;
         let state = State::open(&global.root, id)?;
         let record =
             state.record()?.filter(|record| record.status() != Status::Stopped).ok_or_else(not_running)?;
@@ -51,8 +52,8 @@ fn asked(options: &cli::Update) -> Result<Value> {
             let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path.as_path() };
             let text =
                 file::read(file::CWD, from, LONGEST, Resolve::Host).context(|| "reading --resources")?;
-            let json = serde_json::from_slice(&text).ok().filter(Value::is_object);
-            json.ok_or_else(|| Error::new(Code::InvalidSpec, "--resources holds no JSON object"))?
+            spec::parse_resources(&text).context(|| format!("reading {from:?}"))?;
+            serde_json::from_slice(&text).map_err(|e| Error::new(Code::InvalidSpec, e.to_string()))?
         }
     };
     merge(&mut asked, options.limits.clone());

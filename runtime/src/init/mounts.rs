@@ -135,7 +135,7 @@ fn create(plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<OwnedFd> {
             Some(value) => context.set(name, value.as_bytes()),
             None => context.set_flag(name),
         }
-        .context(|| format!("{}.options", plan.field))?;
+        .context(|| format!("{}/options", plan.field))?;
     }
     if let Some(covered) = covered.filter(|_| plan.takes_mode()) {
         let mode = file::stat(covered.as_fd())?.st_mode & 0o7777;
@@ -180,7 +180,7 @@ fn unknown_type(error: coracle_sys::Error, plan: &MountPlan) -> Error {
     if !is_unknown {
         return error;
     }
-    error.code_is(Code::Unsupported).hint(format!("this kernel doesn't know {}.type", plan.field))
+    error.code_is(Code::Unsupported).hint(format!("this kernel doesn't know {}/type", plan.field))
 }
 
 /// Sets the attributes while nobody can see the mount, then attaches it.

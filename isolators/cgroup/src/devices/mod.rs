@@ -225,6 +225,6 @@ mod tests {
         let bundle = std::path::Path::new("/");
         let config = Config { id: "c", kind: Kind::Oci, bundle, spec: &spec, cgroup: CgroupVersion::V1 };
         let error = Devices.prepare(&config).unwrap_err().to_string();
-        assert_eq!(error, "/linux/resources/devices/0: \"x\" is not made of r, w and m");
+        assert_eq!(error, "/linux/resources/devices/0/access: \"x\" is not made of r, w and m");
     }
 }

@@ -60,7 +60,7 @@ impl Policy {
     pub(super) fn new(rules: &[LinuxDeviceCgroup]) -> Result<Self> {
         let mut policy = Self::defaults();
         for (i, rule) in rules.iter().enumerate() {
-            policy.add(rule).map_err(|e| e.at(format!("/linux/resources/devices/{i}")))?;
+            policy.add(rule).map_err(|e| e.below(&format!("/linux/resources/devices/{i}")))?;
         }
         Ok(policy)
     }
@@ -73,13 +73,15 @@ impl Policy {
     }
 
     fn add(&mut self, rule: &LinuxDeviceCgroup) -> Result<()> {
-        let access = access(rule.access().as_deref().unwrap_or_default())?;
+        let access = access(rule.access().as_deref().unwrap_or_default()).map_err(|e| e.at("access"))?;
         let (major, minor) = (number(rule.major(), "major")?, number(rule.minor(), "minor")?);
         let classes: &[Class] = match rule.typ().unwrap_or_default() {
             LinuxDeviceType::A => &[Class::Char, Class::Block],
             LinuxDeviceType::C | LinuxDeviceType::U => &[Class::Char],
             LinuxDeviceType::B => &[Class::Block],
-            LinuxDeviceType::P => return Err(Error::new("a named pipe is no device that can be limited")),
+            LinuxDeviceType::P => {
+                return Err(Error::new("a named pipe is no device that can be limited").at("type"));
+            }
         };
         if classes.len() == 2 && (major, minor, access) == (None, None, ALL) {
             *self =
@@ -176,7 +178,7 @@ fn number(number: Option<i64>, name: &str) -> Result<Option<u32>> {
         None | Some(-1) => Ok(None),
         Some(number) => match u32::try_from(number) {
             Ok(number) => Ok(Some(number)),
-            Err(_) => Err(Error::new(format!("{name} {number} is no number of a device"))),
+            Err(_) => Err(Error::new(format!("{number} is no number of a device")).at(name)),
         },
     }
 }
@@ -270,7 +272,7 @@ mod tests {
     fn what_is_no_device_is_refused_by_name() {
         for (rule, wanted) in [
             (json!({"allow": true, "access": ""}), "\"\" is not made of r, w and m"),
-            (json!({"allow": true, "major": -2, "access": "r"}), "major -2 is no number of a device"),
+            (json!({"allow": true, "major": -2, "access": "r"}), "major: -2 is no number of a device"),
             (
                 json!({"allow": true, "type": "p", "access": "r"}),
                 "a named pipe is no device that can be limited",

@@ -75,8 +75,8 @@ impl<'a> Profile<'a> {
             let why = format!("{default} cannot be used as default action");
             return Err(Error::new(why).at("/linux/seccomp/defaultAction"));
         }
-        let code =
-            action(default, seccomp.default_errno_ret()).map_err(|e| e.at("/linux/seccomp/defaultAction"))?;
+        let code = action(default, seccomp.default_errno_ret())
+            .map_err(|e| e.at("/linux/seccomp/defaultErrnoRet"))?;
         let forbids = !matches!(default, Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace);
         let mut profile = Self {
             default: code,
@@ -99,13 +99,12 @@ impl<'a> Profile<'a> {
 
     /// Takes in the entry `i` of `syscalls`.
     fn add(&mut self, entry: &'a LinuxSyscall, i: usize) -> Result<()> {
-        let field = || format!("/linux/seccomp/syscalls/{i}");
-        let action =
-            action(entry.action(), entry.errno_ret()).map_err(|e| e.at(format!("{}/action", field())))?;
+        let inside = |e: Error| e.below(&format!("/linux/seccomp/syscalls/{i}"));
+        let action = action(entry.action(), entry.errno_ret()).map_err(|e| inside(e.at("errnoRet")))?;
         let args = entry.args().as_deref().unwrap_or_default();
-        let rules = rules(args, action).map_err(|e| e.at(format!("{}/args", field())))?;
+        let rules = rules(args, action).map_err(inside)?;
         if entry.names().is_empty() {
-            return Err(Error::new("at least one name is needed").at(format!("{}/names", field())));
+            return Err(inside(Error::new("at least one name is needed").at("names")));
         }
         for name in entry.names() {
             let decision = self.decisions.entry(name).or_insert(Decision::Match(Vec::new()));
@@ -125,8 +124,8 @@ impl<'a> Profile<'a> {
 /// The flags of a filter that asks an agent, none of one that does not: a listener of such a one is passed over, as
 /// runc does.
 fn listener(seccomp: &LinuxSeccomp) -> Result<u32> {
-    let asks = |entry: &&LinuxSyscall| entry.action() == Action::ScmpActNotify;
-    let mut asking = seccomp.syscalls().iter().flatten().filter(asks).peekable();
+    let asks = |(_, entry): &(usize, &LinuxSyscall)| entry.action() == Action::ScmpActNotify;
+    let mut asking = seccomp.syscalls().iter().flatten().enumerate().filter(asks).peekable();
     if asking.peek().is_none() {
         return Ok(0);
     }
@@ -134,10 +133,10 @@ fn listener(seccomp: &LinuxSeccomp) -> Result<u32> {
         let why = format!("{} needs an agent to ask, and none is named", Action::ScmpActNotify);
         return Err(Error::new(why).at("/linux/seccomp/listenerPath"));
     }
-    if asking.flat_map(LinuxSyscall::names).any(|name| name == "write") {
+    if let Some((i, _)) = asking.find(|(_, entry)| entry.names().iter().any(|name| name == "write")) {
         // Profiles for runc know it so, and an agent that is asked for each write of its own logs would hang.
         let why = format!("{} cannot be used for the write syscall", Action::ScmpActNotify);
-        return Err(Error::new(why).at("/linux/seccomp/syscalls"));
+        return Err(Error::new(why).at(format!("/linux/seccomp/syscalls/{i}/names")));
     }
     let flags = seccomp.flags().iter().flatten();
     let wait = flags.filter(|flag| **flag == Flag::SeccompFilterFlagWaitKillableRecv).count() > 0;
@@ -159,7 +158,7 @@ fn action(action: Action, errno_ret: Option<u32>) -> Result<u32> {
 /// The rules for the arguments `args`: one with all of them, or where an index stands twice, which is how
 /// profiles without a way to say "or" were written, one for each (as runc has it).
 fn rules(args: &[LinuxSeccompArg], action: u32) -> Result<Vec<Rule>> {
-    let conditions: Vec<Condition> = args.iter().map(condition).collect::<Result<_>>()?;
+    let conditions: Vec<Condition> = args.iter().enumerate().map(condition).collect::<Result<_>>()?;
     if conditions.is_empty() {
         return Ok(Vec::new());
     }
@@ -171,9 +170,14 @@ fn rules(args: &[LinuxSeccompArg], action: u32) -> Result<Vec<Rule>> {
     }
 }
 
-fn condition(arg: &LinuxSeccompArg) -> Result<Condition> {
+/// The comparison that the argument `arg`, number `i` of its rule, stands for.
+fn condition((i, arg): (usize, &LinuxSeccompArg)) -> Result<Condition> {
     let index = u8::try_from(arg.index()).ok().filter(|index| *index < 6);
-    let index = index.ok_or_else(|| Error::new(format!("index {}: arguments are 0 to 5", arg.index())))?;
+    let index = index.ok_or_else(|| {
+        Error::new(format!("{} is no argument of a system call", arg.index()))
+            .at(format!("args/{i}/index"))
+            .with_hint("they are 0 to 5")
+    })?;
     let (operator, value) = match arg.op() {
         Operator::ScmpCmpNe => (SeccompCmpOp::Ne, arg.value()),
         Operator::ScmpCmpLt => (SeccompCmpOp::Lt, arg.value()),
@@ -227,7 +231,7 @@ mod tests {
             ),
             (
                 notify("write", "/x"),
-                "/linux/seccomp/syscalls: SCMP_ACT_NOTIFY cannot be used for the write syscall",
+                "/linux/seccomp/syscalls/0/names: SCMP_ACT_NOTIFY cannot be used for the write syscall",
             ),
             (
                 json!({"defaultAction": NOTIFY, "listenerPath": "/x"}),
@@ -257,11 +261,11 @@ mod tests {
         for (profile, wanted) in [
             (
                 rule(json!({"names": ["open"], "action": "SCMP_ACT_ERRNO", "args": arg})),
-                "/linux/seccomp/syscalls/0/args: index 6: arguments are 0 to 5",
+                "/linux/seccomp/syscalls/0/args/0/index: 6 is no argument of a system call; they are 0 to 5",
             ),
             (
                 rule(json!({"names": ["open"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096})),
-                "/linux/seccomp/syscalls/0/action: errno 4096 of SCMP_ACT_ERRNO is above 4095",
+                "/linux/seccomp/syscalls/0/errnoRet: errno 4096 of SCMP_ACT_ERRNO is above 4095",
             ),
             (
                 rule(json!({"names": [], "action": "SCMP_ACT_ERRNO"})),

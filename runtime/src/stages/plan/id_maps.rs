@@ -4,6 +4,7 @@
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Mount};
 use serde::Serialize;
 
+use super::mount_options;
 use super::namespaces::id_map;
 use crate::error::{Code, Error, Result};
 
@@ -38,6 +39,11 @@ pub(super) fn plan(
     linux: &Linux,
 ) -> Result<Option<IdMap>> {
     let invalid = |why: String| Error::new(Code::InvalidSpec, format!("{field}/{why}"));
+    let option = |why: String| {
+        let words = mount.options().as_deref().unwrap_or_default();
+        let name = if wanted.as_ref().is_some_and(|(recursive, _)| *recursive) { "ridmap" } else { "idmap" };
+        Error::new(Code::InvalidSpec, format!("{}: {why}", mount_options::pointer(field, words, name)))
+    };
     let (uids, gids) = (id_map(mount.uid_mappings()), id_map(mount.gid_mappings()));
     match (uids.is_empty(), gids.is_empty()) {
         (true, false) => return Err(invalid("gidMappings is set but uidMappings is not".into())),
@@ -46,20 +52,18 @@ pub(super) fn plan(
     }
     let recursive = wanted.as_ref().is_some_and(|(recursive, _)| *recursive);
     let mapped = |users| Ok(Some(IdMap { recursive, users }));
-    match wanted {
+    match &wanted {
         Some((_, Some(_))) if !uids.is_empty() => {
-            Err(invalid("options and uidMappings both map users; one of them must do".into()))
+            Err(option(format!("{field}/uidMappings maps users, too")).hint("one of them must do"))
         }
         _ if !uids.is_empty() => mapped(Some(Users { uid_map: uids, gid_map: gids })),
         Some((_, Some(text))) => {
-            let users = users(&text, linux);
-            mapped(Some(users.map_err(|why| invalid(format!("options: idmap={text:?}: {why}")))?))
+            let users = users(text, linux);
+            mapped(Some(users.map_err(|why| option(format!("{text:?}: {why}")))?))
         }
         Some((_, None)) if has_user_namespace(linux) => mapped(None),
-        Some((_, None)) => {
-            Err(invalid("options: idmap needs a user namespace, or mappings of its own".into())
-                .hint("add uidMappings and gidMappings"))
-        }
+        Some((_, None)) => Err(option("it needs a user namespace, or mappings of its own".into())
+            .hint("add uidMappings and gidMappings")),
         None => Ok(None),
     }
 }
@@ -164,7 +168,7 @@ mod tests {
         let error = planned(json!({}), Some((false, None)), json!([])).unwrap_err().to_string();
         assert_eq!(
             error,
-            "/mounts/2/options: idmap needs a user namespace, or mappings of its own; add uidMappings and gidMappings"
+            "/mounts/2/options: it needs a user namespace, or mappings of its own; add uidMappings and gidMappings"
         );
         assert_eq!(planned(json!({}), None, json!([])).unwrap(), None);
     }
@@ -188,7 +192,7 @@ mod tests {
             ("uids=0-1-4294967296;gids=0-1-1", "is not three numbers"),
         ] {
             let error = by_option(text).unwrap_err().to_string();
-            assert!(error.starts_with("/mounts/2/options: idmap=") && error.contains(words), "{error}");
+            assert!(error.starts_with("/mounts/2/options: ") && error.contains(words), "{error}");
         }
     }
 }

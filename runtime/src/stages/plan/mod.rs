@@ -71,7 +71,7 @@ pub fn plan(loaded: Loaded, wish: Wish<'_>) -> Result<Plan> {
 /// # Errors
 /// `InvalidSpec` where there is none.
 pub fn linux(spec: &Spec) -> Result<&Linux> {
-    spec.linux().as_ref().ok_or_else(|| Error::new(Code::InvalidSpec, "linux is missing"))
+    spec.linux().as_ref().ok_or_else(|| Error::new(Code::InvalidSpec, "/linux is missing"))
 }
 
 /// An absolute path of a container, below its root: without the leading slash.

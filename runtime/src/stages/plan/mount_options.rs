@@ -157,6 +157,15 @@ fn meaning(option: &str) -> Option<Meaning> {
     })
 }
 
+/// The JSON pointer of the option `name` among the options `words` of the mount at `field`: of the last that is called
+/// so, which is the one that counts, or of all of them where none is.
+pub(super) fn pointer(field: &str, words: &[String], name: &str) -> String {
+    match words.iter().rposition(|word| word.split_once('=').map_or(word.as_str(), |(own, _)| own) == name) {
+        Some(index) => format!("{field}/options/{index}"),
+        None => format!("{field}/options"),
+    }
+}
+
 /// The propagation that `linux.rootfsPropagation` names, and whether it is for the whole tree.
 ///
 /// # Errors

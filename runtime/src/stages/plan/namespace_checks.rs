@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use coracle_isolator::pointer;
 use coracle_sys::file::{self, Resolve};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 
@@ -47,29 +48,30 @@ fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
 /// Without a mount namespace of the container's own, what is covered there would be covered for others, too.
 fn covers_have_their_namespace(spec: &Spec) -> Result<()> {
     let linux = linux(spec)?;
-    let has_paths = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|p| !p.is_empty());
-    let covered = has_paths(linux.masked_paths()) || has_paths(linux.readonly_paths());
+    let lists = [("maskedPaths", linux.masked_paths()), ("readonlyPaths", linux.readonly_paths())];
+    let covered = lists.iter().find(|(_, paths)| paths.as_ref().is_some_and(|paths| !paths.is_empty()));
     let is_new = |n: &LinuxNamespace| n.typ() == LinuxNamespaceType::Mount && path_of(n).is_none();
-    if !covered || linux.namespaces().iter().flatten().any(is_new) {
-        return Ok(());
+    match covered {
+        Some((list, _)) if !linux.namespaces().iter().flatten().any(is_new) => {
+            Err(invalid(format!("/linux/{list} is set but /linux/namespaces has no new \"mount\""))
+                .hint("unable to restrict sys entries without a private MNT namespace"))
+        }
+        _ => Ok(()),
     }
-    Err(invalid("/linux/maskedPaths or readonlyPaths is set but /linux/namespaces has no new \"mount\"")
-        .hint("unable to restrict sys entries without a private MNT namespace"))
 }
 
 fn namespaces_are_named_once(spec: &Spec) -> Result<()> {
     let mut seen = Vec::new();
-    for namespace in linux(spec)?.namespaces().iter().flatten() {
+    for (index, namespace) in linux(spec)?.namespaces().iter().flatten().enumerate() {
+        let field = format!("/linux/namespaces/{index}");
         if seen.contains(&namespace.typ()) {
-            return Err(invalid(format!(
-                "/linux/namespaces names {} twice",
-                name_of(clone_flag(namespace.typ()))
-            )));
+            let kind = name_of(clone_flag(namespace.typ()));
+            return Err(invalid(format!("{field}/type: {kind:?} stands twice")).hint("leave one out"));
         }
         if let Some(path) = path_of(namespace)
             && !path.is_absolute()
         {
-            return Err(invalid(format!("/linux/namespaces: the path {path:?} is not absolute")));
+            return Err(invalid(format!("{field}/path is {path:?}, not an absolute path")));
         }
         seen.push(namespace.typ());
     }
@@ -77,13 +79,15 @@ fn namespaces_are_named_once(spec: &Spec) -> Result<()> {
 }
 
 fn host_name_has_its_namespace(spec: &Spec) -> Result<()> {
-    let is_set = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
-    let named = is_set(spec.hostname()) || is_set(spec.domainname());
-    if named && !has_own(spec, LinuxNamespaceType::Uts) {
-        return Err(invalid("hostname is set but /linux/namespaces has no \"uts\"")
-            .hint("add it, or the host would be renamed"));
+    let names = [("hostname", spec.hostname()), ("domainname", spec.domainname())];
+    let named = names.iter().find(|(_, name)| name.as_ref().is_some_and(|name| !name.is_empty()));
+    match named {
+        Some((field, _)) if !has_own(spec, LinuxNamespaceType::Uts) => {
+            Err(invalid(format!("/{field} is set but /linux/namespaces has no \"uts\""))
+                .hint("add it, or the host would be renamed"))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn id_mappings_have_their_namespace(spec: &Spec) -> Result<()> {
@@ -92,11 +96,14 @@ fn id_mappings_have_their_namespace(spec: &Spec) -> Result<()> {
     let (users, groups) = (is_mapped(linux.uid_mappings()), is_mapped(linux.gid_mappings()));
     match namespace(spec, LinuxNamespaceType::User) {
         None if users || groups => {
-            Err(invalid("/linux/uidMappings or gidMappings is set but /linux/namespaces has no \"user\""))
+            let field = if users { "uidMappings" } else { "gidMappings" };
+            Err(invalid(format!("/linux/{field} is set but /linux/namespaces has no \"user\""))
+                .hint("add it, or leave the mappings out"))
         }
         Some(own) if path_of(own).is_none() && !(users && groups) => {
             let field = if users { "gidMappings" } else { "uidMappings" };
-            Err(invalid(format!("/linux/namespaces has \"user\" but /linux/{field} is empty")))
+            Err(invalid(format!("/linux/{field} is empty but /linux/namespaces has \"user\""))
+                .hint("map at least the user and the group of the process"))
         }
         _ => Ok(()),
     }
@@ -107,7 +114,7 @@ fn time_offsets_have_their_namespace(spec: &Spec) -> Result<()> {
         return Ok(());
     };
     if let Some(clock) = offsets.keys().find(|clock| !["boottime", "monotonic"].contains(&clock.as_str())) {
-        return Err(invalid(format!("/linux/timeOffsets names the clock {clock:?}"))
+        return Err(invalid(format!("{}: no such clock", pointer("/linux/timeOffsets", clock)))
             .hint("only boottime and monotonic have offsets"));
     }
     match namespace(spec, LinuxNamespaceType::Time) {
@@ -123,18 +130,20 @@ fn time_offsets_have_their_namespace(spec: &Spec) -> Result<()> {
 /// A sysctl that no namespace of the container holds would be the host's.
 fn sysctls_have_their_namespace(spec: &Spec) -> Result<()> {
     for (name, value) in linux(spec)?.sysctl().iter().flatten() {
-        let field = format!("/linux/sysctl[{name:?}]");
+        let field = pointer("/linux/sysctl", name);
         let path = sysctl_path(name);
         if path.split('/').any(|part| part.is_empty() || part.starts_with('.'))
             || value.contains(['\n', '\0'])
         {
-            return Err(invalid(format!("{field} is malformed")));
+            return Err(invalid(format!("{field} is malformed")).hint("names are like net.ipv4.ip_forward"));
         }
         let Some(kind) = namespace_of(&path) else {
             return Err(invalid(format!("{field} belongs to no namespace")).hint("set it on the host"));
         };
         if path == "kernel/hostname" {
-            return Err(invalid(format!("{field} conflicts with hostname")).hint("use hostname instead"));
+            return Err(
+                invalid(format!("{field} is /hostname by another name")).hint("set /hostname instead")
+            );
         }
         if !has_own(spec, kind) {
             let kind = name_of(clone_flag(kind));
@@ -195,9 +204,9 @@ pub fn ids_are_mapped(spec: &Spec) -> Result<()> {
     if !maps(linux.gid_mappings(), user.gid()) {
         return unmapped("gid", user.gid(), "gidMappings");
     }
-    let mut groups = user.additional_gids().iter().flatten().copied();
-    match groups.find(|gid| !maps(linux.gid_mappings(), *gid)) {
-        Some(gid) => unmapped("additionalGids", gid, "gidMappings"),
+    let mut groups = user.additional_gids().iter().flatten().copied().enumerate();
+    match groups.find(|(_, gid)| !maps(linux.gid_mappings(), *gid)) {
+        Some((index, gid)) => unmapped(&format!("additionalGids/{index}"), gid, "gidMappings"),
         None => Ok(()),
     }
 }
