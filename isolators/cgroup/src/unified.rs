@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(group.read("unified", "cgroup.max.depth"), "3");
         let error = group.try_apply(Unified, json!({"unified": {"../cgroup.procs": "1"}})).unwrap_err();
         let wanted =
-            "/linux/resources/unified/../cgroup.procs: \"../cgroup.procs\" is no file of a control group";
+            "/linux/resources/unified/..~1cgroup.procs: \"../cgroup.procs\" is no file of a control group";
         assert_eq!(error, wanted);
     }
 }

@@ -271,15 +271,15 @@ mod tests {
     #[test]
     fn what_is_no_device_is_refused_by_name() {
         for (rule, wanted) in [
-            (json!({"allow": true, "access": ""}), "\"\" is not made of r, w and m"),
+            (json!({"allow": true, "access": ""}), "access: \"\" is not made of r, w and m"),
             (json!({"allow": true, "major": -2, "access": "r"}), "major: -2 is no number of a device"),
             (
                 json!({"allow": true, "type": "p", "access": "r"}),
-                "a named pipe is no device that can be limited",
+                "type: a named pipe is no device that can be limited",
             ),
         ] {
             let error = policy(json!([rule])).unwrap_err().to_string();
-            assert_eq!(error, format!("/linux/resources/devices/0: {wanted}"));
+            assert_eq!(error, format!("/linux/resources/devices/0/{wanted}"));
         }
     }
 }
