@@ -163,9 +163,9 @@ fn what_is_no_limit_is_named() {
         update(&container, &["--memory", "lots"]).fails_with(&["lots"]);
         if host.is_coracle() {
             let script = format!("echo '{{\"pids\": 7}}' | $RUNTIME update -r - {}", container.id());
-            host.shell(&script).fails_with(&["updating", "/pids: invalid type"]);
+            host.shell(&script).fails_with(&["updating", "/linux/resources/pids: invalid type"]);
             host.shell(&format!("echo '[' | $RUNTIME update -r - {}", container.id()))
-                .fails_with(&["no JSON object"]);
+                .fails_with(&["/linux/resources", "EOF while parsing"]);
             update(&container, &["--l3-cache-schema", "L3:0=f"]).fails_with(&["intelRdt"]);
         }
         container.remove();
