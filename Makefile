@@ -52,15 +52,17 @@ endef
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: ## Build the static release binaries into target/bin
+build: ## Build the release binaries into target/bin: two static ones, and one that loads plugins
 	$(call need,$(BUILD_NEEDS))
 	@# One at a time: together, the runtime would get the features (and the size) of the image tool.
 	@for crate in coracle coracle-image; do \
 		RUSTFLAGS="$(STATIC)" cargo build --quiet --release --target $(HOST) -p $$crate || exit; \
 	done
+	@cargo build --quiet --release -p coracle-isolator-host
 	@mkdir -p $(BIN)
-	@for name in coracle coracle-image; do \
-		cmp -s $(TARGET)/$(HOST)/release/$$name $(BIN)/$$name || install -m 755 $(TARGET)/$(HOST)/release/$$name $(BIN)/; \
+	@for built in $(TARGET)/$(HOST)/release/coracle $(TARGET)/$(HOST)/release/coracle-image \
+		$(TARGET)/release/coracle-isolator-host; do \
+		cmp -s $$built $(BIN)/$${built##*/} || install -m 755 $$built $(BIN)/; \
 	done
 
 demo: build ## Run a container from an image of several layers, with limits, and show all of it (root)
@@ -116,8 +118,9 @@ bench: build ## Measure starts and unpacking beside crun, runc, a bare C program
 	@cargo build --quiet --release -p coracle-tests --bin coracle-bench
 	@$(TARGET)/release/coracle-bench $(BENCH)
 
-install: build ## Install both binaries below PREFIX (/usr/local)
-	@install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/coracle $(BIN)/coracle-image
+install: build ## Install the binaries and the header for plugins below PREFIX (/usr/local)
+	@install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/coracle $(BIN)/coracle-image $(BIN)/coracle-isolator-host
+	@install -D -m 644 -t $(DESTDIR)$(PREFIX)/include isolators/abi/coracle_isolator.h
 
 clean: ## Remove all that was built
 	@cargo clean --quiet

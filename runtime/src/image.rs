@@ -1,7 +1,5 @@
 //! Containers from images: what the runtime asks of the image store.
 
-use std::ffi::{CString, OsString};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +9,9 @@ use coracle_image::store::Store;
 use crate::cli::ImageRun;
 use crate::error::{Code, Context, Error, Result};
 use crate::self_image;
+
+/// The image tool, beside the runtime.
+pub const PROGRAM: &str = "coracle-image";
 
 /// Makes the bundle of container `id` from an image; unpacks the image first where it isn't.
 ///
@@ -41,7 +42,7 @@ pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
 
 /// Unpacking takes threads and decompressors, which the runtime doesn't link: the image tool does it.
 fn unpack(store: &Path, reference: &str) -> Result<()> {
-    let program = beside()?;
+    let program = self_image::origin()?.with_file_name(PROGRAM);
     #[expect(clippy::disallowed_methods, reason = "the runtime's own helper, before any container exists")]
     let mut command = Command::new(&program);
     // Its report is not the container's output.
@@ -53,35 +54,4 @@ fn unpack(store: &Path, reference: &str) -> Result<()> {
         Ok(status) => Err(Error::new(Code::System, format!("unpacking {reference:?} failed with {status}"))),
         Err(e) => Err(Error::new(Code::System, format!("{program:?} can't be run: {e}"))),
     }
-}
-
-/// Becomes the image tool.
-///
-/// # Errors
-/// Where it is not installed beside the runtime.
-pub fn hand_over(args: Vec<OsString>) -> Error {
-    let attempt = || -> Result<Error> {
-        let program = c_string(beside()?.into_os_string())?;
-        let args: Vec<CString> = std::iter::once(Ok(program.clone()))
-            .chain(args.into_iter().map(c_string))
-            .collect::<Result<_>>()?;
-        let env: Vec<CString> = std::env::vars_os()
-            .map(|(mut key, value)| {
-                key.push("=");
-                key.push(value);
-                c_string(key)
-            })
-            .collect::<Result<_>>()?;
-        Ok(Error::from(coracle_sys::process::execute(&program, &args, &env))
-            .hint("it is installed beside coracle"))
-    };
-    attempt().unwrap_or_else(|error| error)
-}
-
-fn beside() -> Result<PathBuf> {
-    Ok(self_image::origin()?.with_file_name("coracle-image"))
-}
-
-fn c_string(text: OsString) -> Result<CString> {
-    CString::new(text.into_vec()).map_err(|_| Error::new(Code::Usage, "an argument holds a NUL byte"))
 }

@@ -6,7 +6,7 @@
 //! is not allowed, from a sealed copy in memory. It costs one execve(2), which also leaves the caller's environment
 //! behind: a privileged container could read it as `/proc/PID/environ` while a process of the runtime is inside.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -96,4 +96,30 @@ pub fn origin() -> Result<PathBuf> {
         Some(path) => Ok(path.into()),
         None => Ok(file::read_link(file::CWD, "/proc/self/exe")?.into()),
     }
+}
+
+/// Becomes the program `name`, which is installed beside the runtime.
+///
+/// # Errors
+/// Where it is not.
+pub fn hand_over(name: &str, args: Vec<OsString>) -> Error {
+    let attempt = || -> Result<Error> {
+        let program = c_string(origin()?.with_file_name(name).into_os_string())?;
+        let args: Vec<CString> = std::iter::once(Ok(program.clone()))
+            .chain(args.into_iter().map(c_string))
+            .collect::<Result<_>>()?;
+        let env: Vec<CString> = std::env::vars_os()
+            .map(|(mut key, value)| {
+                key.push("=");
+                key.push(value);
+                c_string(key)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Error::from(process::execute(&program, &args, &env)).hint("it is installed beside coracle"))
+    };
+    attempt().unwrap_or_else(|error| error)
+}
+
+fn c_string(text: OsString) -> Result<CString> {
+    CString::new(text.into_vec()).map_err(|_| Error::new(Code::Usage, "an argument holds a NUL byte"))
 }

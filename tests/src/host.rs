@@ -142,7 +142,8 @@ fn record(line: &str) {
     file.and_then(|mut file| file.write_all(line.as_bytes())).expect("record what a test tells");
 }
 
-fn repository() -> PathBuf {
+/// Where the sources are.
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests are a folder of the repository").to_owned()
 }
 
@@ -158,6 +159,12 @@ impl Host {
     /// The runtime under test.
     pub fn runtime(&self) -> &Path {
         &self.runtime
+    }
+
+    /// The same host with another runtime; names on it are not those of this one.
+    pub(crate) fn with_runtime(&self, runtime: PathBuf) -> Self {
+        self.count.set(self.count.get() + 1000);
+        Self { runtime, count: Cell::new(self.count.get() + 1000), name: self.name.clone() }
     }
 
     /// The program `coracle-image`.

@@ -18,6 +18,7 @@ pub mod image;
 pub mod tree;
 pub mod terminal;
 pub mod cgroup;
+pub mod plugin;
 
 pub use bundle::{Bundle, Container};
 pub use command::Outcome;

@@ -25,7 +25,7 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ),
     ("coracle-image", &["coracle-sys"]),
     ("coracle-isolator", &["coracle-isolator-abi"]),
-    ("coracle-isolator-host", &["coracle-isolator", "coracle-isolator-abi"]),
+    ("coracle-isolator-host", &["coracle-isolator", "coracle-isolator-abi", "coracle-sys"]),
     ("coracle-isolator-cgroup", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-linux", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-volume", &["coracle-isolator", "coracle-sys"]),

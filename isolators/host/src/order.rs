@@ -1,13 +1,15 @@
 //! In which order isolators are called.
 
-use coracle_isolator::{Error, Isolator, Result};
+use coracle_isolator::{Error, Result};
+
+use crate::entry::Entry;
 
 /// Puts `isolators` in an order that honours what each says in `after` and `before`; where that leaves a choice,
 /// the given order holds.
-pub(crate) fn sort(isolators: Vec<Box<dyn Isolator>>) -> Result<Vec<Box<dyn Isolator>>> {
+pub(crate) fn sort(isolators: Vec<Entry>) -> Result<Vec<Entry>> {
     refuse_duplicates(&isolators)?;
     let earlier = edges(&isolators);
-    let mut left: Vec<Option<Box<dyn Isolator>>> = isolators.into_iter().map(Some).collect();
+    let mut left: Vec<Option<Entry>> = isolators.into_iter().map(Some).collect();
     let mut sorted = Vec::with_capacity(left.len());
     while sorted.len() < left.len() {
         let ready = (0..left.len())
@@ -20,22 +22,22 @@ pub(crate) fn sort(isolators: Vec<Box<dyn Isolator>>) -> Result<Vec<Box<dyn Isol
     Ok(sorted)
 }
 
-fn refuse_duplicates(isolators: &[Box<dyn Isolator>]) -> Result<()> {
-    for (i, isolator) in isolators.iter().enumerate() {
-        if isolators[..i].iter().any(|other| other.name() == isolator.name()) {
-            return Err(Error::new(format!("two isolators are named {}", isolator.name())));
+fn refuse_duplicates(isolators: &[Entry]) -> Result<()> {
+    for (i, entry) in isolators.iter().enumerate() {
+        if isolators[..i].iter().any(|other| other.name() == entry.name()) {
+            return Err(Error::new(format!("two isolators are named {}", entry.name())));
         }
     }
     Ok(())
 }
 
 /// For each isolator, the positions of those that must come before it. Names that nobody has are ignored.
-fn edges(isolators: &[Box<dyn Isolator>]) -> Vec<Vec<usize>> {
+fn edges(isolators: &[Entry]) -> Vec<Vec<usize>> {
     let mut earlier = vec![Vec::new(); isolators.len()];
-    let position = |name: &str| isolators.iter().position(|isolator| isolator.name() == name);
-    for (i, isolator) in isolators.iter().enumerate() {
-        earlier[i].extend(isolator.after().iter().filter_map(|name| position(name)));
-        for later in isolator.before().iter().filter_map(|name| position(name)) {
+    let position = |name: &str| isolators.iter().position(|entry| entry.name() == name);
+    for (i, entry) in isolators.iter().enumerate() {
+        earlier[i].extend(entry.isolator.after().into_iter().filter_map(&position));
+        for later in entry.isolator.before().into_iter().filter_map(&position) {
             earlier[later].push(i);
         }
     }
@@ -43,7 +45,7 @@ fn edges(isolators: &[Box<dyn Isolator>]) -> Vec<Vec<usize>> {
 }
 
 /// The error for what is left when nothing can go next: follows the first cycle once around.
-fn cycle(left: &[Option<Box<dyn Isolator>>], earlier: &[Vec<usize>]) -> Error {
+fn cycle(left: &[Option<Entry>], earlier: &[Vec<usize>]) -> Error {
     let mut way: Vec<usize> = Vec::new();
     let mut at = left.iter().position(Option::is_some).unwrap_or_default();
     while !way.contains(&at) {
@@ -54,13 +56,15 @@ fn cycle(left: &[Option<Box<dyn Isolator>>], earlier: &[Vec<usize>]) -> Error {
     let names: Vec<&str> = way[start..]
         .iter()
         .chain([&at])
-        .filter_map(|i| left[*i].as_ref().map(|isolator| isolator.name()))
+        .filter_map(|i| left[*i].as_ref().map(|entry| entry.name()))
         .collect();
     Error::new(format!("isolators wait for each other: {}", names.join(" after ")))
 }
 
 #[cfg(test)]
 mod tests {
+    use coracle_isolator::Isolator;
+
     use super::*;
 
     struct Named(&'static str, Vec<&'static str>, Vec<&'static str>);
@@ -69,16 +73,16 @@ mod tests {
         fn name(&self) -> &str {
             self.0
         }
-        fn after(&self) -> &[&str] {
-            &self.1
+        fn after(&self) -> Vec<&str> {
+            self.1.clone()
         }
-        fn before(&self) -> &[&str] {
-            &self.2
+        fn before(&self) -> Vec<&str> {
+            self.2.clone()
         }
     }
 
     fn sorted(isolators: Vec<Named>) -> Result<Vec<String>> {
-        let boxed = isolators.into_iter().map(|i| Box::new(i) as Box<dyn Isolator>).collect();
+        let boxed = isolators.into_iter().map(|i| Entry::built_in(Box::new(i))).collect();
         Ok(sort(boxed)?.iter().map(|i| i.name().to_owned()).collect())
     }
 

@@ -1,17 +1,25 @@
 //! All the isolators of a runtime, called as one.
 
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+
 use coracle_isolator::{
-    Adjustment, CapabilitySets, Config, Error, Handles, Isolator, Limitation, Result, SeccompProgram, State,
+    Adjustment, CapabilitySets, Config, Error, Handles, Isolator, Limitation, Result, SeccompProgram, States,
     Status, Usage,
 };
 use oci_spec::runtime::{LinuxResources, Spec};
 
+use crate::config::Settings;
+use crate::entry::Entry;
 use crate::owners::Owners;
+use crate::plugin::Plugin;
 use crate::{apply, order};
 
 /// The configured isolators, in the order of their calls.
 pub struct Registry {
-    isolators: Vec<Box<dyn Isolator>>,
+    entries: Vec<Entry>,
+    /// What optional plugins failed with.
+    warnings: RefCell<Vec<String>>,
 }
 
 /// A plan after all isolators have had their say.
@@ -27,18 +35,62 @@ pub struct Adjusted {
     pub warnings: Vec<String>,
 }
 
+/// What a plugin watches.
+pub struct Watched<'a> {
+    /// Becomes readable when there may be a limitation.
+    pub fd: OwnedFd,
+    entry: &'a Entry,
+}
+
 impl Registry {
     /// The isolators `isolators`, put in order.
     ///
     /// # Errors
     /// Where two have one name, or wait for each other; the error names them.
     pub fn new(isolators: Vec<Box<dyn Isolator>>) -> Result<Self> {
-        Ok(Self { isolators: order::sort(isolators)? })
+        Self::with_plugins(isolators, Vec::new())
+    }
+
+    /// The isolators `built_in`, and the plugins `plugins` after them, put in order. A plugin takes the place of a
+    /// built-in isolator that has its name.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_plugins(
+        built_in: Vec<Box<dyn Isolator>>,
+        plugins: Vec<(String, Settings, Result<Plugin>)>,
+    ) -> Result<Self> {
+        let is_replaced = |name: &str| plugins.iter().any(|(plugin, ..)| plugin == name);
+        let mut entries: Vec<Entry> = built_in
+            .into_iter()
+            .filter(|isolator| !is_replaced(isolator.name()))
+            .map(Entry::built_in)
+            .collect();
+        entries.extend(
+            plugins.into_iter().map(|(name, settings, plugin)| Entry::plugin(name, settings, plugin)),
+        );
+        Ok(Self { entries: order::sort(entries)?, warnings: RefCell::default() })
+    }
+
+    /// The same, to launch a container with: every plugin is there.
+    ///
+    /// # Errors
+    /// What keeps one from being loaded that is not optional.
+    pub fn ready(self) -> Result<Self> {
+        for entry in &self.entries {
+            self.settle(entry, entry.broken.clone().map_or(Ok(()), Err))?;
+        }
+        Ok(self)
     }
 
     /// The isolators' names, in the order of their calls.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.isolators.iter().map(|isolator| isolator.name())
+        self.entries.iter().filter(|entry| !entry.is_out()).map(Entry::name)
+    }
+
+    /// What optional plugins failed with since this was last asked.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.warnings.take()
     }
 
     /// Makes the plan of a new container: asks each isolator whether it supports the kind, then what it adjusts
@@ -50,12 +102,16 @@ impl Registry {
     /// # Errors
     /// Where an isolator refuses or two set one field; the error names them.
     pub fn prepare(&self, config: &Config<'_>) -> Result<Adjusted> {
-        for isolator in &self.isolators {
-            if !isolator.supports(config.kind) {
-                let what =
-                    format!("isolator {} does not support {} containers", isolator.name(), config.kind);
-                return Err(Error::new(what));
-            }
+        for entry in self.entries.iter().filter(|entry| !entry.is_out()) {
+            let supports = match entry.isolator.supports(config.kind) {
+                true => Ok(()),
+                false => Err(Error::new(format!(
+                    "isolator {} does not support {} containers",
+                    entry.name(),
+                    config.kind
+                ))),
+            };
+            self.settle(entry, supports)?;
         }
         let mut owners = Owners::default();
         let mut adjusted = Adjusted::of(config);
@@ -166,7 +222,7 @@ impl Registry {
     ///
     /// # Errors
     /// Where an isolator should have one and the kernel gives none.
-    pub fn watch(&self, container: &Handles<'_>) -> Result<Vec<std::os::fd::OwnedFd>> {
+    pub fn watch(&self, container: &Handles<'_>) -> Result<Vec<OwnedFd>> {
         let mut watched = Vec::new();
         self.each("watch", |isolator| {
             watched.extend(isolator.watch(container)?);
@@ -175,19 +231,44 @@ impl Registry {
         Ok(watched)
     }
 
+    /// What plugins alone watch.
+    ///
+    /// # Errors
+    /// Where a plugin fails.
+    pub fn watch_plugins(&self, container: &Handles<'_>) -> Result<Vec<Watched<'_>>> {
+        let mut watched = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.is_plugin() && !entry.is_out()) {
+            let watch = entry.call("watch", |isolator| isolator.watch(container)).map(|fd| {
+                watched.extend(fd.map(|fd| Watched { fd, entry }));
+            });
+            self.settle(entry, watch)?;
+        }
+        Ok(watched)
+    }
+
     /// Tells each isolator what an earlier runtime left. Each is told, whatever the others answer.
-    pub fn recover(&self, states: &[State], orphans: &[String]) -> Vec<Error> {
+    pub fn recover(&self, found: &States) -> Vec<Error> {
         let calls =
-            self.isolators.iter().map(|i| i.recover(states, orphans).map_err(|e| named(e, &**i, "recover")));
+            self.entries.iter().map(|entry| entry.call("recover", |isolator| isolator.recover(found)));
         calls.filter_map(Result::err).collect()
     }
 
-    /// Lets each isolator clean up, in reverse order, each whatever the others did, and returns what failed.
-    /// Calling it again, or for a container that is not known, does no harm.
-    pub fn cleanup(&self, id: &str) -> Vec<Error> {
-        let calls =
-            self.isolators.iter().rev().map(|i| i.cleanup(id).map_err(|e| named(e, &**i, "clean up")));
-        calls.filter_map(Result::err).collect()
+    /// Lets each isolator clean up, in reverse order, each whatever the others did, and returns what failed. Plugins
+    /// are called if they are `owed` it, which those are whose `prepare` was called. Calling it again, or for a container
+    /// that is not known, does no harm.
+    pub fn cleanup(&self, id: &str, owed: &[String]) -> Vec<Error> {
+        let is_owed = |entry: &&Entry| !entry.is_plugin() || owed.iter().any(|name| name == entry.name());
+        let mut failures = Vec::new();
+        for entry in self.entries.iter().rev().filter(is_owed) {
+            let cleaned = entry.call("clean up", |isolator| isolator.cleanup(id));
+            failures.extend(self.settle(entry, cleaned).err());
+        }
+        let is_gone = |name: &&String| !self.entries.iter().any(|entry| entry.name() == *name);
+        failures.extend(owed.iter().filter(is_gone).map(|name| {
+            Error::new(format!("isolator {name} is not configured any more, so that it can't clean up"))
+                .with_hint("configure it again, or use delete --force")
+        }));
+        failures
     }
 
     /// Makes `call` on each isolator in order, to the first that fails, whose name goes into the error.
@@ -196,12 +277,37 @@ impl Registry {
         call: &'static str,
         mut make: impl FnMut(&'a dyn Isolator) -> Result<()>,
     ) -> Result<()> {
-        self.isolators.iter().try_for_each(|i| make(&**i).map_err(|e| named(e, &**i, call)))
+        let mut called = self.entries.iter().filter(|entry| !entry.is_out());
+        called.try_for_each(|entry| self.settle(entry, entry.call(call, &mut make)))
+    }
+
+    /// Keeps the warning that the failure of an optional plugin is.
+    fn settle(&self, entry: &Entry, made: Result<()>) -> Result<()> {
+        self.warnings.borrow_mut().extend(entry.settle(made)?);
+        Ok(())
+    }
+
+    /// All isolators in the order of their calls, each with how it is configured if it is a plugin, and why it can't be
+    /// called.
+    pub fn list(&self) -> impl Iterator<Item = (&str, Option<&Settings>, Option<&Error>)> {
+        self.entries.iter().map(|entry| (entry.name(), entry.settings.as_ref(), entry.broken.as_ref()))
     }
 }
 
-fn named(error: Error, isolator: &dyn Isolator, call: &'static str) -> Error {
-    error.in_call(isolator.name(), call)
+impl Watched<'_> {
+    /// The limit that the container has run into, with the plugin's name.
+    ///
+    /// # Errors
+    /// Where it can't tell.
+    pub fn limitation(&self, container: &Handles<'_>) -> Result<Option<(&str, Limitation)>> {
+        let found = self.entry.call("limitation", |isolator| isolator.limitation(container))?;
+        Ok(found.map(|limitation| (self.entry.name(), limitation)))
+    }
+
+    /// Whether a container at its limit is to be ended.
+    pub fn ends_container(&self) -> bool {
+        self.entry.settings.as_ref().is_some_and(|settings| !settings.tell_only)
+    }
 }
 
 impl Adjusted {
@@ -229,7 +335,6 @@ impl Adjusted {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
     use std::path::Path;
     use std::rc::Rc;
 
@@ -363,7 +468,7 @@ mod tests {
     #[test]
     fn cleanup_goes_backwards_and_on_after_a_failure() {
         let (registry, calls) = registry("cleanup", Adjustment::default());
-        let errors = registry.cleanup("c");
+        let errors = registry.cleanup("c", &[]);
         assert_eq!(*calls.borrow(), ["b cleanup", "a cleanup"]);
         assert_eq!(errors.len(), 1);
         assert_eq!(errors[0].to_string(), "isolator a could not clean up: as told");

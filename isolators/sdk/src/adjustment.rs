@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 /// are an error.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Adjustment {
     /// Changes to `process`.
     pub process: ProcessAdjustment,
     /// Mounts: each replaces, in its place, the one with the same destination, or is added at the end. Several
     /// with one destination replace in order.
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::mounts"))]
     pub mounts: Vec<Mount>,
     /// Changes to `linux`.
     pub linux: LinuxAdjustment,
@@ -26,10 +28,12 @@ pub struct Adjustment {
 /// Changes to `process`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessAdjustment {
     /// The capabilities that the process gets.
     pub capabilities: Option<CapabilitySets>,
     /// Resource limits: each replaces the one of its type.
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::rlimits"))]
     pub rlimits: Vec<PosixRlimit>,
     /// Variables, `NAME=value`: each replaces the one of its name.
     pub env: Vec<String>,
@@ -42,6 +46,7 @@ pub struct ProcessAdjustment {
 /// Changes to `linux`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LinuxAdjustment {
     /// Kernel parameters of the container's namespaces, by dotted name.
     pub sysctl: BTreeMap<String, String>,
@@ -53,6 +58,7 @@ pub struct LinuxAdjustment {
 /// (capabilities(7)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CapabilitySets {
     /// What execve(2) can ever give.
     pub bounding: u64,
@@ -69,6 +75,7 @@ pub struct CapabilitySets {
 /// A classic BPF program for seccomp(2), at most 4096 instructions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SeccompProgram {
     /// The instructions, each a `struct sock_filter` packed as `code | jt << 16 | jf << 24 | k << 32`.
     pub program: Vec<u64>,

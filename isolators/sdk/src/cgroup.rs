@@ -87,6 +87,11 @@ impl Cgroup {
         found.map(|(_, fd)| fd.as_fd())
     }
 
+    /// All of its directories, each with the controllers of its hierarchy.
+    pub fn dirs(&self) -> impl Iterator<Item = (&[String], BorrowedFd<'_>)> {
+        self.dirs.iter().map(|(controllers, fd)| (controllers.as_slice(), fd.as_fd()))
+    }
+
     /// Writes `value` to the file `file` of `controller`, in one write(2), as control groups want it.
     ///
     /// # Errors

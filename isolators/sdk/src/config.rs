@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The kinds of container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Kind {
     /// A container of its own, made from an OCI bundle.
     Oci,
@@ -18,6 +19,11 @@ pub enum Kind {
     Nested,
     /// A container that looks into another one and ends with its session.
     Debug,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Oci, Self::Pod, Self::Nested, Self::Debug];
 }
 
 impl fmt::Display for Kind {
@@ -34,6 +40,7 @@ impl fmt::Display for Kind {
 /// Which hierarchy of control groups carries the machine's resource controllers (cgroups(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum CgroupVersion {
     /// Version 1: a hierarchy for each controller or few. A hybrid machine is one of these.
     V1,
@@ -42,7 +49,7 @@ pub enum CgroupVersion {
 }
 
 /// A container that is about to be made, or a process that is about to be started in one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub struct Config<'a> {
     /// The container's ID.
     pub id: &'a str,
@@ -57,8 +64,52 @@ pub struct Config<'a> {
     pub cgroup: CgroupVersion,
 }
 
+/// A [`Config`] as a document.
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(
+    test,
+    schemars(
+        title = "Config",
+        description = "A container that is about to be made, or a process \
+    that is about to be started in one."
+    )
+)]
+pub struct ConfigDocument {
+    /// The container's ID.
+    pub id: String,
+    /// The container's kind.
+    pub kind: Kind,
+    /// The bundle's directory: relative paths of the specification start here.
+    pub bundle: PathBuf,
+    /// The specification as it was written: config.json of the OCI runtime specification. For `process`, its
+    /// `process` is the one that is about to be started.
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::spec"))]
+    pub spec: Spec,
+    /// What the machine offers for limits.
+    pub cgroup: CgroupVersion,
+}
+
+impl ConfigDocument {
+    /// The same, lent.
+    pub fn lend(&self) -> Config<'_> {
+        Config { id: &self.id, kind: self.kind, bundle: &self.bundle, spec: &self.spec, cgroup: self.cgroup }
+    }
+}
+
+/// What a runtime finds when it looks after what an earlier one left.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct States {
+    /// The containers that are known.
+    pub states: Vec<State>,
+    /// IDs of others that have left something behind.
+    pub orphans: Vec<String>,
+}
+
 /// A container as it stood when an earlier runtime last wrote its state down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct State {
     /// The container's ID.
     pub id: String,

@@ -23,6 +23,8 @@ struct Parts {
     what: String,
     path: Option<String>,
     errno: Option<Errno>,
+    /// The errno of a failure whose words tell the reason already.
+    told: Option<Errno>,
     hint: Option<String>,
 }
 
@@ -35,6 +37,11 @@ impl Error {
     /// The failure `errno` of the system call `text`, written as strace would: `write("cpu.max", "0 0")`.
     pub fn failed(text: impl Into<String>, errno: Errno) -> Self {
         Self(Box::new(Parts { what: text.into(), errno: Some(errno), ..Parts::default() }))
+    }
+
+    /// The failure of an isolator in another process: `words` are all that there is to say, `errno` is for programs.
+    pub fn relayed(words: impl Into<String>, errno: Option<Errno>) -> Self {
+        Self(Box::new(Parts { what: words.into(), told: errno, ..Parts::default() }))
     }
 
     /// The same failure, with the field of the specification that led to it: `linux.resources.cpu.shares`.
@@ -98,7 +105,7 @@ impl Error {
 
     /// The system call's reason.
     pub fn errno(&self) -> Option<Errno> {
-        self.0.errno
+        self.0.errno.or(self.0.told)
     }
 
     /// The file it is about.

@@ -3,17 +3,23 @@
 use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::{LinuxResources, Spec};
+use serde_json::{Map, Value};
 
-use crate::{Adjustment, Config, Handles, Kind, Limitation, Result, State, Status, Usage};
+use crate::{Adjustment, Config, Error, Handles, Kind, Limitation, Result, States, Status, Usage};
 
 /// One part of what keeps a container to itself.
 ///
-/// **Where**: every call is made in a process of the runtime on the host, never in the container; calls for one
-/// container come one after the other, in the order in which they stand here.
+/// **Where**: every call is made on the host, never in the container: for an isolator that is built in, in the runtime's
+/// own process; for a plugin, in a process that it has to itself, confined to what the configuration grants it. Calls
+/// come one after the other, from one thread.
+/// **When and how often**: stands on each method, and the methods stand in the order of a container's life.
 /// **Order**: of two isolators, the one that another names in [`after`](Self::after), or that names the other in
-/// [`before`](Self::before), goes first; else the order of registration holds. `cleanup` goes the other way round.
-/// **Failure**: an error of `prepare`, `process`, `validate` or `isolate` ends the launch, and `cleanup` is called
-/// for every isolator. The host names the isolator and the call; the error says the rest, once.
+/// [`before`](Self::before), goes first; else the order of registration holds: the built-in ones, then plugins by name.
+/// `cleanup` goes the other way round.
+/// **Failure**: an error of `configure`, `prepare`, `process`, `validate`, `isolate` or `join` ends the launch, and
+/// `cleanup` is called for every isolator. The host names the isolator and the call; the error says the rest, once. A
+/// plugin's call that crashes, or that takes longer than its deadline, has failed, and its process is killed. Of a
+/// plugin that the configuration calls optional, a failure is a warning, and it is left out of this launch.
 /// **State**: an isolator keeps none in memory between calls, since they may come from different processes of the
 /// runtime: what it must remember about a container it reads back from the kernel or keeps in files of its own.
 pub trait Isolator {
@@ -28,22 +34,34 @@ pub trait Isolator {
     }
 
     /// Names of isolators whose calls come before this one's; those that are not configured are ignored.
-    fn after(&self) -> &[&str] {
-        &[]
+    fn after(&self) -> Vec<&str> {
+        Vec::new()
     }
 
     /// Names of isolators whose calls come after this one's; those that are not configured are ignored.
-    fn before(&self) -> &[&str] {
-        &[]
+    fn before(&self) -> Vec<&str> {
+        Vec::new()
     }
 
-    /// Called once when a runtime starts to look after containers that an earlier one left: `states` are those it
-    /// knows, `orphans` the IDs of others that have left something behind. `cleanup` follows for each orphan.
+    /// Called once in each process, before all calls that follow: the options that the configuration has for this
+    /// isolator. Without side effects.
+    ///
+    /// # Errors
+    /// Where an option is unknown or makes no sense; where the isolator has none, for any.
+    fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
+        match options.keys().next() {
+            None => Ok(()),
+            Some(first) => Err(Error::new(format!("it takes no options, and is given {first:?}"))),
+        }
+    }
+
+    /// Called once when a runtime looks after what an earlier one left (`coracle recover`): the containers that are
+    /// known, and the IDs of others that have left something behind. `cleanup` follows for each of these.
     ///
     /// # Errors
     /// Where what an earlier runtime left can't be read. The runtime reports it and goes on.
-    fn recover(&self, states: &[State], orphans: &[String]) -> Result<()> {
-        let _ = (states, orphans);
+    fn recover(&self, found: &States) -> Result<()> {
+        let _ = found;
         Ok(())
     }
 
@@ -109,8 +127,9 @@ pub trait Isolator {
         Ok(None)
     }
 
-    /// Called when the descriptor of `watch` is readable: the limit that the container has run into, if any. What
-    /// to do about it is the runtime's policy.
+    /// Called when the descriptor of `watch` is readable: the limit that the container has run into, if any. `events`
+    /// tells of it; `run` in the foreground kills a container that a plugin finds at its limit, unless the
+    /// configuration wants it told only.
     ///
     /// # Errors
     /// Where it can't be told.
@@ -119,8 +138,8 @@ pub trait Isolator {
         Ok(None)
     }
 
-    /// Called any number of times while the container is alive: new limits, in which an absent field stays as
-    /// it is.
+    /// Called any number of times while the container is alive: new requests (such as `memory.reservation`) and limits,
+    /// in which an absent field stays as it is.
     ///
     /// # Errors
     /// Where the kernel refuses. The runtime writes back what the control group's files held before.

@@ -18,16 +18,19 @@ pub mod cgroup;
 mod before;
 pub mod report;
 pub mod error;
+pub mod export;
+#[cfg(test)]
+mod schemas;
 
 pub use adjustment::{
     Adjustment, CapabilitySets, LinuxAdjustment, ProcessAdjustment, SeccompProgram, pointer,
 };
 pub use cgroup::{Cgroup, Handles};
-pub use config::{CgroupVersion, Config, Kind, State};
+pub use config::{CgroupVersion, Config, ConfigDocument, Kind, State, States};
 pub use error::{Error, Result};
 pub use isolator::Isolator;
 pub use nix::errno::Errno;
 pub use report::{
-    CpuUsage, HugetlbUsage, IoUsage, Limitation, MemoryUsage, PidsUsage, Pressure, RdmaUsage, Stall, Status,
-    Usage,
+    CpuUsage, HugetlbUsage, IoUsage, Limitation, MemoryUsage, NetworkUsage, PidsUsage, Pressure, RdmaUsage,
+    Stall, Status, Usage,
 };

@@ -10,6 +10,7 @@ use serde_json::Value;
 /// Times are nanoseconds, sizes are bytes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Usage {
     /// Processor time.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,6 +33,12 @@ pub struct Usage {
     /// RDMA devices, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rdma: BTreeMap<String, RdmaUsage>,
+    /// Network interfaces of the container's own network namespace, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub network: BTreeMap<String, NetworkUsage>,
+    /// What isolators measure beside this, by `isolator/measure`: `example/audit/launches`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub other: BTreeMap<String, f64>,
 }
 
 impl Usage {
@@ -44,12 +51,15 @@ impl Usage {
         self.io_pressure = self.io_pressure.take().or(other.io_pressure);
         self.hugetlb.extend(other.hugetlb);
         self.rdma.extend(other.rdma);
+        self.network.extend(other.network);
+        self.other.extend(other.other);
     }
 }
 
 /// Processor time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuUsage {
     /// All of it.
     pub total: u64,
@@ -74,6 +84,7 @@ pub struct CpuUsage {
 /// How much of the time tasks waited for a resource (psi.rst of the kernel's documentation, Linux 4.20).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Pressure {
     /// Some of the tasks waited.
     pub some: Stall,
@@ -84,6 +95,7 @@ pub struct Pressure {
 /// Shares of the last ten, sixty and three hundred seconds in percent, and all of the time in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Stall {
     /// Of the last ten seconds.
     pub avg10: f64,
@@ -98,6 +110,7 @@ pub struct Stall {
 /// Memory.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryUsage {
     /// What is charged to the container now, page cache included.
     pub usage: u64,
@@ -132,6 +145,7 @@ pub struct MemoryUsage {
 /// Tasks: processes and threads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PidsUsage {
     /// How many there are.
     pub current: u64,
@@ -142,6 +156,7 @@ pub struct PidsUsage {
 /// A block device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct IoUsage {
     /// Bytes read.
     pub read_bytes: u64,
@@ -156,6 +171,7 @@ pub struct IoUsage {
 /// Huge pages of one size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HugetlbUsage {
     /// What is in use.
     pub usage: u64,
@@ -168,6 +184,7 @@ pub struct HugetlbUsage {
 /// An RDMA device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RdmaUsage {
     /// Handles in use.
     pub hca_handles: u64,
@@ -175,8 +192,32 @@ pub struct RdmaUsage {
     pub hca_objects: u64,
 }
 
+/// A network interface, as the container sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct NetworkUsage {
+    /// Bytes received.
+    pub receive_bytes: u64,
+    /// Packets received.
+    pub receive_packets: u64,
+    /// Packets that came broken.
+    pub receive_errors: u64,
+    /// Packets that came and were dropped.
+    pub receive_dropped: u64,
+    /// Bytes sent.
+    pub transmit_bytes: u64,
+    /// Packets sent.
+    pub transmit_packets: u64,
+    /// Packets that could not be sent.
+    pub transmit_errors: u64,
+    /// Packets that were dropped before they were sent.
+    pub transmit_dropped: u64,
+}
+
 /// A limit that a container has run into.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Limitation {
     /// What happened, for people: `memory limit of 64 MiB exceeded`.
     pub message: String,
@@ -184,12 +225,14 @@ pub struct Limitation {
     pub reason: String,
     /// The limits that were exceeded.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::resources"))]
     pub resources: Option<LinuxResources>,
 }
 
 /// What others may know of a container, by subject: `{"network": {"addresses": ["10.1.0.2/16"]}}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status(pub BTreeMap<String, Value>);
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub struct Global {
     pub cgroups: Manager,
     /// CRIU's name or path (`--criu`).
     pub criu: String,
+    /// The directory of the configuration (`--config`).
+    pub config: PathBuf,
 }
 
 /// A command with its options.
@@ -94,6 +96,8 @@ pub enum Command {
     Plan(PathBuf),
     /// Hands over to `coracle-image`.
     Image(Vec<OsString>),
+    /// Hands over to `coracle-isolator-host`.
+    IsolatorHost(Vec<OsString>),
     /// Prints a text and is done.
     Print(String),
 }
@@ -107,6 +111,7 @@ pub fn parse(args: Vec<OsString>) -> (Global, Result<Command>) {
         log_json: false,
         cgroups: Manager::Cgroupfs,
         criu: "criu".into(),
+        config: "/etc/coracle".into(),
     };
     let command = parse_command(&mut parser, &mut global);
     (global, command)
@@ -137,6 +142,7 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
             Long("rootless") => words::is_rootless(&text(parser)?)?,
             Long("debug") => {}
             Long("criu") => global.criu = text(parser)?,
+            Long("config") => global.config = parser.value()?.into(),
             Short('v') | Long("version") => return Ok(Command::Print(version())),
             Short('h') | Long("help") => return Ok(Command::Print(HELP.to_owned())),
             Value(command) => return parse_options(&command.string()?, parser),
@@ -176,6 +182,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "plan" => plan(parser),
         "features" => words::nothing(parser).map(|()| Command::Features),
         "image" => Ok(Command::Image(parser.raw_args()?.collect())),
+        "isolator-host" => Ok(Command::IsolatorHost(parser.raw_args()?.collect())),
         "help" => help(parser),
         "version" => Ok(Command::Print(version())),
         other => Err(no_command(other)),

@@ -51,7 +51,7 @@ pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
         let verb = if options.pre_dump { "pre-dump" } else { "dump" };
         Call { program: &global.criu, images: &images, work: &work, verb, options: passed }.run(None)?;
         if !options.leave_running && !options.pre_dump {
-            global.warn(cleanup::remove(state, &isolators::built_in()?, false)?);
+            global.warn(cleanup::remove(state, &isolators::all(global)?, false)?);
         }
         Ok(())
     };
@@ -65,7 +65,7 @@ pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
 /// `Unsupported` for a container with a terminal.
 pub(super) fn planned(global: &Global, id: &str, loaded: spec::Loaded) -> Result<Launch> {
     let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
-    let (launch, ..) = prepare::adjust(&plan, &isolators::built_in()?)?;
+    let (launch, ..) = prepare::adjust(&plan, &isolators::all(global)?)?;
     if launch.process.terminal {
         let why = "a container with a terminal (/process/terminal) can't be checkpointed";
         return Err(Error::new(Code::Unsupported, why));

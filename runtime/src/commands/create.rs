@@ -17,8 +17,8 @@ pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
     // Whoever creates does not stay: the terminal needs another holder.
     let options = &cli::Launch { detach: true, ..options.clone() };
     let id = &options.id;
-    let isolators = isolators::built_in()?;
     let attempt = || -> Result<()> {
+        let isolators = isolators::for_launch(global)?;
         let loaded = spec::load(&options.bundle)?;
         let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
         let state = State::create(&global.root, id)?;

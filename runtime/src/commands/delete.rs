@@ -28,6 +28,6 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<u8> {
         let why = format!("cannot delete container {id:?} that is not stopped: {status}");
         return Err(Error::new(Code::IllegalState, why).hint("kill it first, or use delete --force"));
     }
-    global.warn(cleanup::remove(state, &isolators::built_in()?, force)?);
+    global.warn(cleanup::remove(state, &isolators::all(global)?, force)?);
     Ok(0)
 }

@@ -31,7 +31,7 @@ pub fn events(global: &Global, options: &cli::Events) -> Result<u8> {
         let spec = spec::parse(&state.config()?)?;
         let cgroup = place.open()?.into_handles();
         let handles = Handles { id, pidfd: Some(first.as_fd()), cgroup: &cgroup, spec: &spec };
-        let isolators = isolators::built_in()?;
+        let isolators = isolators::all(global)?;
         if options.once {
             return print_stats(&isolators, &handles);
         }

@@ -47,7 +47,7 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
     plan::checks::check_process(&process)?;
     spec.set_process(Some(process));
     plan::namespace_checks::ids_are_mapped(&spec)?;
-    let isolators = isolators::built_in()?;
+    let isolators = isolators::all(global)?;
     let launch = prepare(global, &record, &spec, &isolators)?;
     let target = Target {
         id: &record.id,
@@ -77,7 +77,7 @@ fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) 
     let version = record.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
     let config = Config { id: &record.id, kind: Kind::Oci, bundle: &record.bundle, spec, cgroup: version };
     let mut adjusted = isolators.process(&config)?;
-    global.warn(adjusted.warnings.drain(..));
+    global.warn(adjusted.warnings.drain(..).chain(isolators.take_warnings()));
     let process = adjusted.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
     let affinity = scheduling::affinity(process)?;

@@ -27,6 +27,7 @@ use coracle_sys::{file, socket};
 
 use crate::cli::{Command, Global};
 use crate::error::{Context, Result};
+use crate::{image, isolators, self_image};
 
 /// Does what the command line asks and returns the exit code.
 ///
@@ -54,7 +55,8 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Spec { bundle, rootless } => spec::spec(&bundle, rootless),
         Command::Plan(bundle) => plan::plan(global, &bundle),
         Command::Features => features::features(),
-        Command::Image(args) => Err(crate::image::hand_over(args)),
+        Command::Image(args) => Err(self_image::hand_over(image::PROGRAM, args)),
+        Command::IsolatorHost(args) => Err(self_image::hand_over(isolators::HOST, args)),
         Command::Print(text) => {
             crate::print(&text);
             Ok(0)

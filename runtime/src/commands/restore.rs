@@ -28,7 +28,7 @@ pub fn restore(global: &Global, options: &cli::Launch, from: &cli::Checkpoint) -
     self_image::protect(options.preserve_fds, &[])?;
     let id = &options.id;
     let doing = || format!("restoring container {id:?}");
-    let isolators = isolators::built_in()?;
+    let isolators = isolators::for_launch(global).context(doing)?;
     let watch = (!options.detach).then(Watch::begin).transpose()?;
     let running = begin(global, options, from, &isolators).context(doing)?;
     let Some(watch) = watch else { return Ok(0) };

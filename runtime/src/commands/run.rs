@@ -21,7 +21,7 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
     self_image::protect(options.preserve_fds, from.map_or(&[], |image| &image.options.env))?;
     let id = &options.id;
     let doing = || format!("running container {id:?}");
-    let isolators = isolators::built_in()?;
+    let isolators = isolators::for_launch(global).context(doing)?;
     let watch = (!options.detach).then(Watch::begin).transpose()?;
     let running = match from {
         None => from_bundle(global, options, &isolators),

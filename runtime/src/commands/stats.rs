@@ -20,7 +20,7 @@ pub fn stats(global: &Global, id: &str) -> Result<u8> {
     let spec = spec::parse(&state.config()?)?;
     let cgroup = place.open()?.into_handles();
     let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &spec };
-    let usage = isolators::built_in()?.usage(&handles).context(|| format!("measuring container {id:?}"))?;
+    let usage = isolators::all(global)?.usage(&handles).context(|| format!("measuring container {id:?}"))?;
     let usage = serde_json::to_string_pretty(&usage).map_err(|e| Error::new(Code::System, e.to_string()))?;
     crate::print(&format!("{usage}\n"));
     Ok(0)

@@ -28,7 +28,7 @@ pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
             state.record()?.filter(|record| record.status() != Status::Stopped).ok_or_else(not_running)?;
         let text = state.config()?;
         let spec = spec::parse(&text)?;
-        apply(&isolators::built_in()?, &record, &spec, &resources)?;
+        apply(&isolators::all(global)?, &record, &spec, &resources)?;
         record.cgroup.as_ref().map_or(Ok(()), |place| place.tell(&resources))?;
         state.keep_config(merged(&text, asked)?.to_string().as_bytes())
     };

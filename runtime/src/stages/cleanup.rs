@@ -42,22 +42,28 @@ pub fn undo_on_failure<T>(
 /// Removes the container: kills what is left of it, lets the isolators clean up, removes cgroups, snapshot and
 /// state, and runs the poststop hooks. A poststop hook that fails doesn't keep the container; what it says is
 /// returned (runtime-spec 1.3, runtime.md, "Lifecycle", step 13). With `force`, a record that can't be read doesn't
-/// keep it either: what such a container must have made is removed.
+/// keep it either: what such a container must have made is removed. Nor does an isolator that can't clean up: that is
+/// returned, too.
 ///
 /// # Errors
 /// The first failure; what could be undone is undone, and the record stays for the next attempt.
-pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Option<String>> {
+pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<String>> {
     let record = match state.record() {
         Err(unreadable) if force => Some(guess(&state, unreadable)?),
         record => record?,
     };
     let Some(record) = record else {
         state.remove()?;
-        return Ok(None);
+        return Ok(Vec::new());
     };
     let mut failures: Vec<Error> = Vec::new();
     failures.extend(kill(&record).err());
-    failures.extend(isolators.cleanup(&record.id).into_iter().map(Error::from));
+    let left = isolators.cleanup(&record.id, &record.isolators);
+    let mut warnings = isolators.take_warnings();
+    match force {
+        true => warnings.extend(left.iter().map(ToString::to_string)),
+        false => failures.extend(left.into_iter().map(Error::from)),
+    }
     if let Some(cgroup) = &record.cgroup {
         failures.extend(cgroup.remove().err());
     }
@@ -70,7 +76,8 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Option<
     }
     let poststop = run_poststop(&state, &record);
     state.remove()?;
-    Ok(poststop.err().map(|error| error.to_string()))
+    warnings.extend(poststop.err().map(|error| error.to_string()));
+    Ok(warnings)
 }
 
 /// What the record of a container must have said: its cgroups follow from its ID and its configuration, and its

@@ -40,7 +40,7 @@ pub struct ReadyProcess {
 /// # Errors
 /// What an isolator, a hook or the child says went wrong.
 pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
-    let Waiting { container, born, cgroup, holder } = waiting;
+    let Waiting { mut container, born, cgroup, holder } = waiting;
     let handles = Handles {
         id: container.state.id(),
         pidfd: Some(born.child.pidfd.as_fd()),
@@ -48,6 +48,7 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
         spec: &container.spec,
     };
     isolators.isolate(&handles).context(|| "isolating the container")?;
+    container.record.warnings.extend(isolators.take_warnings());
     for stage in ["prestart", "createRuntime"] {
         let hooks = hooks::of(&container.spec, stage);
         if !hooks.is_empty() {

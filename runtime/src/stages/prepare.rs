@@ -88,9 +88,11 @@ fn mounts_over(plan: &Plan) -> Result<Option<u64>> {
 /// # Errors
 /// Where an isolator refuses, or two adjust one field.
 pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
-    let Claimed { plan, state, record } = claimed;
-    let (launch, spec, warnings) = adjust(&plan, isolators)?;
+    let Claimed { plan, state, mut record } = claimed;
+    let (launch, spec, mut warnings) = adjust(&plan, isolators)?;
     seccomp_agent::check(&spec, &launch.process)?;
+    record.warnings = isolators.take_warnings();
+    warnings.extend(record.warnings.iter().cloned());
     Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
 }
 

@@ -102,6 +102,9 @@ impl Process {
     }
 }
 
+/// The annotation of a state that tells what optional isolators failed with.
+const WARNINGS: &str = "io.coracle.warnings";
+
 /// A container's record.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
@@ -125,6 +128,9 @@ pub struct Record {
     pub cgroup: Option<Place>,
     /// The isolators whose `prepare` is about to be called: those to clean up.
     pub isolators: Vec<String>,
+    /// What optional isolators failed with when it was launched.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Whether `pause` was asked for, so that the kernel is to be asked whether it is frozen.
     #[serde(default)]
     pub paused: bool,
@@ -150,6 +156,7 @@ impl Record {
             process: None,
             cgroup: None,
             isolators: Vec::new(),
+            warnings: Vec::new(),
             paused: false,
             mounts_over: None,
             store: store.map(Path::to_owned),
@@ -195,6 +202,10 @@ impl Record {
             (Status::Stopped, _) | (_, None) => 0,
             (_, Some(process)) => process.pid,
         };
+        let mut annotations = self.annotations.clone();
+        if !self.warnings.is_empty() {
+            annotations.insert(WARNINGS.to_owned(), self.warnings.join("; "));
+        }
         serde_json::json!({
             "ociVersion": self.oci_version,
             "id": self.id,
@@ -203,7 +214,7 @@ impl Record {
             "bundle": self.bundle,
             "rootfs": self.rootfs,
             "created": self.created,
-            "annotations": self.annotations,
+            "annotations": annotations,
             "owner": "",
         })
     }

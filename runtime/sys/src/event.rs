@@ -18,19 +18,35 @@ use crate::error::{Error, Result, named, show};
 pub fn readable(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> Result<Vec<bool>> {
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    poll(&mut polled, deadline)?;
+    Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect())
+}
+
+/// How many of `polled` are ready; 0 at the deadline.
+fn poll(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<i32> {
     loop {
         // Rounded up: poll(2) counts milliseconds, and must not be called again and again in the last of them.
         let left =
             deadline.map(|end| end.saturating_duration_since(Instant::now()) + Duration::from_micros(999));
         let left =
             left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-        match nix::poll::poll(&mut polled, left) {
+        match nix::poll::poll(polled, left) {
             Ok(0) if deadline.is_none_or(|end| Instant::now() < end) => {}
-            Ok(_) => return Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error::new("poll()", errno)),
+            Ok(count) => return Ok(count),
         }
     }
+}
+
+/// Waits until `fd` takes bytes or is at its end, at most `limit` where there is one (poll(2)); false after the limit.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn writable(fd: BorrowedFd<'_>, limit: Option<Duration>) -> Result<bool> {
+    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let mut polled = [PollFd::new(fd, PollFlags::POLLOUT)];
+    poll(&mut polled, deadline).map(|count| count > 0)
 }
 
 /// A counter that the kernel raises (eventfd(2)).

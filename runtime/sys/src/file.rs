@@ -348,6 +348,14 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
         .map(drop)
 }
 
+/// Reads what there is, at most as much as `buffer` holds; 0 at the end (read(2)).
+///
+/// # Errors
+/// `EAGAIN` where there is nothing yet, in a file that is open without blocking.
+pub fn read_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    named(nix::unistd::read(fd, buffer), || format!("read({})", show(&fd)))
+}
+
 /// Reads an open file to its end, but no more than `most` bytes.
 ///
 /// # Errors

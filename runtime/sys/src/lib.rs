@@ -18,6 +18,7 @@ pub mod mount;
 pub mod namespace;
 pub mod process;
 pub mod identity;
+pub mod landlock;
 pub mod scheduling;
 pub mod seccomp;
 pub mod bpf;

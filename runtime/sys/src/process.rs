@@ -224,6 +224,12 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     check(ret, || format!("pidfd_send_signal({}, {signal})", show(&pidfd))).map(drop)
 }
 
+/// The name of `signal`: `SIGKILL`.
+pub fn signal_name(signal: i32) -> String {
+    nix::sys::signal::Signal::try_from(signal)
+        .map_or_else(|_| format!("signal {signal}"), |s| s.as_str().to_owned())
+}
+
 /// Sends `signal` to the process `pid`. For processes of a cgroup that is being killed; everywhere else a
 /// pidfd is right.
 ///
@@ -376,6 +382,15 @@ pub fn open_streams() -> Result<()> {
 pub fn die_with_parent(yes: bool) -> Result<()> {
     let signal = if yes { libc::SIGKILL } else { 0 };
     prctl(libc::PR_SET_PDEATHSIG, signal as u64, 0).map(drop)
+}
+
+/// Two ends of a pipe, to be read and to be written, neither of which ever waits (pipe2(2), `O_NONBLOCK`).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK;
+    named(nix::unistd::pipe2(flags), || "pipe2()".to_owned())
 }
 
 /// Forbids other processes to look into the caller's memory, descriptors and `/proc/PID/exe`

@@ -20,6 +20,57 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     named(made, || "socketpair()".to_owned())
 }
 
+/// Two connected sockets for streams of bytes (socketpair(2), `SOCK_STREAM`).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn stream_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let made =
+        nix::sys::socket::socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC);
+    named(made, || "socketpair()".to_owned())
+}
+
+/// Sends as much of `bytes` to a stream as it takes now, and with the first of them the descriptors. Returns how many
+/// bytes it took (sendmsg(2), `MSG_DONTWAIT`).
+///
+/// # Errors
+/// `EAGAIN` where it takes none now, `EPIPE` where the peer is gone.
+pub fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let iov = [IoSlice::new(bytes)];
+    named(nix::sys::socket::sendmsg::<()>(socket.as_raw_fd(), &iov, control, flags, None), || {
+        format!("sendmsg({})", show(&socket))
+    })
+}
+
+/// How many descriptors [`receive_some`] takes at once.
+pub const MOST_FDS: usize = 64;
+
+/// Receives what there is of a stream into `buffer`, and the descriptors that came with it. Returns how many bytes;
+/// none at the end (recvmsg(2), `MSG_DONTWAIT`).
+///
+/// # Errors
+/// `EAGAIN` where there is nothing yet, `ECONNRESET` where the peer is gone.
+pub fn receive_some(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
+    let call = || format!("recvmsg({})", show(&socket));
+    let mut space = nix::cmsg_space!([RawFd; MOST_FDS]);
+    let mut iov = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let received = nix::sys::socket::recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags);
+    let message = named(received, call)?;
+    let mut fds = Vec::new();
+    for control in named(message.cmsgs(), call)? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+            fds.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+        }
+    }
+    Ok((message.bytes, fds))
+}
+
 /// Sends `bytes` as one message, with descriptors (sendmsg(2)). A peer that is gone is `EPIPE`, no signal.
 ///
 /// # Errors

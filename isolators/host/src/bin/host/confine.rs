@@ -1,0 +1,141 @@
+//! What a plugin may not do unless it was granted.
+//!
+//! With no grant: no capabilities; no files written but those of cgroups, whose directories it is handed, and
+//! `/dev/null`; no program started, no process made; no signal to others. It may read what the runtime's user may.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::identity::{self, Capabilities};
+use coracle_sys::landlock::{self, Rules, access};
+use coracle_sys::{Errno, Result, seccomp};
+
+/// What the configuration grants.
+#[derive(Debug, Default)]
+pub(crate) struct Grants {
+    /// The capabilities, bit `n` for the one with the number `n`.
+    pub(crate) capabilities: u64,
+    /// Where files may be written and made.
+    pub(crate) writable: Vec<PathBuf>,
+    /// Whether programs may be started.
+    pub(crate) programs: bool,
+}
+
+/// `CAP_SYS_ADMIN`: whoever mounts can't be kept from files, and Landlock forbids to mount at all.
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// Gives up all that is not granted, for good.
+pub(crate) fn confine(grants: &Grants) -> Result<()> {
+    let rules = if grants.capabilities & SYS_ADMIN == 0 { rules(grants)? } else { None };
+    identity::limit_bounding(grants.capabilities)?;
+    let permitted = identity::capabilities()?.permitted & grants.capabilities;
+    identity::set_capabilities(&Capabilities { effective: permitted, permitted, ..Capabilities::default() })?;
+    identity::no_new_privileges()?;
+    if let Some(rules) = rules {
+        rules.restrict()?;
+    }
+    seccomp::load(&filter(grants.programs), 0).map(drop)
+}
+
+/// None where the kernel has no Landlock: what is left is what the plugin's user may do without capabilities.
+fn rules(grants: &Grants) -> Result<Option<Rules>> {
+    let version = landlock::version();
+    if version < 1 {
+        return Ok(None);
+    }
+    let rules = Rules::new(version)?;
+    rules.allow(file::open_dir("/")?.as_fd(), access::EXECUTE | access::READ_FILE | access::READ_DIR)?;
+    allow(&rules, Path::new("/sys/fs/cgroup"), access::WRITE_FILE | access::TRUNCATE)?;
+    allow(&rules, Path::new("/dev/null"), access::WRITE_FILE | access::TRUNCATE)?;
+    for path in &grants.writable {
+        allow(&rules, path, u64::MAX)?;
+    }
+    Ok(Some(rules))
+}
+
+fn allow(rules: &Rules, path: &Path, rights: u64) -> Result<()> {
+    let place = match file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host) {
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
+        other => other?,
+    };
+    let is_dir = file::stat(place.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    let of_files = access::EXECUTE | access::READ_FILE | access::WRITE_FILE | access::TRUNCATE;
+    rules.allow(place.as_fd(), if is_dir { rights } else { rights & of_files })
+}
+
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: u32 = 0xC000_003E;
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: u32 = 0xC000_00B7;
+#[cfg(target_arch = "riscv64")]
+const ARCHITECTURE: u32 = 0xC000_00F3;
+
+/// Never: to look into other processes, to load code into the kernel, and to ask it for work that no filter sees.
+const NEVER: [i64; 12] = [
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+];
+
+const PROGRAMS: [i64; 2] = [libc::SYS_execve, libc::SYS_execveat];
+/// Not everywhere beside clone(2).
+#[cfg(target_arch = "x86_64")]
+const FORKS: [i64; 2] = [libc::SYS_fork, libc::SYS_vfork];
+#[cfg(not(target_arch = "x86_64"))]
+const FORKS: [i64; 0] = [];
+
+const LOAD: u16 = 0x20;
+const EQUAL: u16 = 0x15;
+const ANY_BIT: u16 = 0x45;
+const AT_LEAST: u16 = 0x35;
+const RETURN: u16 = 0x06;
+const ALLOW: u32 = 0x7FFF_0000;
+const REFUSE: u32 = 0x0005_0000;
+const KILL: u32 = 0x8000_0000;
+
+/// A filter in classic BPF, each instruction packed as [`seccomp::load`] takes it. Threads are always allowed.
+fn filter(programs: bool) -> Vec<u64> {
+    let refuse = |errno: Errno| REFUSE | (errno as i32).cast_unsigned();
+    let mut filter = vec![
+        pack(LOAD, 0, 0, 4),
+        pack(EQUAL, 1, 0, ARCHITECTURE),
+        pack(RETURN, 0, 0, KILL),
+        pack(LOAD, 0, 0, 0),
+    ];
+    // The numbers of x32, which mean the same calls.
+    #[cfg(target_arch = "x86_64")]
+    filter.extend([pack(AT_LEAST, 0, 1, 0x4000_0000), pack(RETURN, 0, 0, KILL)]);
+    let mut refused: Vec<(i64, u32)> = NEVER.map(|call| (call, refuse(Errno::EPERM))).to_vec();
+    if !programs {
+        refused.extend(PROGRAMS.into_iter().chain(FORKS).map(|call| (call, refuse(Errno::EPERM))));
+        // Its flags are in memory, where a filter can't look: the C library goes on with clone(2).
+        refused.push((libc::SYS_clone3, refuse(Errno::ENOSYS)));
+    }
+    for (call, refusal) in refused {
+        filter.extend([pack(EQUAL, 0, 1, call as u32), pack(RETURN, 0, 0, refusal)]);
+    }
+    if !programs {
+        filter.extend([
+            pack(EQUAL, 0, 3, libc::SYS_clone as u32),
+            pack(LOAD, 0, 0, 16),
+            pack(ANY_BIT, 1, 0, libc::CLONE_THREAD.cast_unsigned()),
+            pack(RETURN, 0, 0, refuse(Errno::EPERM)),
+        ]);
+    }
+    filter.push(pack(RETURN, 0, 0, ALLOW));
+    filter
+}
+
+fn pack(code: u16, jt: u8, jf: u8, k: u32) -> u64 {
+    u64::from(code) | u64::from(jt) << 16 | u64::from(jf) << 24 | u64::from(k) << 32
+}

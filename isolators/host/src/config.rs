@@ -1,0 +1,256 @@
+//! What the operator configures: `config.toml`, and `config.d/*.toml` beside it, in the directory that the runtime is
+//! told (`/etc/coracle`).
+//!
+//! A machine without that directory costs one system call.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coracle_isolator::{Error, Result};
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, identity};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// The longest file that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// Which plugins there are.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Where plugin files are looked for, in this order.
+    pub directories: Vec<PathBuf>,
+    /// The plugins, by the names of their isolators.
+    pub isolators: BTreeMap<String, Settings>,
+}
+
+/// How a plugin is loaded and called.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Its file: a path, or a name in one of the directories. Without it, the isolator's name with `-` for `/`, and
+    /// `.so`.
+    pub file: Option<PathBuf>,
+    /// Whether its failure is a warning only.
+    pub optional: bool,
+    /// How long a call may take, in seconds.
+    pub deadline: Option<f64>,
+    /// Whether it is trusted: it runs unconfined, in one process with the others that are.
+    pub inline: bool,
+    /// The capabilities that it gets.
+    pub capabilities: Vec<String>,
+    /// Where it may write and make files.
+    pub writable: Vec<PathBuf>,
+    /// Whether it may start programs. What they leave running ends with the plugin's process.
+    pub programs: bool,
+    /// Whether a container that it finds at its limit goes on, and the limitation is told only.
+    pub tell_only: bool,
+    /// What it is configured with.
+    pub options: Map<String, Value>,
+}
+
+/// A file, as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    directories: Option<Vec<PathBuf>>,
+    deadline: Option<f64>,
+    #[serde(default)]
+    isolator: BTreeMap<String, Settings>,
+}
+
+/// How long a call takes at most, where nothing is configured, in seconds.
+const DEADLINE: f64 = 5.0;
+
+impl Config {
+    /// Reads what is configured in `dir`; nothing where there is no such directory. What stands in a later file replaces
+    /// what an earlier one says of the same isolator.
+    ///
+    /// # Errors
+    /// Naming the file, where it is malformed or others than root can write it.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let mut config = Self::default();
+        let opened = match file::open(file::CWD, dir, libc::O_DIRECTORY, 0, Resolve::Host) {
+            Err(e) if e.errno() == Errno::ENOENT => return Ok(config),
+            other => other.map_err(|e| failed(&e))?,
+        };
+        let mut files = vec![(opened.as_fd(), "config.toml".to_owned())];
+        let drop_ins = open(opened.as_fd(), "config.d", libc::O_DIRECTORY)?;
+        if let Some(drop_ins) = &drop_ins {
+            let names = file::list(drop_ins.as_fd()).map_err(|e| failed(&e))?;
+            let mut names: Vec<String> =
+                names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+            names.retain(|name| name.ends_with(".toml") && !name.starts_with('.'));
+            names.sort_unstable();
+            files.extend(names.into_iter().map(|name| (drop_ins.as_fd(), name)));
+        }
+        let mut deadline = None;
+        for (dir, name) in files {
+            let Some(opened) = open(dir, &name, libc::O_RDONLY)? else { continue };
+            let document = document(opened).map_err(|e| Error::new(format!("{name}: {e}")))?;
+            config.directories = document.directories.unwrap_or(config.directories);
+            deadline = document.deadline.or(deadline);
+            config.isolators.extend(document.isolator);
+        }
+        for (name, settings) in &mut config.isolators {
+            settings.deadline = settings.deadline.or(deadline);
+            settings.check().map_err(|e| e.at(format!("isolator.{name:?}")))?;
+        }
+        if config.directories.is_empty() {
+            config.directories = vec!["/usr/local/lib/coracle".into(), "/usr/lib/coracle".into()];
+        }
+        Ok(config)
+    }
+
+    /// Opens the file of the isolator `name`, and returns its path with it.
+    ///
+    /// # Errors
+    /// Where there is none, or others than root can write it.
+    pub fn open_plugin(&self, name: &str, settings: &Settings) -> Result<(OwnedFd, PathBuf)> {
+        let file = settings.file.clone().unwrap_or_else(|| format!("{}.so", name.replace('/', "-")).into());
+        let paths: Vec<PathBuf> = match file.is_absolute() {
+            true => vec![file],
+            false => self.directories.iter().map(|dir| dir.join(&file)).collect(),
+        };
+        for path in &paths {
+            match file::open(file::CWD, path, libc::O_RDONLY, 0, Resolve::Host) {
+                Err(e) if e.errno() == Errno::ENOENT => {}
+                other => {
+                    let opened = other.map_err(|e| failed(&e))?;
+                    check_writers(opened.as_fd())
+                        .map_err(|why| Error::new(format!("{} {why}", path.display())))?;
+                    return Ok((opened, path.clone()));
+                }
+            }
+        }
+        let looked = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" or ");
+        Err(Error::new(format!("there is no {looked}")))
+    }
+}
+
+impl Settings {
+    /// How long a call may take.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_secs_f64(self.deadline.unwrap_or(DEADLINE))
+    }
+
+    /// The capabilities as a mask.
+    ///
+    /// # Errors
+    /// Naming one that is none.
+    pub fn capabilities(&self) -> Result<u64> {
+        self.capabilities.iter().try_fold(0, |mask, name| {
+            let capability: caps::Capability =
+                name.parse().map_err(|_| Error::new(format!("{name:?} is no capability")))?;
+            Ok(mask | capability.bitmask())
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        self.capabilities()?;
+        match self.deadline.unwrap_or(DEADLINE) {
+            seconds if (0.001..=3600.0).contains(&seconds) => Ok(()),
+            seconds => Err(Error::new(format!("a deadline of {seconds} s is not between 0.001 and 3600"))),
+        }
+    }
+}
+
+fn open(dir: BorrowedFd<'_>, name: &str, flags: i32) -> Result<Option<OwnedFd>> {
+    match file::open(dir, name, flags, 0, Resolve::Host) {
+        Err(e) if e.errno() == Errno::ENOENT => Ok(None),
+        other => other.map(Some).map_err(|e| failed(&e)),
+    }
+}
+
+fn document(opened: OwnedFd) -> Result<Document> {
+    check_writers(opened.as_fd()).map_err(Error::new)?;
+    let text = file::read_all(opened, LONGEST).map_err(|e| failed(&e))?;
+    basic_toml::from_slice(&text).map_err(|e| Error::new(e.to_string()))
+}
+
+/// Whether nobody but root, or who runs the runtime, can write the file; why not, after its name.
+///
+/// # Errors
+/// Who can.
+pub fn check_writers(fd: BorrowedFd<'_>) -> std::result::Result<(), String> {
+    let stat = file::stat(fd).map_err(|e| e.to_string())?;
+    let own = identity::caller();
+    if stat.st_uid != 0 && stat.st_uid != own {
+        return Err(format!("belongs to user {}, who can write it; give it to root", stat.st_uid));
+    }
+    match stat.st_mode & 0o022 {
+        0 => Ok(()),
+        _ => Err(format!("can be written by others (mode {:o}); chmod go-w it", stat.st_mode & 0o7777)),
+    }
+}
+
+fn failed(error: &coracle_sys::Error) -> Error {
+    Error::failed(error.call(), error.errno())
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn read(files: &[(&str, &str)]) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("config.d")).unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        Config::read(dir.path())
+    }
+
+    #[test]
+    fn no_directory_is_no_configuration() {
+        assert!(Config::read(Path::new("/does/not/exist")).unwrap().isolators.is_empty());
+    }
+
+    #[test]
+    fn later_files_replace_what_earlier_ones_say_of_an_isolator() {
+        let config = read(&[
+            ("config.toml", "deadline = 2\n[isolator.\"a/b\"]\ncapabilities = [\"CAP_CHOWN\"]\n[isolator.\"c/d\"]\ndeadline = 0.5\n"),
+            ("config.d/20.toml", "[isolator.\"a/b\"]\noptional = true\noptions = { size = 5 }\n"),
+            ("config.d/10.toml", "[isolator.\"a/b\"]\nprograms = true\n"),
+            ("config.d/ignored", "nonsense"),
+        ])
+        .unwrap();
+        let first = &config.isolators["a/b"];
+        assert!(first.optional && !first.programs && first.capabilities.is_empty());
+        assert_eq!(first.options["size"], 5);
+        assert_eq!(first.deadline(), Duration::from_secs(2));
+        assert_eq!(config.isolators["c/d"].deadline(), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_file_or_isolator() {
+        for (text, words) in [
+            ("isolator = 5", "config.toml: "),
+            ("[isolator.\"a/b\"]\nfle = \"x\"", "unknown field `fle`"),
+            (
+                "[isolator.\"a/b\"]\ncapabilities = [\"CAP_FLY\"]",
+                "isolator.\"a/b\": \"CAP_FLY\" is no capability",
+            ),
+            ("[isolator.\"a/b\"]\ndeadline = 0", "isolator.\"a/b\": a deadline of 0 s is not between"),
+        ] {
+            let error = read(&[("config.toml", text)]).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o664)).unwrap();
+        let error = Config::read(dir.path()).unwrap_err().to_string();
+        assert_eq!(error, "config.toml: can be written by others (mode 664); chmod go-w it");
+    }
+}

@@ -1,0 +1,166 @@
+//! The process of one or more plugins, seen from the runtime.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use coracle_isolator::{Error, Result};
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::process::{self, Child, Exit};
+use coracle_sys::{event, identity, socket};
+
+use crate::config::Settings;
+use crate::wire::{Asked, Broken, Channel, Reply};
+
+/// The longest that a process whose socket has closed is waited for, to learn how it ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A process that plugins run in. It ends with this.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    channel: Channel,
+    /// What it writes to its standard output and error.
+    words: OwnedFd,
+    has_ended: bool,
+}
+
+impl Process {
+    /// Starts `program`, confined to what `granted` grants; unconfined without.
+    pub(crate) fn start(program: &Path, granted: Option<&Settings>) -> Result<Self> {
+        let (ours, theirs) = socket::stream_pair().map_err(failed)?;
+        let (words, their_words) = process::pipe().map_err(failed)?;
+        let nothing = file::open(file::CWD, "/dev/null", libc::O_RDONLY, 0, Resolve::Host).map_err(failed)?;
+        let path = c_string(program.as_os_str().as_bytes())?;
+        let args = arguments(&path, theirs.as_raw_fd(), granted)?;
+        // What it leaves running ends with the first process of a PID namespace.
+        let own_pids = granted.is_some_and(|granted| granted.programs) && identity::caller() == 0;
+        let child = process::spawn(if own_pids { libc::CLONE_NEWPID } else { 0 }, None, || {
+            let prepared = process::set_stream(nothing.as_fd(), 0)
+                .and_then(|()| process::set_stream(their_words.as_fd(), 1))
+                .and_then(|()| process::set_stream(their_words.as_fd(), 2))
+                .and_then(|()| process::keep_on_exec(theirs.as_raw_fd()))
+                // Signals of the caller's terminal are not for it.
+                .and_then(|()| process::new_session())
+                .and_then(|()| process::reset_signals())
+                .and_then(|()| process::die_with_parent(true));
+            let failure = prepared.err().unwrap_or_else(|| process::execute(&path, &args, &[]));
+            let _ = file::write_all(their_words.as_fd(), failure.to_string().as_bytes());
+            127
+        });
+        Ok(Self { child: child.map_err(failed)?, channel: Channel::new(ours), words, has_ended: false })
+    }
+
+    /// Asks for a call; its answer is awaited with [`answer`](Self::answer).
+    pub(crate) fn ask(&mut self, asked: &Asked<'_>, deadline: Duration) -> Result<()> {
+        self.channel.ask(asked, Some(Instant::now() + deadline)).map_err(|broken| self.end(broken, deadline))
+    }
+
+    /// The answer to what was asked for.
+    ///
+    /// # Errors
+    /// Where there is none within `deadline`; the process is gone then.
+    pub(crate) fn answer(&mut self, deadline: Duration) -> Result<Reply> {
+        self.channel.reply(Some(Instant::now() + deadline)).map_err(|broken| self.end(broken, deadline))
+    }
+
+    /// Whether it is gone, or has given an answer that is none.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Ends the process, and says why there was no answer.
+    fn end(&mut self, broken: Broken, deadline: Duration) -> Error {
+        let pidfd = self.child.pidfd.as_fd();
+        let ended_itself = broken == Broken::Ended
+            && event::readable(&[pidfd], Some(LAST_WORDS)).is_ok_and(|ready| ready == [true]);
+        let exit = self.kill();
+        let why = match (broken, exit) {
+            (Broken::Ended, Some(exit)) if ended_itself => format!("its process {}", told(exit)),
+            (Broken::Ended, _) => {
+                "it closed its connection to the runtime; its process was killed".to_owned()
+            }
+            (Broken::Late, _) => {
+                format!("no answer within {} s; its process was killed", deadline.as_secs_f64())
+            }
+            (Broken::Failed(error), _) => return failed(error),
+            (Broken::Garbled(what), _) => {
+                format!("what came from its process is no answer ({what}); it was killed")
+            }
+        };
+        let words = self.last_words();
+        Error::new(words.map_or_else(|| why.clone(), |words| format!("{why}, saying {words:?}")))
+    }
+
+    /// Kills the process and what it has made in a PID namespace of its own, and waits for its end.
+    fn kill(&mut self) -> Option<Exit> {
+        if self.has_ended {
+            return None;
+        }
+        self.has_ended = true;
+        let pidfd = self.child.pidfd.as_fd();
+        let _ = process::signal(pidfd, libc::SIGKILL);
+        process::wait(pidfd).ok()
+    }
+
+    /// The last line that it wrote. Its pipe is as long as a pipe is, and keeps nobody waiting.
+    fn last_words(&self) -> Option<String> {
+        let mut text = Vec::new();
+        let mut chunk = [0; 4096];
+        while let Ok(count @ 1..) = file::read_some(self.words.as_fd(), &mut chunk) {
+            text.extend_from_slice(&chunk[..count]);
+        }
+        let text = String::from_utf8_lossy(&text);
+        let line = text.trim().lines().next_back()?.trim();
+        (!line.is_empty()).then(|| line.chars().take(MOST_WORDS).collect())
+    }
+}
+
+/// How much of its last words is told, in characters.
+const MOST_WORDS: usize = 300;
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn arguments(program: &CString, socket: i32, granted: Option<&Settings>) -> Result<Vec<CString>> {
+    let mut args = vec![program.clone(), c_string(b"--socket")?, c_string(socket.to_string().as_bytes())?];
+    let Some(granted) = granted else {
+        args.push(c_string(b"--unconfined")?);
+        return Ok(args);
+    };
+    let capabilities = granted.capabilities()?;
+    if capabilities != 0 {
+        args.extend([c_string(b"--capabilities")?, c_string(capabilities.to_string().as_bytes())?]);
+    }
+    for path in &granted.writable {
+        args.extend([c_string(b"--writable")?, c_string(path.as_os_str().as_bytes())?]);
+    }
+    if granted.programs {
+        args.push(c_string(b"--programs")?);
+    }
+    Ok(args)
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::new("a path holds a NUL byte"))
+}
+
+fn told(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("ended with status {code} in the middle of the call"),
+        Exit::Signal(signal) => {
+            let name = process::signal_name(signal);
+            format!("was killed by {name} in the middle of the call")
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a mapping of errors")]
+pub(crate) fn failed(error: coracle_sys::Error) -> Error {
+    Error::failed(error.call(), error.errno())
+}

@@ -1,0 +1,75 @@
+//! Plugins for tests: built from their sources, and configured on a host.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::host::{Host, repository};
+
+/// Compiles `source`, a file of the repository, to a shared object in a directory of the test.
+///
+/// # Panics
+/// When the compiler has something to say.
+pub fn compiled(host: &Host, source: &str, options: &[&str]) -> PathBuf {
+    let object = host.directory().join("plugin.so");
+    let output = Command::new("gcc")
+        .args(["-std=gnu11", "-Wall", "-Werror", "-shared", "-fPIC", "-o"])
+        .arg(&object)
+        .arg("-I")
+        .arg(repository().join("isolators/abi"))
+        .args(options)
+        .arg(repository().join(source))
+        .output()
+        .expect("run gcc");
+    assert!(output.status.success(), "{source}: {}", String::from_utf8_lossy(&output.stderr));
+    object
+}
+
+/// The text of `path`, a file of the repository.
+///
+/// # Panics
+/// When it can't be read.
+pub fn source(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).expect("read a file of the repository")
+}
+
+/// Builds the crate `package` of the workspace, whose shared object is called `lib`, and returns that.
+///
+/// # Panics
+/// When it can't be built.
+pub fn built(package: &str, lib: &str) -> PathBuf {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let executable = std::env::current_exe().expect("the path of the tests");
+    let target = executable.ancestors().nth(3).expect("tests are built three levels deep");
+    let output = Command::new(cargo)
+        .args(["build", "--quiet", "--offline", "--locked", "--package", package, "--target-dir"])
+        .arg(target)
+        .current_dir(repository())
+        .output()
+        .expect("run cargo");
+    assert!(output.status.success(), "{package}: {}", String::from_utf8_lossy(&output.stderr));
+    target.join("debug").join(format!("lib{lib}.so"))
+}
+
+impl Host {
+    /// The same host, on which the runtime is configured by the file `config`.
+    ///
+    /// # Panics
+    /// When the configuration can't be written.
+    pub fn configured(&self, config: &str) -> Host {
+        let directory = self.directory();
+        fs::write(directory.join("config.toml"), config).expect("write the configuration");
+        let runtime = directory.join("coracle");
+        let real = self.runtime().display();
+        let script = format!("#!/bin/sh\nexec {real} --config {} \"$@\"\n", directory.display());
+        fs::write(&runtime, script).expect("write the runtime's script");
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
+        self.with_runtime(runtime)
+    }
+
+    /// The same host with the plugin `file` as the isolator `name`; `settings` are further lines of its configuration.
+    pub fn with_plugin(&self, name: &str, file: &Path, settings: &str) -> Host {
+        self.configured(&format!("[isolator.{name:?}]\nfile = {file:?}\n{settings}\n"))
+    }
+}

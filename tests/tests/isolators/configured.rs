@@ -1,0 +1,129 @@
+//! Which plugins there are, and what the operator says of them.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+
+use coracle_tests::{Spec, plugin, privileged};
+
+use super::{HOSTILE, NAME, spoiled};
+
+fn echo() -> Spec {
+    Spec::new().args(["echo", "ran"])
+}
+
+#[test]
+fn an_optional_plugin_that_fails_is_a_warning_in_the_state() {
+    privileged(|host| {
+        for call in ["prepare", "isolate"] {
+            let host = spoiled(host, &[&format!("-DIN=\"{call}\""), "-DDO=crash"], "optional = true");
+            let container = host.sleeper();
+            let warning =
+                container.state()["annotations"]["io.coracle.warnings"].as_str().unwrap().to_owned();
+            let wanted = format!("isolator {NAME} could not {call}: its process was killed by SIGSEGV");
+            assert!(warning.starts_with(&wanted), "{warning}");
+            assert!(warning.ends_with("it is optional, and left out"), "{warning}");
+            container.remove();
+        }
+        let gone = host.with_plugin(NAME, "/gone.so".as_ref(), "optional = true");
+        let outcome = gone.bundle(echo()).run().succeeds();
+        assert_eq!(outcome.text(), "ran");
+        assert!(outcome.stderr.contains("there is no /gone.so"), "{}", outcome.stderr);
+    });
+}
+
+#[test]
+fn a_plugin_that_others_can_write_is_refused() {
+    privileged(|host| {
+        let object = plugin::compiled(host, HOSTILE, &[]);
+        let configured = host.with_plugin(NAME, &object, "");
+        configured.bundle(echo()).run().succeeds();
+        fs::set_permissions(&object, fs::Permissions::from_mode(0o775)).unwrap();
+        configured.bundle(echo()).run().fails_with(&[
+            NAME,
+            "could not load",
+            "can be written by others (mode 775)",
+        ]);
+        fs::set_permissions(&object, fs::Permissions::from_mode(0o755)).unwrap();
+        chown(&object, Some(1000), None).unwrap();
+        configured.bundle(echo()).run().fails_with(&[NAME, "could not load", "belongs to user 1000"]);
+    });
+}
+
+#[test]
+fn a_configuration_that_is_malformed_is_refused_with_its_place() {
+    privileged(|host| {
+        let wrong = host.configured("[isolator.\"a/b\"]\nfle = \"x\"\n");
+        wrong.bundle(echo()).run().fails_with(&[
+            "reading the configuration in",
+            "config.toml",
+            "unknown field `fle`",
+        ]);
+    });
+}
+
+#[test]
+fn a_plugin_is_found_by_its_isolators_name() {
+    privileged(|host| {
+        let object = plugin::compiled(host, HOSTILE, &[]);
+        let directory = object.parent().unwrap();
+        fs::rename(&object, directory.join("test-hostile.so")).unwrap();
+        let found =
+            host.configured(&format!("directories = [\"/none\", {directory:?}]\n[isolator.{NAME:?}]\n"));
+        assert_eq!(found.bundle(echo()).run().succeeds().text(), "ran");
+    });
+}
+
+#[test]
+fn inline_plugins_share_one_process() {
+    privileged(|host| {
+        let objects = ["one", "two"].map(|name| {
+            plugin::compiled(
+                host,
+                HOSTILE,
+                &[&format!("-DNAME=\"test/{name}\""), "-DIN=\"isolate\"", "-DDO=nap"],
+            )
+        });
+        let [one, two] = &objects;
+        let config = format!(
+            "[isolator.\"test/one\"]\nfile = {one:?}\ninline = true\n[isolator.\"test/two\"]\nfile = {two:?}\ninline = true\n"
+        );
+        let host = host.configured(&config);
+        let bundle = host.bundle(echo());
+        let mut running = bundle.command("run").spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        let processes = host.shell("pgrep -c -f '[-]-unconfined'").text();
+        assert_eq!(processes, "1");
+        assert!(coracle_tests::command::wait(&mut running, "run").success());
+    });
+}
+
+#[test]
+fn two_isolators_that_set_one_field_are_both_named_with_it() {
+    privileged(|host| {
+        let source = "isolators/template-c/nofile.c";
+        let first = plugin::compiled(host, source, &[]);
+        let text = plugin::source(source);
+        let copy = host.directory().join("other.c");
+        fs::write(&copy, text.replace("example/nofile", "example/other")).unwrap();
+        let second = plugin::compiled(host, copy.to_str().unwrap(), &[]);
+        let both = host.configured(&format!(
+            "[isolator.\"example/nofile\"]\nfile = {first:?}\n[isolator.\"example/other\"]\nfile = {second:?}\n"
+        ));
+        both.bundle(echo())
+            .run()
+            .fails_with(&["isolators example/nofile and example/other both set /process/"]);
+    });
+}
+
+#[test]
+fn a_container_whose_plugin_is_configured_no_more_needs_force() {
+    privileged(|host| {
+        let configured = spoiled(host, &[], "");
+        let container = configured.sleeper();
+        container.call_with("kill", &["KILL"]).succeeds();
+        container.becomes("stopped");
+        host.call(&["delete", container.id()])
+            .fails_with(&["isolator test/hostile is not configured any more", "use delete --force"]);
+        host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}

@@ -1,0 +1,259 @@
+//! Plugins that do wrong: each gives one error that names it and the call; nobody else is hurt, and nothing is left.
+
+use std::fs;
+use std::time::Instant;
+
+use coracle_tests::{Container, Host, Outcome, Spec, command, plugin, privileged};
+
+use super::{NAME, hostile, spoiled};
+
+/// What a launch is stopped by, in the order of their calls.
+const STOPPING: [&str; 5] = ["configure", "prepare", "process", "validate", "isolate"];
+
+fn run(host: &Host) -> Outcome {
+    host.bundle(Spec::new().args(["echo", "ran"])).run()
+}
+
+/// The call as errors name it: options are given when a plugin is loaded.
+fn told(call: &str) -> &str {
+    match call {
+        "configure" => "load",
+        "cleanup" => "clean up",
+        call => call,
+    }
+}
+
+fn fails_in(outcome: Outcome, call: &str, words: &[&str]) {
+    let named = format!("isolator {NAME} could not {}: ", told(call));
+    let outcome = outcome.fails_with(&[&named]).fails_with(words);
+    assert!(!outcome.text().contains("ran"), "the program ran");
+}
+
+/// A container that nothing happens to.
+fn bystander<'h>(host: &'h Host, test: impl FnOnce()) {
+    let other: Container<'h> = host.sleeper();
+    test();
+    assert_eq!(other.status(), "running");
+    other.remove();
+}
+
+#[test]
+fn files_that_are_no_plugins_are_refused() {
+    privileged(|host| {
+        let text = host.directory().join("text.so");
+        fs::write(&text, "this is no shared object\n".repeat(9)).unwrap();
+        let at = text.display().to_string();
+        fails_in(run(&host.with_plugin(NAME, &text, "")), "load", &[&at, "invalid ELF header"]);
+        let empty = host.directory().join("empty.so");
+        fs::write(&empty, "").unwrap();
+        fails_in(run(&host.with_plugin(NAME, &empty, "")), "load", &["file too short"]);
+        let gone = host.directory().join("gone.so");
+        fails_in(run(&host.with_plugin(NAME, &gone, "")), "load", &["there is no "]);
+        let missing = spoiled(host, &["-DNO_SYMBOL"], "");
+        fails_in(run(&missing), "load", &["it does not export coracle_isolator_table()"]);
+    });
+}
+
+#[test]
+fn tables_that_make_no_sense_are_refused() {
+    privileged(|host| {
+        for (spoil, words) in [
+            ("-DNULL_TABLE", &["coracle_isolator_table() returned NULL"][..]),
+            (
+                "-DOTHER_VERSION",
+                &["it speaks version 9 of the isolator contract, and this runtime version 1"],
+            ),
+            ("-DSHORTEST", &["its struct_size is 8, and every table has at least 48 bytes"]),
+            ("-DNULL_NAME", &["its name is NULL"]),
+            ("-DBAD_NAME", &["its name \"no/../name\" is not of the form family/subject"]),
+            ("-DNO_KIND", &["its flags name no kind of container that it supports"]),
+        ] {
+            fails_in(run(&spoiled(host, &[spoil], "")), "load", words);
+        }
+        let other = spoiled(host, &["-DNAME=\"test/other\""], "");
+        fails_in(run(&other), "load", &["plugin.so is isolator test/other"]);
+    });
+}
+
+#[test]
+fn a_shorter_and_a_longer_table_and_one_without_functions_are_used_as_far_as_they_go() {
+    privileged(|host| {
+        for fits in ["-DSHORT", "-DLONG", "-DNO_FUNCTIONS"] {
+            let outcome = run(&spoiled(host, &[fits], "")).succeeds();
+            assert_eq!(outcome.text(), "ran", "{fits}");
+        }
+        // What the table is too short for is not called.
+        let short = spoiled(host, &["-DSHORT", "-DIN=\"validate\"", "-DDO=crash"], "");
+        run(&short).succeeds();
+    });
+}
+
+#[test]
+fn a_crash_in_each_call_ends_its_own_launch_only() {
+    privileged(|host| {
+        bystander(host, || {
+            for call in STOPPING {
+                let words = ["its process was killed by SIGSEGV in the middle of the call"];
+                fails_in(run(&hostile(host, call, "crash")), call, &words);
+            }
+            fails_in(run(&hostile(host, "table", "crash")), "load", &["killed by SIGSEGV"]);
+        });
+    });
+}
+
+#[test]
+fn ways_to_end_are_told() {
+    privileged(|host| {
+        for (what, words) in [
+            ("leave", "its process ended with status 3 in the middle of the call"),
+            ("give_up", "its process was killed by SIGABRT in the middle of the call"),
+            ("terminate", "its process was killed by SIGTERM in the middle of the call"),
+        ] {
+            fails_in(run(&hostile(host, "prepare", what)), "prepare", &[words]);
+        }
+    });
+}
+
+#[test]
+fn a_call_that_never_returns_is_ended_at_its_deadline() {
+    privileged(|host| {
+        bystander(host, || {
+            for (what, call) in
+                [("hang", "prepare"), ("spin", "isolate"), ("nap", "process"), ("hang", "configure")]
+            {
+                let host = hostile(host, call, what);
+                let begun = Instant::now();
+                fails_in(run(&host), call, &["no answer within 0.5 s; its process was killed"]);
+                assert!(begun.elapsed().as_secs_f64() < 2.0, "{what}: {:?}", begun.elapsed());
+            }
+        });
+    });
+}
+
+#[test]
+fn documents_that_are_none_are_refused() {
+    privileged(|host| {
+        for (what, words) in [
+            ("malformed", "its adjustment is malformed: EOF while parsing"),
+            ("unknown", "its adjustment is malformed: unknown field `proces`"),
+            ("not_utf8", "its adjustment is no UTF-8"),
+            ("enormous", "it returned more than 4194304 bytes"),
+            ("positive", "it returned 5, which is neither 0 nor a negative errno"),
+            ("wordless", "it failed: I/O error"),
+            ("fails", "it does not want to"),
+        ] {
+            fails_in(run(&hostile(host, "prepare", what)), "prepare", &[words]);
+        }
+    });
+}
+
+#[test]
+fn a_plugin_leaves_no_process() {
+    privileged(|host| {
+        fails_in(run(&hostile(host, "prepare", "forks")), "prepare", &["operation not permitted"]);
+        fails_in(run(&hostile(host, "isolate", "executes")), "isolate", &["operation not permitted"]);
+        // Where it may start programs, what it leaves ends with it.
+        let granted = spoiled(host, &["-DIN=\"isolate\"", "-DDO=forks"], "programs = true");
+        assert_eq!(run(&granted).succeeds().text(), "ran");
+    });
+}
+
+#[test]
+fn what_a_plugin_does_to_its_descriptors_is_its_own_affair() {
+    privileged(|host| {
+        let outcome = run(&hostile(host, "prepare", "scribbles")).succeeds();
+        assert_eq!((outcome.text().as_str(), outcome.stderr.as_str()), ("ran", ""));
+        fails_in(
+            run(&hostile(host, "isolate", "closes")),
+            "isolate",
+            &["its process ", " in the middle of the call"],
+        );
+    });
+}
+
+#[test]
+fn a_plugin_is_confined_to_what_it_is_granted() {
+    privileged(|host| {
+        assert_eq!(run(&hostile(host, "isolate", "escapes")).succeeds().text(), "ran");
+        let granted = |settings| run(&spoiled(host, &["-DIN=\"isolate\"", "-DDO=escapes"], settings));
+        fails_in(granted("writable = [\"/run\"]"), "isolate", &["it could write a file"]);
+        fs::remove_file("/run/escaped").unwrap();
+        fails_in(granted("capabilities = [\"CAP_SYS_CHROOT\"]"), "isolate", &["it has capabilities"]);
+        fails_in(granted("inline = true"), "isolate", &["it could write a file"]);
+        fs::remove_file("/run/escaped").unwrap();
+    });
+}
+
+#[test]
+fn a_cleanup_that_fails_is_told_and_can_be_forced() {
+    privileged(|host| {
+        let container = host.sleeper();
+        for (what, words) in [("crash", "killed by SIGSEGV"), ("hang", "no answer within 0.5 s")] {
+            let host = hostile(host, "cleanup", what);
+            let bundle = host.bundle(Spec::new().args(["echo", "ran"]));
+            let outcome = bundle.run().fails_with(&[&format!("isolator {NAME} could not clean up: "), words]);
+            assert_eq!(outcome.text(), "ran");
+            host.call(&["delete", bundle.id()]).fails_with(&[NAME, "could not clean up", words]);
+            let forced = host.call(&["delete", "--force", bundle.id()]).succeeds();
+            assert!(forced.stderr.contains(words), "{}", forced.stderr);
+        }
+        container.remove();
+    });
+}
+
+#[test]
+fn usage_status_update_join_and_watch_fail_by_name_and_leave_the_container_alone() {
+    privileged(|host| {
+        for (call, verb) in
+            [("usage", &["stats"][..]), ("update", &["update", "--pids-limit", "9"]), ("join", &["exec"])]
+        {
+            let host = hostile(host, call, "crash");
+            let container = host.sleeper();
+            let args: Vec<&str> =
+                [verb, &[container.id()], if call == "join" { &["true"] } else { &[] }].concat();
+            fails_in(host.call(&args), call, &["killed by SIGSEGV"]);
+            assert_eq!(container.status(), "running");
+            container.remove();
+        }
+        let closed = spoiled(host, &["-DIN=\"watch-closed\""], "");
+        let container = closed.sleeper();
+        container.call("events").fails_with(&[NAME, "could not watch", "descriptor 77, which is not open"]);
+        container.remove();
+    });
+}
+
+#[test]
+fn the_runtime_may_be_killed_during_any_call() {
+    privileged(|host| {
+        for call in STOPPING {
+            let host = hostile(host, call, "hang");
+            let bundle = host.bundle(Spec::new().args(["echo", "ran"]));
+            let mut runtime = bundle.command("run").spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            runtime.kill().unwrap();
+            command::wait(&mut runtime, "run");
+            host.call(&["delete", "--force", bundle.id()]).succeeds();
+        }
+    });
+}
+
+#[test]
+fn a_kind_that_a_plugin_does_not_support_is_refused() {
+    privileged(|host| {
+        run(&spoiled(host, &["-DNESTED_ONLY"], ""))
+            .fails_with(&[&format!("isolator {NAME} does not support OCI containers")]);
+    });
+}
+
+#[test]
+fn the_c_template_limits_open_files_and_sets_its_variable() {
+    privileged(|host| {
+        let object = plugin::compiled(host, "isolators/template-c/nofile.c", &["-std=c99", "-Wpedantic"]);
+        let host = host.with_plugin("example/nofile", &object, "options = { limit = 77 }");
+        let outcome = host.bundle(Spec::new().script("echo $NOFILE $(ulimit -n)")).run().succeeds();
+        assert_eq!(outcome.text(), "77 77");
+        let container = host.sleeper();
+        assert_eq!(container.exec(&["sh", "-c", "ulimit -n"]).succeeds().text(), "77");
+        container.remove();
+    });
+}

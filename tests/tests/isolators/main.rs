@@ -1,0 +1,21 @@
+//! Isolators from files: loaded, called and survived.
+
+mod hostile;
+mod configured;
+
+use coracle_tests::{Host, plugin};
+
+const HOSTILE: &str = "fixtures/plugins/hostile.c";
+const NAME: &str = "test/hostile";
+
+/// A host with a plugin that does `what` in the call `call`.
+fn hostile(host: &Host, call: &str, what: &str) -> Host {
+    let options = [format!("-DIN=\"{call}\""), format!("-DDO={what}")];
+    spoiled(host, &[&options[0], &options[1]], "deadline = 0.5")
+}
+
+/// A host with a plugin that is compiled with these options.
+fn spoiled(host: &Host, options: &[&str], settings: &str) -> Host {
+    let object = plugin::compiled(host, HOSTILE, options);
+    host.with_plugin(NAME, &object, settings)
+}
