@@ -23,6 +23,7 @@
 //! compile; one that arrives out of order is an error.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use coracle_sys::{Errno, socket};
 
@@ -40,6 +41,9 @@ pub const LONGEST: usize = 64 << 10;
 
 /// The longest text of a failure that is told, in characters.
 pub const LONGEST_TEXT: usize = 1000;
+
+/// After how long a child tries again to take a connection of `start`.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
 /// The name of the socket in a container's state directory on which a created child waits for `start`.
 pub const DOOR: &str = "start.sock";
@@ -125,11 +129,7 @@ impl Waiting {
     /// # Errors
     /// A word out of order.
     pub fn wait(self) -> Result<Option<Building>> {
-        match hear(self.socket.as_fd())? {
-            Some(GO) => Ok(Some(Building { socket: self.socket })),
-            Some(other) => Err(out_of_order(other, "Go")),
-            None => Ok(None),
-        }
+        Ok(expect(self.socket.as_fd(), GO)?.then_some(Building { socket: self.socket }))
     }
 
     /// The descriptor's number: what a child must not close.
@@ -163,17 +163,16 @@ impl Building {
     pub fn ready(self, door: Option<OwnedFd>) -> Result<Option<Executing>> {
         say(self.socket.as_fd(), READY)?;
         let Some(door) = door else {
-            return match hear(self.socket.as_fd())? {
-                Some(EXEC) => Ok(Some(Executing { socket: self.socket })),
-                Some(other) => Err(out_of_order(other, "Exec")),
-                None => Ok(None),
-            };
+            return Ok(expect(self.socket.as_fd(), EXEC)?.then_some(Executing { socket: self.socket }));
         };
         drop(self.socket);
         loop {
+            let Ok(connection) = socket::accept(door.as_fd()) else {
+                std::thread::sleep(ACCEPT_AGAIN); // the machine lacks what it takes (accept(2)), for now
+                continue;
+            };
             // A `start` that was killed before it said Exec leaves the door open for the next one.
-            let connection = socket::accept(door.as_fd())?;
-            if let Ok(Some(EXEC)) = hear(connection.as_fd()) {
+            if let Ok(true) = expect(connection.as_fd(), EXEC) {
                 return Ok(Some(Executing { socket: connection }));
             }
         }
@@ -212,6 +211,19 @@ impl Executing {
 
 fn say(socket: BorrowedFd<'_>, word: u8) -> Result<()> {
     socket::send(socket, &[word], &[]).context(|| "talking to the container's first process")
+}
+
+/// Whether the runtime says `word`; false: it is gone. A child that did not hear it says so, as one that just ends
+/// looks like one that has become the program.
+fn expect(socket: BorrowedFd<'_>, word: u8) -> Result<bool> {
+    let error = match hear(socket) {
+        Ok(Some(heard)) if heard == word => return Ok(true),
+        Ok(None) => return Ok(false),
+        Ok(Some(other)) => out_of_order(other, if word == GO { "Go" } else { "Exec" }),
+        Err(error) => error,
+    };
+    say_failed(socket, &error);
+    Err(error)
 }
 
 /// Nobody may be left to hear it; then there is nobody to tell.
@@ -276,6 +288,18 @@ mod tests {
             let building = inside.wait().unwrap().unwrap();
             assert!(building.ready(None).unwrap_err().to_string().contains("instead of Exec"));
         }
+    }
+
+    #[test]
+    fn a_child_that_did_not_hear_its_word_says_so() {
+        let (outside, inside) = begin().unwrap();
+        say(outside.socket.as_fd(), GO).unwrap();
+        let building = inside.wait().unwrap().unwrap();
+        say(outside.socket.as_fd(), b'?').unwrap();
+        assert!(building.ready(None).is_err());
+        assert_eq!(hear(outside.socket.as_fd()).unwrap(), Some(READY));
+        let heard = hear(outside.socket.as_fd()).unwrap_err().to_string();
+        assert!(heard.contains("instead of Exec"), "{heard}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use coracle_fixtures::busybox;
 use coracle_fixtures::spec::Spec;
 use serde_json::Value;
 
+use crate::cgroup;
 use crate::command::{self, Outcome};
 use crate::host::Host;
 
@@ -27,7 +28,7 @@ impl<'h> Bundle<'h> {
         let bundle = Self { host, directory, id, options: Vec::new(), input: Vec::new() };
         busybox::write(&bundle.rootfs());
         let cgroup = spec.json().pointer("/linux/cgroupsPath").is_some();
-        bundle.configure(&if cgroup { spec } else { spec.cgroup(&format!("/{}", bundle.id)) });
+        bundle.configure(&if cgroup { spec } else { spec.cgroup(&cgroup::wanted(&bundle.id)) });
         bundle
     }
 

@@ -13,6 +13,7 @@ use coracle_fixtures::hostile::CANARY;
 use coracle_fixtures::spec::Spec;
 
 use crate::bundle::Bundle;
+use crate::cgroup;
 use crate::command::{self, Outcome};
 use crate::oracle::Snapshot;
 
@@ -33,8 +34,11 @@ pub struct Host {
 /// # Panics
 /// When the test fails or leaves anything behind.
 pub fn privileged<F: FnOnce(&Host)>(test: F) {
+    if cgroup::is_made_by_systemd() {
+        return with_systemd(test);
+    }
     // crun 1.8 refuses a machine whose unified hierarchy has any controller beside version 1.
-    let without_unified = runtime_path().ends_with("crun") && !crate::cgroup::is_unified();
+    let without_unified = runtime_path().ends_with("crun") && !cgroup::is_unified();
     on_host(if without_unified { &["--v1-only"] } else { &[] }, test);
 }
 
@@ -47,10 +51,10 @@ pub fn privileged_v1<F: FnOnce(&Host)>(test: F) {
 }
 
 /// Runs a test on the machine itself, with systemd as its cgroup manager: systemd knows processes by their numbers in
-/// its own PID namespace, so a host of the test's own won't do. What is left is for the test to look at.
+/// its own PID namespace, so a host of the test's own won't do. The oracle looks at what is the runtime's alone.
 ///
 /// # Panics
-/// When the test fails.
+/// When the test fails or leaves anything behind.
 pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     let name = name_of(&test);
     if !Path::new("/run/systemd/private").exists() {
@@ -64,12 +68,17 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
     // Tests of one program share the machine: each has names of its own.
     static NEXT: AtomicU32 = AtomicU32::new(1000);
-    test(&Host { runtime, count: Cell::new(NEXT.fetch_add(1000, Ordering::Relaxed)), name });
+    let host = Host { runtime, count: Cell::new(NEXT.fetch_add(1000, Ordering::Relaxed)), name };
+    let before = Snapshot::of_runtime();
+    test(&host);
+    if let Some(difference) = before.difference_to(Snapshot::of_runtime) {
+        panic!("the test left the machine changed:\n{difference}");
+    }
 }
 
 fn on_host<F: FnOnce(&Host)>(options: &[&str], test: F) {
     let name = name_of(&test);
-    if !options.is_empty() && crate::cgroup::is_unified() {
+    if !options.is_empty() && cgroup::is_unified() {
         return record_skip(&name, "this machine has no version 1 controllers");
     }
     match std::env::var(INSIDE) {
@@ -108,9 +117,9 @@ fn inside_host<F: FnOnce(&Host)>(name: String, test: F) {
     plant_canary();
     make_state_roots();
     let host = Host { runtime: runtime_path(), count: Cell::new(0), name };
-    let before = Snapshot::take(&host.runtime);
+    let before = host.snapshot();
     test(&host);
-    if let Some(difference) = before.difference(&host.runtime) {
+    if let Some(difference) = host.difference(&before) {
         panic!("the test left the host changed:\n{difference}");
     }
 }
@@ -227,7 +236,7 @@ impl Host {
 
     /// What differs from an earlier moment and does not go away.
     pub fn difference(&self, before: &Snapshot) -> Option<String> {
-        before.difference(&self.runtime)
+        before.difference_to(|| self.snapshot())
     }
 
     /// Records that this test could not run, and why; the test then returns. `make test` counts these.

@@ -25,7 +25,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes stock. `binary` is the runtime under test, whose own bytes must not change either.
+    /// Takes stock. `binary` is the runtime under test, which nobody may write to either.
     pub fn take(binary: &Path) -> Self {
         let mut lines = BTreeSet::new();
         processes(&mut lines);
@@ -40,15 +40,27 @@ impl Snapshot {
         for directory in SHARED {
             entries(Path::new(directory)).iter().for_each(|entry| describe(entry, &mut lines));
         }
-        lines.insert(format!("runtime {}", content(binary)));
+        lines.insert(format!("runtime {}", change_of(binary)));
         Self { lines }
     }
 
-    /// Waits until the host is again what it was, and says what still differs after two seconds.
-    pub fn difference(&self, binary: &Path) -> Option<String> {
+    /// What on a whole machine is nobody's but the runtime's: scopes, states, mounts.
+    pub fn of_runtime() -> Self {
+        let mut lines = BTreeSet::new();
+        for directory in cgroup_hierarchies() {
+            cgroups(&directory, &mut lines);
+        }
+        lines.retain(|line| line.contains(".scope"));
+        mounts(&mut lines);
+        files(Path::new("/run/coracle"), &mut lines);
+        Self { lines }
+    }
+
+    /// Waits until the host is again what it was by a new look at it, and says what still differs after two seconds.
+    pub fn difference_to(&self, take: impl Fn() -> Self) -> Option<String> {
         let end = Instant::now() + SETTLING;
         loop {
-            let now = Self::take(binary);
+            let now = take();
             if now == *self {
                 return None;
             }
@@ -156,6 +168,12 @@ fn attributes(found: &Metadata) -> String {
         return format!("{base} {}", found.rdev());
     }
     format!("{base} {} {}.{} ", found.size(), found.mtime(), found.mtime_nsec())
+}
+
+/// What a write to a file, or another in its place, can't leave as it was (inode(7)).
+fn change_of(path: &Path) -> String {
+    let found = fs::metadata(path).expect("look at the runtime");
+    format!("{} {} {}.{}", found.ino(), found.size(), found.ctime(), found.ctime_nsec())
 }
 
 fn content(path: &Path) -> u64 {

@@ -2,11 +2,12 @@
 //! inside of the container.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Child, Exit};
-use coracle_sys::scheduling;
+use coracle_sys::{event, scheduling};
 
 use super::prepare::Container;
 use super::spawn::{Born, Waiting};
@@ -68,9 +69,7 @@ pub fn go(born: Born) -> Result<ReadyProcess> {
     let Born { child, cloned, console, scheduling } = born;
     let word = cloned.go().map_err(|error| reaped(&child, error))?;
     if let Err(error) = schedule(child.pid, &scheduling) {
-        // It may be waiting for a `start` that will never come.
-        let _ = process::signal(child.pidfd.as_fd(), libc::SIGKILL);
-        let _ = process::wait(child.pidfd.as_fd());
+        end(&child);
         return Err(error);
     }
     Ok(ReadyProcess { child, word, console })
@@ -88,12 +87,24 @@ fn schedule(pid: i32, plan: &Scheduling) -> Result<()> {
     Ok(())
 }
 
-/// A child that failed ends by itself. It is awaited: a zombie whose parent is gone can keep a whole PID namespace
-/// from ending.
+/// A child that failed ends by itself; one of which the runtime could not hear may wait for a `start` that never
+/// comes, and is killed. It is awaited: a zombie whose parent is gone can keep a whole PID namespace from ending.
 pub(super) fn reaped(child: &Child, error: Error) -> Error {
+    if !matches!(event::readable(&[child.pidfd.as_fd()], Some(ENDS_WITHIN)).as_deref(), Ok([true])) {
+        end(child);
+        return error;
+    }
     match process::wait(child.pidfd.as_fd()) {
         Ok(Exit::Signal(libc::SIGKILL)) => error.hint("it was killed: is a memory limit too low?"),
         Ok(Exit::Signal(signal)) => error.hint(format!("it ended by signal {signal}")),
         _ => error,
     }
+}
+
+/// How long a child that failed may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
+fn end(child: &Child) {
+    let _ = process::signal(child.pidfd.as_fd(), libc::SIGKILL);
+    let _ = process::wait(child.pidfd.as_fd());
 }

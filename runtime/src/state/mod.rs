@@ -9,6 +9,7 @@ pub mod record;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use coracle_sys::Errno;
 use coracle_sys::archive::remove_tree;
@@ -23,6 +24,9 @@ const CONFIG: &str = "config.json";
 
 /// The longest record or configuration that is read.
 pub const LONGEST: u64 = 16 << 20;
+
+/// How long a command waits for another that has the same container.
+const LOCKED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A container's state directory, locked until this is dropped.
 #[derive(Debug)]
@@ -59,11 +63,11 @@ impl State {
     /// Opens the state of container `id` and waits until nobody else has it.
     ///
     /// # Errors
-    /// `NotFound` where there is none.
+    /// `NotFound` where there is none. `IllegalState` where somebody has it for ten seconds.
     pub fn open(root: &Path, id: &str) -> Result<Self> {
         check_id(id)?;
         let state = Self::open_unlocked(root, id)?;
-        file::lock(state.dir.as_fd(), true)?;
+        lock(state.dir.as_fd(), id)?;
         // Whoever had the lock may have removed the container.
         let still_there = file::stat_at(state.root.as_fd(), id).map(|s| s.st_ino).ok();
         if still_there != Some(file::stat(state.dir.as_fd())?.st_ino) {
@@ -184,10 +188,29 @@ pub fn ids(root: &Path) -> Result<Vec<String>> {
 }
 
 /// The state root. What is above it may be searched by all, as user namespaces need; what is in it may not.
-fn open_locked(root: BorrowedFd<'_>, id: &str) -> coracle_sys::Result<OwnedFd> {
+fn open_locked(root: BorrowedFd<'_>, id: &str) -> Result<OwnedFd> {
     let dir = file::open(root, id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
-    file::lock(dir.as_fd(), true)?;
+    lock(dir.as_fd(), id)?;
     Ok(dir)
+}
+
+/// A command may hang for as long as a hook does: whoever comes after it is not to hang, too.
+fn lock(dir: BorrowedFd<'_>, id: &str) -> Result<()> {
+    let deadline = Instant::now() + LOCKED_WITHIN;
+    loop {
+        match file::lock(dir, false) {
+            Err(e) if e.errno() == Errno::EWOULDBLOCK && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(e) if e.errno() == Errno::EWOULDBLOCK => {
+                let seconds = LOCKED_WITHIN.as_secs();
+                let why = format!("another command has had container {id:?} for {seconds} seconds");
+                return Err(Error::new(Code::IllegalState, why)
+                    .hint("wait for that command, or end it: a hook may keep it"));
+            }
+            locked => return Ok(locked?),
+        }
+    }
 }
 
 fn open_root(root: &Path) -> Result<OwnedFd> {

@@ -11,10 +11,10 @@ use coracle_tests::{Bundle, Host, Outcome, Spec, privileged};
 use crate::trace::{Step, can_sweep, steps, stride};
 
 const ERRORS: [&str; 7] = ["EPERM", "ENOMEM", "ENOSPC", "EMFILE", "EINTR", "EAGAIN", "ENOSYS"];
-/// `run` is swept twice: all of its processes, of which an error hits the first that comes to a step, and the child
-/// alone, from its isolation on.
+/// Of all processes of `run`, an error hits the first that comes to a step; so the child is swept alone, too, from its
+/// isolation on.
 const VERBS: [&str; 6] = ["create", "start", "exec", "delete", "run", INSIDE];
-const INSIDE: &str = "run, inside";
+const INSIDE: &str = "inside";
 
 /// Calls that the kernel never refuses: a process's end and its umask; and it gives a descriptor back even where
 /// close(2) fails, which an injected error does not.
@@ -138,7 +138,7 @@ impl<'h> Sweep<'h> {
         let (_, id) = (fs::remove_file(self.report()), self.bundle.id());
         if self.verb == INSIDE {
             fs::write(self.bundle.directory().join("strace"), strace).unwrap();
-            return self.in_time(&format!("$RUNTIME run {id}"));
+            return self.in_time(&format!("sh -c '$RUNTIME create {id} && $RUNTIME start {id}'"));
         }
         if ["start", "exec", "delete"].contains(&self.verb) {
             self.bundle.try_create().succeeds();

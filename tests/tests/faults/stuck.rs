@@ -84,6 +84,47 @@ fn those_whom_a_killed_first_process_leaves_behind_go_with_the_container() {
     });
 }
 
+#[test]
+fn a_create_that_hangs_in_a_hook_keeps_nobody_waiting_and_goes_with_its_container() {
+    privileged(|host| {
+        if !host.needs_coracle("a lock that is not waited for without end") {
+            return;
+        }
+        let before = host.snapshot();
+        let bundle = host.bundle(Spec::new().hook("createRuntime", &["/bin/sleep", "1003"]));
+        let mut create = bundle.command("create").spawn().unwrap();
+        let hangs = || !host.shell("pgrep -f '^/bin/sleep 1003$'").text().is_empty();
+        command::eventually("the hook hangs", hangs);
+        let begun = Instant::now();
+        let delete = host.call(&["delete", "--force", bundle.id()]);
+        delete.fails_with(&[bundle.id(), "another command has had", "for 10 seconds", "a hook may keep it"]);
+        assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+        assert_eq!(host.call(&["state", bundle.id()]).json()["status"], "creating");
+        create.kill().unwrap();
+        create.wait().unwrap();
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+        assert_eq!(host.difference(&before), None);
+    });
+}
+
+#[test]
+fn a_container_that_nobody_starts_goes_though_it_is_frozen_or_its_process_is_dead() {
+    privileged(|host| {
+        let before = host.snapshot();
+        let created = || host.bundle(Spec::new().args(["sleep", "1000"])).create();
+        let frozen = created();
+        let (directory, file) = freezer(&format!("/{}", frozen.id()));
+        freeze(&directory, file);
+        host.call(&["delete", "--force", frozen.id()]).succeeds();
+        let dead = created();
+        host.shell(&format!("kill -KILL {}", dead.pid())).succeeds();
+        dead.becomes("stopped");
+        dead.call("start").fails_with(&["stopped"]);
+        dead.call("delete").succeeds();
+        assert_eq!(host.difference(&before), None);
+    });
+}
+
 /// Cuts a file to half its length, as a host that crashes may.
 fn cut(path: &Path) {
     let bytes = fs::read(path).unwrap();
