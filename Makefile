@@ -17,11 +17,11 @@ STATIC := -C target-feature=+crt-static -C relocation-model=static
 BUILD_NEEDS := gcc:gcc make:make
 DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static
 # What some tests and the bench compare with; where a package is not to be had, they say what they left out.
-TEST_WANTS := strace:strace umoci:umoci podman:podman criu:criu script:bsdutils
-VM_NEEDS := $(DEMO_NEEDS) qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
+TEST_WANTS := strace:strace newuidmap:uidmap umoci:umoci podman:podman criu:criu script:bsdutils
+VM_NEEDS := $(DEMO_NEEDS) newuidmap:uidmap qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
 	/usr/sbin/depmod:kmod xz:xz-utils strace:strace
 # The rest does not care for the machine, and passes in it too; an emulated processor takes its time.
-PARTS ?= coracle_isolator|cgroups|devices|events|exec|faults|hooks|identity|lifecycle|namespaces|pause|clients|process|resources|security-|update
+PARTS ?= coracle_isolator|cgroups|devices|events|exec|faults|hooks|identity|lifecycle|namespaces|pause|clients|net_devices|process|resources|rootless|security-|update
 # Unpacked for as long as their tests run; nothing is installed, no daemon of the machine is started.
 CLIENTS := containerd docker.io tini buildah catatonit
 BENCH_WANTS := crun:crun runc:runc umoci:umoci perf:linux-perf

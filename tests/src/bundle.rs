@@ -27,8 +27,10 @@ impl<'h> Bundle<'h> {
         let (directory, id) = (host.directory(), host.name("container"));
         let bundle = Self { host, directory, id, options: Vec::new(), input: Vec::new() };
         busybox::write(&bundle.rootfs());
-        let cgroup = spec.json().pointer("/linux/cgroupsPath").is_some();
-        bundle.configure(&if cgroup { spec } else { spec.cgroup(&cgroup::wanted(&bundle.id)) });
+        // Who is not root must not ask for one of the hierarchies' own.
+        let as_is = host.is_rootless() || spec.json().pointer("/linux/cgroupsPath").is_some();
+        bundle.configure(&if as_is { spec } else { spec.cgroup(&cgroup::wanted(&bundle.id)) });
+        host.give(&bundle.directory);
         bundle
     }
 
@@ -73,7 +75,8 @@ impl<'h> Bundle<'h> {
     pub fn with_file(self, path: &str, content: &str) -> Self {
         let path = self.rootfs().join(path);
         fs::create_dir_all(path.parent().expect("a file is in a directory")).expect("make a directory");
-        fs::write(path, content).expect("write a file of the root");
+        fs::write(&path, content).expect("write a file of the root");
+        self.host.give(&path);
         self
     }
 

@@ -16,6 +16,7 @@ use crate::bundle::Bundle;
 use crate::cgroup;
 use crate::command::{self, Outcome};
 use crate::oracle::Snapshot;
+use crate::user::Caller;
 
 /// Set inside the test host: the name of the test that it was made for.
 const INSIDE: &str = "CORACLE_TEST_HOST";
@@ -27,6 +28,8 @@ pub struct Host {
     runtime: PathBuf,
     count: Cell<u32>,
     name: String,
+    /// Whose the files are that the runtime is to write.
+    owner: Option<u32>,
 }
 
 /// Runs a test on a host of its own, and the leak oracle around it.
@@ -39,7 +42,23 @@ pub fn privileged<F: FnOnce(&Host)>(test: F) {
     }
     // crun 1.8 refuses a machine whose unified hierarchy has any controller beside version 1.
     let without_unified = runtime_path().ends_with("crun") && !cgroup::is_unified();
-    on_host(if without_unified { &["--v1-only"] } else { &[] }, test);
+    on_host(if without_unified { &["--v1-only"] } else { &[] }, Caller::Root, test);
+}
+
+/// The same, with a runtime that a user without privilege calls ([`crate::user::USER`]).
+///
+/// # Panics
+/// When the test fails or leaves anything behind.
+pub fn unprivileged<F: FnOnce(&Host)>(test: F) {
+    on_host(&[], Caller::User, test);
+}
+
+/// The same, with a runtime that the root of a user namespace of that user calls, as podman does without privilege.
+///
+/// # Panics
+/// When the test fails or leaves anything behind.
+pub fn namespaced<F: FnOnce(&Host)>(test: F) {
+    on_host(&[], Caller::Namespaced, test);
 }
 
 /// The same on a host without the unified cgroup hierarchy: the v1 controllers alone.
@@ -47,7 +66,7 @@ pub fn privileged<F: FnOnce(&Host)>(test: F) {
 /// # Panics
 /// When the test fails or leaves anything behind.
 pub fn privileged_v1<F: FnOnce(&Host)>(test: F) {
-    on_host(&["--v1-only"], test);
+    on_host(&["--v1-only"], Caller::Root, test);
 }
 
 /// Runs a test on the machine itself, with systemd as its cgroup manager: systemd knows processes by their numbers in
@@ -68,7 +87,8 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
     // Tests of one program share the machine: each has names of its own.
     static NEXT: AtomicU32 = AtomicU32::new(1000);
-    let host = Host { runtime, count: Cell::new(NEXT.fetch_add(1000, Ordering::Relaxed)), name };
+    let count = Cell::new(NEXT.fetch_add(1000, Ordering::Relaxed));
+    let host = Host { runtime, count, name, owner: None };
     let before = Snapshot::of_runtime();
     test(&host);
     if let Some(difference) = before.difference_to(Snapshot::of_runtime) {
@@ -76,13 +96,13 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     }
 }
 
-fn on_host<F: FnOnce(&Host)>(options: &[&str], test: F) {
+fn on_host<F: FnOnce(&Host)>(options: &[&str], caller: Caller, test: F) {
     let name = name_of(&test);
     if !options.is_empty() && cgroup::is_unified() {
         return record_skip(&name, "this machine has no version 1 controllers");
     }
     match std::env::var(INSIDE) {
-        Ok(inside) if inside == name => inside_host(name, test),
+        Ok(inside) if inside == name => inside_host(name, caller, test),
         _ => enter_host(&name, options),
     }
 }
@@ -112,11 +132,12 @@ fn enter_host(name: &str, options: &[&str]) {
     assert!(output.status.success() && ran, "{name} failed on its host:\n{told}");
 }
 
-fn inside_host<F: FnOnce(&Host)>(name: String, test: F) {
+fn inside_host<F: FnOnce(&Host)>(name: String, caller: Caller, test: F) {
     fs::create_dir_all(WORK).expect("make the test's directory");
     plant_canary();
     make_state_roots();
-    let host = Host { runtime: runtime_path(), count: Cell::new(0), name };
+    let runtime = caller.calling(runtime_path(), Path::new(WORK));
+    let host = Host { runtime, count: Cell::new(0), name, owner: caller.owner() };
     let before = host.snapshot();
     test(&host);
     if let Some(difference) = host.difference(&before) {
@@ -173,7 +194,12 @@ impl Host {
     /// The same host with another runtime; names on it are not those of this one.
     pub(crate) fn with_runtime(&self, runtime: PathBuf) -> Self {
         self.count.set(self.count.get() + 1000);
-        Self { runtime, count: Cell::new(self.count.get() + 1000), name: self.name.clone() }
+        Self {
+            runtime,
+            count: Cell::new(self.count.get() + 1000),
+            name: self.name.clone(),
+            owner: self.owner,
+        }
     }
 
     /// The program `coracle-image`.
@@ -196,7 +222,23 @@ impl Host {
     pub fn directory(&self) -> PathBuf {
         let path = Path::new(WORK).join(self.name("directory"));
         fs::create_dir_all(&path).expect("make a directory");
+        self.give(&path);
         path
+    }
+
+    /// Gives a file or directory, and all below it, to the runtime's caller.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn give(&self, path: &Path) {
+        if let Some(owner) = self.owner {
+            command::tool("chown", &["-hR", &format!("{owner}:{owner}"), &path.to_string_lossy()]);
+        }
+    }
+
+    /// Whether the runtime's caller is not the host's root.
+    pub fn is_rootless(&self) -> bool {
+        self.owner.is_some()
     }
 
     /// A bundle with a busybox root and this specification.

@@ -17,10 +17,11 @@ pub mod bundle;
 pub mod image;
 pub mod tree;
 pub mod terminal;
+pub mod user;
 pub mod cgroup;
 pub mod plugin;
 
 pub use bundle::{Bundle, Container};
 pub use command::Outcome;
 pub use coracle_fixtures::spec::Spec;
-pub use host::{Host, privileged, privileged_v1, with_systemd};
+pub use host::{Host, namespaced, privileged, privileged_v1, unprivileged, with_systemd};

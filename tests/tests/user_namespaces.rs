@@ -76,7 +76,7 @@ fn an_id_that_is_not_mapped_is_refused_by_name() {
         refused(user(json!({"uid": 70000, "gid": 0})), &["/process/user/uid is 70000", "/linux/uidMappings"]);
         refused(user(json!({"uid": 0, "gid": 70000})), &["/process/user/gid is 70000", "/linux/gidMappings"]);
         let groups = json!({"uid": 0, "gid": 0, "additionalGids": [5, 70000]});
-        refused(user(groups), &["/process/user/additionalGids is 70000", "/linux/gidMappings"]);
+        refused(user(groups), &["/process/user/additionalGids/1 is 70000", "/linux/gidMappings"]);
     });
 }
 
@@ -112,7 +112,7 @@ fn a_command_is_in_it_too() {
         assert_eq!(run.lines(), ["1000", "1001"]);
         container.exec_with(&["--user", "70000"], &["true"]).fails_with(&["/process/user/uid is 70000"]);
         let groups = container.exec_with(&["--additional-gids", "70000"], &["true"]);
-        groups.fails_with(&["/process/user/additionalGids is 70000"]);
+        groups.fails_with(&["/process/user/additionalGids/0 is 70000"]);
         container.remove();
     });
 }

@@ -1,11 +1,13 @@
 //! The built-in isolators for what a process may do: capabilities, labels, system calls, resource limits.
 //!
-//! All but `linux/rdt` shape the plan of each process that is started in the container and do nothing on the host.
+//! All but `linux/rdt` and `linux/net-devices` shape the plan of each process that is started in the container and do
+//! nothing on the host.
 
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
 pub mod lsm;
+pub mod net_devices;
 pub mod rdt;
 pub mod rlimits;
 pub mod seccomp;
@@ -17,6 +19,7 @@ pub fn isolators() -> Vec<Box<dyn Isolator>> {
     vec![
         Box::new(capabilities::Capabilities),
         Box::new(lsm::Lsm),
+        Box::new(net_devices::NetDevices),
         Box::new(rdt::Rdt::default()),
         Box::new(rlimits::Rlimits),
         Box::new(seccomp::Seccomp),

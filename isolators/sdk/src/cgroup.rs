@@ -34,6 +34,8 @@ pub struct Cgroup {
     dirs: Vec<(Vec<String>, OwnedFd)>,
     /// What [`put_back`](Cgroup::put_back) takes back; `None` where nothing is remembered.
     before: Option<RefCell<Vec<Before>>>,
+    /// Why it has no directory where it has none.
+    lacking: Option<String>,
 }
 
 impl Cgroup {
@@ -41,7 +43,14 @@ impl Cgroup {
     /// `cpuacct`, …, `name=systemd`, and `unified` for the version 2 tree of a hybrid machine. On version 2 there
     /// is one directory, and the names do not matter.
     pub fn new(version: CgroupVersion, dirs: Vec<(Vec<String>, OwnedFd)>) -> Self {
-        Self { version, dirs, before: None }
+        Self { version, dirs, before: None, lacking: None }
+    }
+
+    /// The same, which lacks other directories because of `why`.
+    #[must_use]
+    pub fn lacking(mut self, why: Option<String>) -> Self {
+        self.lacking = why;
+        self
     }
 
     /// The same, which remembers what each file held before it is written.
@@ -151,8 +160,9 @@ impl Cgroup {
             return Err(Error::new(format!("{file:?} is no file of a control group")));
         }
         let dir = self.dir(controller).ok_or_else(|| {
-            Error::new(format!("no cgroup of the {controller} controller here"))
-                .with_hint("is the controller mounted and not disabled? /proc/cgroups tells")
+            let error = Error::new(format!("no cgroup of the {controller} controller here"));
+            let why = "is the controller mounted and not disabled? /proc/cgroups tells";
+            error.with_hint(self.lacking.as_deref().unwrap_or(why))
         })?;
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         openat(dir, file, flags, Mode::empty())

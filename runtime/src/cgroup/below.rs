@@ -79,7 +79,7 @@ mod tests {
             let hierarchy = Hierarchy { name: (*name).to_owned(), unified: name.is_empty() };
             (hierarchy, OwnedFd::from(std::fs::File::open(dir).unwrap()))
         };
-        Tree { version, dirs: names.iter().map(open).collect() }
+        Tree { version, dirs: names.iter().map(open).collect(), refused: None }
     }
 
     #[test]

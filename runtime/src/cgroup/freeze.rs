@@ -137,7 +137,11 @@ mod tests {
 
     fn tree(dir: &std::path::Path, name: &str, unified: bool) -> Tree {
         let fd = OwnedFd::from(std::fs::File::open(dir).unwrap());
-        Tree { version: Version::V1, dirs: vec![(Hierarchy { name: name.to_owned(), unified }, fd)] }
+        Tree {
+            version: Version::V1,
+            dirs: vec![(Hierarchy { name: name.to_owned(), unified }, fd)],
+            refused: None,
+        }
     }
 
     #[test]

@@ -11,13 +11,16 @@ use super::tree::processes_below;
 use super::{Hierarchy, Holder, LONGEST, Place, Site, Tree, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
+/// The way out for who may make none.
+const NO_RIGHT: &str = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
+
 /// The way out for who shares a cgroup.
 const OWN_PATH: &str = "give the container a /linux/cgroupsPath of its own";
 
 impl Place {
     /// Makes the cgroups, or has systemd make them with the limits `resources`, and opens them. Where one turns out to
-    /// be another container's, it and those that were not reached are marked to stay. The holder, of a scope of
-    /// systemd, goes when the container's process is in.
+    /// be another container's, it and those that were not reached are marked to stay. Those that the caller may not make
+    /// are left out where they are optional. The holder, of a scope of systemd, goes when the container's process is in.
     ///
     /// # Errors
     /// `Exists` where one is there and holds processes, or another launch is about to enter it: two containers must
@@ -25,10 +28,10 @@ impl Place {
     /// systemd to ask.
     pub fn make(&mut self, resources: Option<&LinuxResources>) -> Result<(Tree, Option<Holder>)> {
         let root = mount_point()?;
-        let (dirs, holder) = match self.unit.clone() {
+        let ((dirs, refused), holder) = match self.unit.clone() {
             None => (self.make_directories(root.as_fd())?, None),
             Some(unit) => match unit.start(resources, self.version) {
-                Ok(holder) => (self.open_scope(root.as_fd())?, Some(holder)),
+                Ok(holder) => ((self.open_scope(root.as_fd())?, None), Some(holder)),
                 Err(failure) if failure.code() == Code::Exists => {
                     self.leave_to_others(0);
                     self.unit = None;
@@ -41,7 +44,7 @@ impl Place {
             furnish(root.as_fd(), dir.as_fd(), site)
                 .context(|| format!("furnishing cgroup {:?}", site.full()))?;
         }
-        Ok((Tree { version: self.version, dirs }, holder))
+        Ok((Tree { version: self.version, dirs, refused }, holder))
     }
 
     /// What is in the sites from number `from` on is another's, and must not be undone.
@@ -69,28 +72,42 @@ impl Place {
         self.at.iter().map(opened).collect()
     }
 
-    fn make_directories(&mut self, root: BorrowedFd<'_>) -> Result<Vec<(Hierarchy, OwnedFd)>> {
+    fn make_directories(&mut self, root: BorrowedFd<'_>) -> Result<Made> {
         let mut dirs = Vec::with_capacity(self.at.len());
-        for i in 0..self.at.len() {
-            let Site { hierarchy, path, .. } = &self.at[i];
+        let mut refused = None;
+        while let Some(site) = self.at.get(dirs.len()) {
+            let Site { hierarchy, path, .. } = site;
             let name = || format!("making cgroup {path:?} in hierarchy {:?}", hierarchy.name);
             // Who is the first in one hierarchy is the first in all. There, no other launch finds a cgroup that was
             // made and not yet claimed.
-            let alone = if i == 0 { Some(queue()?) } else { None };
-            let own = own_or_claim(root, &self.at[i]).context(name);
+            let alone = if dirs.is_empty() { Some(queue()?) } else { None };
+            let own = own_or_claim(root, site).context(name);
             drop(alone);
             match own {
                 Ok(dir) => dirs.push((hierarchy.clone(), dir)),
+                Err(failure) if is_forbidden(&failure) && self.optional.holds() => {
+                    refused = Some(failure.hint(NO_RIGHT).to_string());
+                    self.at.remove(dirs.len());
+                }
+                Err(failure) if is_forbidden(&failure) => return Err(failure.hint(NO_RIGHT)),
                 Err(failure) => {
                     if failure.code() == Code::Exists {
-                        self.leave_to_others(i);
+                        self.leave_to_others(dirs.len());
                     }
                     return Err(failure);
                 }
             }
         }
-        Ok(dirs)
+        Ok((dirs, refused))
     }
+}
+
+/// Directories that were made, and why others were not.
+type Made = (Vec<(Hierarchy, OwnedFd)>, Option<String>);
+
+/// Whether the caller has no right to make a cgroup there.
+fn is_forbidden(failure: &Error) -> bool {
+    matches!(failure.errno(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
 }
 
 /// Waits for other launches that are at this point. One's turn ends with the descriptor.

@@ -23,6 +23,7 @@ use std::path::{Component, Path, PathBuf};
 use coracle_isolator::CgroupVersion;
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::identity;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
@@ -71,12 +72,44 @@ pub enum Manager {
     Disabled,
 }
 
-impl Manager {
-    /// Who it was for a container whose specification wants `linux.cgroupsPath` to be `wanted`, which reads quite
-    /// unlike for the one and for the other.
+/// Whether the caller lacks the rights of the host's root, so that a container may have to go without cgroups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rootless {
+    /// It does.
+    Yes,
+    /// It has them, or should fail.
+    #[default]
+    No,
+    /// The kernel is asked.
+    Auto,
+}
+
+impl Rootless {
+    fn holds(self) -> bool {
+        match self {
+            Self::Yes => true,
+            Self::No => false,
+            Self::Auto => identity::is_rootless(),
+        }
+    }
+}
+
+/// How cgroups are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Management {
+    /// By whom.
+    pub by: Manager,
+    /// With which rights.
+    pub rootless: Rootless,
+}
+
+impl Management {
+    /// What it was for a container whose specification wants `linux.cgroupsPath` to be `wanted`, which reads quite
+    /// unlike for the one manager and for the other.
     pub fn guess(wanted: Option<&Path>) -> Self {
         let is_scope = |path: &Path| path.is_relative() && path.to_string_lossy().matches(':').count() == 2;
-        if wanted.is_some_and(is_scope) { Self::Systemd } else { Self::Cgroupfs }
+        let by = if wanted.is_some_and(is_scope) { Manager::Systemd } else { Manager::Cgroupfs };
+        Self { by, rootless: Rootless::Auto }
     }
 }
 
@@ -90,6 +123,9 @@ pub struct Place {
     /// The scope that systemd makes it as, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<systemd::Unit>,
+    /// Whether those that the caller may not make can be left out: never where they were asked for by name.
+    #[serde(skip)]
+    pub optional: Rootless,
 }
 
 /// A container's own cgroup in one hierarchy.
@@ -186,13 +222,15 @@ fn mount_point() -> Result<OwnedFd> {
 /// `linux.cgroupsPath`). Reads, and changes nothing.
 ///
 /// systemd's are a scope, `SLICE:PREFIX:NAME`. Otherwise the path counts from the root of each hierarchy where it is
-/// absolute, and from the runtime's own cgroup where it is relative; `/coracle-ID` where it is absent.
+/// absolute, and from the runtime's own cgroup where it is relative. Where it is absent, it is `/coracle-ID`; for a
+/// caller who is not root, `coracle-ID` beside its own cgroup on version 2 (one with processes in it could pass no
+/// controller down) and below it on version 1.
 ///
 /// # Errors
 /// `InvalidSpec` where the path holds `..`, names no cgroup at all, or one that the kernel would not make.
-pub fn place(id: &str, wanted: Option<&Path>, manager: Manager) -> Result<Option<Place>> {
-    match manager {
-        Manager::Cgroupfs => place_directory(id, wanted).map(Some),
+pub fn place(id: &str, wanted: Option<&Path>, management: Management) -> Result<Option<Place>> {
+    match management.by {
+        Manager::Cgroupfs => place_directory(id, wanted, management.rootless).map(Some),
         Manager::Systemd => place_scope(id, wanted).map(Some),
         Manager::Disabled => Ok(None),
     }
@@ -206,13 +244,20 @@ fn place_scope(id: &str, wanted: Option<&Path>) -> Result<Place> {
         let site = Site { hierarchy, path: unit.path(), keep: 0 };
         Site { keep: site.depth() - 1, ..site }
     };
-    Ok(Place { version, at: hierarchies.into_iter().map(site).collect(), unit: Some(unit) })
+    Ok(Place {
+        version,
+        at: hierarchies.into_iter().map(site).collect(),
+        unit: Some(unit),
+        optional: Rootless::No,
+    })
 }
 
-fn place_directory(id: &str, wanted: Option<&Path>) -> Result<Place> {
+fn place_directory(id: &str, wanted: Option<&Path>, rootless: Rootless) -> Result<Place> {
     let (version, hierarchies) = hierarchies()?;
-    let default = PathBuf::from(format!("/coracle-{id}"));
-    let wanted = wanted.filter(|p| !p.as_os_str().is_empty()).unwrap_or(&default);
+    let asked = wanted.filter(|p| !p.as_os_str().is_empty());
+    let is_user = asked.is_none() && identity::caller() != 0;
+    let default = PathBuf::from(if is_user { format!("coracle-{id}") } else { format!("/coracle-{id}") });
+    let wanted = asked.unwrap_or(&default);
     let is_name = |c: &Component<'_>| matches!(c, Component::Normal(_));
     let bad = wanted.components().any(|c| match c {
         Component::Normal(name) => name.len() > LONGEST_NAME || name.as_bytes().contains(&b'\n'),
@@ -225,13 +270,15 @@ fn place_directory(id: &str, wanted: Option<&Path>) -> Result<Place> {
     let own = if wanted.is_absolute() { String::new() } else { own_cgroups()? };
     let root = mount_point()?;
     let site = |hierarchy: Hierarchy| {
-        let base = own_path(&own, &hierarchy);
+        let own = own_path(&own, &hierarchy);
+        let base = if is_user && hierarchy.unified { own.parent().unwrap_or(&own) } else { &own };
         let path = base.join(wanted).components().filter(is_name).collect();
         let mut site = Site { hierarchy, path, keep: 0 };
         site.keep = site.existing(root.as_fd());
         site
     };
-    Ok(Place { version, at: hierarchies.into_iter().map(site).collect(), unit: None })
+    let optional = if asked.is_none() { rootless } else { Rootless::No };
+    Ok(Place { version, at: hierarchies.into_iter().map(site).collect(), unit: None, optional })
 }
 
 fn own_cgroups() -> Result<String> {
@@ -261,7 +308,8 @@ impl Place {
             let path: PathBuf = own_path(&own, &hierarchy).components().skip(1).collect();
             Site { keep: path.components().count(), hierarchy, path }
         };
-        Ok(Self { version, at: hierarchies.into_iter().map(site).collect(), unit: None })
+        let at = hierarchies.into_iter().map(site).collect();
+        Ok(Self { version, at, unit: None, optional: Rootless::No })
     }
 
     /// Tells systemd of the new limits `resources`, where it made the cgroups.
@@ -300,7 +348,7 @@ impl Place {
                 Err(e) => return Err(e).context(|| "opening the container's cgroups"),
             }
         }
-        Ok(Tree { version: self.version, dirs })
+        Ok(Tree { version: self.version, dirs, refused: None })
     }
 }
 
@@ -317,7 +365,7 @@ mod tests {
     fn a_path_that_names_no_cgroup_below_the_root_is_refused() {
         let long = format!("/{}", "y".repeat(256));
         for bad in ["/a/../../b", "../x", "/", ".", "./", "/.", "/a\nb", &long] {
-            let error = place_directory("x", Some(Path::new(bad))).unwrap_err().to_string();
+            let error = place_directory("x", Some(Path::new(bad)), Rootless::Auto).unwrap_err().to_string();
             assert!(error.contains("/linux/cgroupsPath"), "{error}");
         }
     }

@@ -14,12 +14,14 @@ use crate::error::{Context, Result};
 pub struct Tree {
     pub(super) version: Version,
     pub(super) dirs: Vec<(Hierarchy, OwnedFd)>,
+    /// Why some were not made that the container can do without.
+    pub(super) refused: Option<String>,
 }
 
 impl Tree {
     /// No cgroups at all, for a machine or a user that has none.
     pub fn none() -> Self {
-        Self { version: Version::V1, dirs: Vec::new() }
+        Self { version: Version::V1, dirs: Vec::new(), refused: None }
     }
 
     /// The unified directory, which a child is cloned into.
@@ -47,7 +49,7 @@ impl Tree {
     /// The same directories, as the isolators get them.
     pub fn into_handles(self) -> Cgroup {
         let dirs = self.dirs.into_iter().map(|(hierarchy, dir)| (hierarchy.controllers(), dir)).collect();
-        Cgroup::new(self.version.into(), dirs)
+        Cgroup::new(self.version.into(), dirs).lacking(self.refused)
     }
 
     /// Whether a process lives in the cgroups or below: asked of the unified tree where there is one, which

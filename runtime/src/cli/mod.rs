@@ -11,9 +11,10 @@ mod checkpoint;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use coracle_sys::identity;
 use lexopt::prelude::*;
 
-use crate::cgroup::Manager;
+use crate::cgroup::{Management, Manager, Rootless};
 use crate::error::{Error, Result};
 use help::HELP;
 use words::{need_id, only_id, text, usage};
@@ -33,8 +34,8 @@ pub struct Global {
     pub log: Option<PathBuf>,
     /// Whether the log is JSON (`--log-format json`).
     pub log_json: bool,
-    /// Who makes the containers' cgroups (`--cgroup-manager`, `--systemd-cgroup`).
-    pub cgroups: Manager,
+    /// Who makes the containers' cgroups (`--cgroup-manager`, `--systemd-cgroup`), with which rights (`--rootless`).
+    pub cgroups: Management,
     /// CRIU's name or path (`--criu`).
     pub criu: String,
     /// The directory of the configuration (`--config`).
@@ -106,15 +107,27 @@ pub enum Command {
 pub fn parse(args: Vec<OsString>) -> (Global, Result<Command>) {
     let mut parser = lexopt::Parser::from_args(args);
     let mut global = Global {
-        root: "/run/coracle".into(),
+        root: PathBuf::new(),
         log: None,
         log_json: false,
-        cgroups: Manager::Cgroupfs,
+        cgroups: Management { by: Manager::Cgroupfs, rootless: Rootless::Auto },
         criu: "criu".into(),
         config: "/etc/coracle".into(),
     };
     let command = parse_command(&mut parser, &mut global);
+    if global.root.as_os_str().is_empty() {
+        global.root = default_root();
+    }
     (global, command)
+}
+
+/// Where the states are without `--root`: the user's own are in the directory of its session, as runc's and crun's.
+fn default_root() -> PathBuf {
+    let session = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    match session.filter(|_| identity::is_rootless()) {
+        Some(dir) => PathBuf::from(dir).join("coracle"),
+        None => "/run/coracle".into(),
+    }
 }
 
 fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Command> {
@@ -128,18 +141,17 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
                 other => return Err(usage(format!("--log-format {other:?} is neither text nor json"))),
             },
             Long("cgroup-manager") => match text(parser)?.as_str() {
-                "cgroupfs" => global.cgroups = Manager::Cgroupfs,
-                "systemd" => global.cgroups = Manager::Systemd,
-                "disabled" => global.cgroups = Manager::Disabled,
+                "cgroupfs" => global.cgroups.by = Manager::Cgroupfs,
+                "systemd" => global.cgroups.by = Manager::Systemd,
+                "disabled" => global.cgroups.by = Manager::Disabled,
                 other => {
                     return Err(usage(format!(
                         "--cgroup-manager {other:?} is none of cgroupfs, systemd, disabled"
                     )));
                 }
             },
-            Long("systemd-cgroup") => global.cgroups = Manager::Systemd,
-            // What needs privilege is tried, and asked of the kernel: there is nothing to be told.
-            Long("rootless") => words::is_rootless(&text(parser)?)?,
+            Long("systemd-cgroup") => global.cgroups.by = Manager::Systemd,
+            Long("rootless") => global.cgroups.rootless = words::rootless(&text(parser)?)?,
             Long("debug") => {}
             Long("criu") => global.criu = text(parser)?,
             Long("config") => global.config = parser.value()?.into(),

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use lexopt::prelude::*;
 
+use crate::cgroup::Rootless;
 use crate::error::{Code, Error, Result};
 
 /// The one argument of a command that takes nothing but a container's ID.
@@ -31,10 +32,12 @@ pub(super) fn nothing(parser: &mut lexopt::Parser) -> Result<()> {
     parser.next()?.map_or(Ok(()), |arg| Err(arg.unexpected().into()))
 }
 
-/// Checks what `--rootless` says.
-pub(super) fn is_rootless(value: &str) -> Result<()> {
+/// What `--rootless` says.
+pub(super) fn rootless(value: &str) -> Result<Rootless> {
     match value {
-        "true" | "false" | "auto" => Ok(()),
+        "true" => Ok(Rootless::Yes),
+        "false" => Ok(Rootless::No),
+        "auto" => Ok(Rootless::Auto),
         other => Err(usage(format!("--rootless {other:?} is neither true, false nor auto"))),
     }
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use coracle_isolator_host::Registry;
+use coracle_sys::identity;
 
 use crate::cli::{self, Global, ImageRun};
-use crate::error::{Context, Result};
+use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::{Plan, Wish};
 use crate::stages::release::Running;
 use crate::stages::watch::Watch;
@@ -55,6 +56,12 @@ fn from_image(
     isolators: &Registry,
 ) -> Result<Running> {
     let id = &options.id;
+    if identity::caller() != 0 {
+        let why = "--image is for root: the layers of an image are mounted with overlayfs, where the host sees them";
+        return Err(
+            Error::new(Code::Unsupported, why).hint("make a bundle of it, with umoci unpack --rootless")
+        );
+    }
     let store = wanted.store.clone().unwrap_or_else(coracle_image::store::default_root);
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {

@@ -2,7 +2,7 @@
 
 use coracle_isolator::SeccompProgram;
 use coracle_sys::identity::{self, Capabilities};
-use coracle_sys::seccomp;
+use coracle_sys::{Errno, seccomp};
 
 use crate::error::{Context, Error, Result};
 use crate::handshake::Executing;
@@ -10,6 +10,7 @@ use crate::stages::plan::process::ProcessPlan;
 
 /// Without `no_new_privs` the kernel takes a filter from a thread with this one only.
 const SYS_ADMIN: u64 = 1 << 21;
+const SETGID: u64 = 1 << 6;
 
 /// Sets limits, user, groups, capabilities and system call filter. The filter comes as late as it can: what follows
 /// it, it must allow.
@@ -49,6 +50,19 @@ fn load(filter: &SeccompProgram, word: &Executing) -> Result<()> {
     Ok(seccomp::load_with_listener(&filter.program, filter.flags, move |fd| word.hand_over(fd))?)
 }
 
+/// Who may set groups, and still may not, is in a user namespace that lets nobody do so (user_namespaces(7), "setgroups"):
+/// there the caller's own stay.
+fn set_groups(groups: &[u32]) -> Result<()> {
+    match identity::set_groups(groups) {
+        Err(e) if e.errno() == Errno::EPERM && identity::capabilities()?.effective & SETGID != 0 => {
+            let hint = "this user namespace lets nobody set groups: map ranges of groups (/etc/subgid)";
+            let why = || format!("setting /process/user/additionalGids to {groups:?}");
+            if groups.is_empty() { Ok(()) } else { Err(Error::from(e).hint(hint)).context(why) }
+        }
+        other => Ok(other?),
+    }
+}
+
 /// Groups before users: afterwards the right to set them is gone. The permitted set is kept over the change and
 /// narrowed right after it.
 fn become_user(plan: &ProcessPlan, capabilities: &Capabilities) -> Result<()> {
@@ -56,7 +70,7 @@ fn become_user(plan: &ProcessPlan, capabilities: &Capabilities) -> Result<()> {
     if keeps {
         identity::keep_capabilities(true)?;
     }
-    identity::set_groups(&plan.groups)?;
+    set_groups(&plan.groups)?;
     identity::set_group(plan.gid)?;
     identity::set_user(plan.uid)?;
     Ok(())

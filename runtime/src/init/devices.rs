@@ -6,7 +6,7 @@ use std::path::Path;
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::mount;
+use coracle_sys::{identity, mount};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::launch::Device;
@@ -19,16 +19,23 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// Makes the devices `devices`; by binding the host's where a user namespace forbids making them.
+/// Makes the devices `devices`; by binding the host's where a user namespace, the container's (`in_user_namespace`) or
+/// the runtime's own, forbids making them.
 pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], in_user_namespace: bool) -> Result<()> {
     if devices.is_empty() {
         return Ok(());
     }
     let dev = open_dev(root)?;
+    let mut bound = in_user_namespace;
     for device in devices {
-        let path = Path::new("/").join(&device.target);
-        let made = if in_user_namespace { bind(root, device) } else { make_one(root, dev.as_fd(), device) };
-        made.context(|| format!("making device {path:?}"))?;
+        let make = |bound| if bound { bind(root, device) } else { make_one(root, dev.as_fd(), device) };
+        let mut made = make(bound);
+        if !bound && made.as_ref().is_err_and(|e| e.errno() == Some(Errno::EPERM)) && identity::is_rootless()
+        {
+            bound = true;
+            made = make(bound);
+        }
+        made.context(|| format!("making device {:?}", Path::new("/").join(&device.target)))?;
     }
     for (target, name) in LINKS {
         match file::symlink(target, dev.as_fd(), name) {

@@ -92,16 +92,16 @@ impl Joined {
 }
 
 fn set_oom_score(adjustment: i32) -> Result<()> {
-    let write = || {
-        let text = adjustment.to_string();
-        file::write_to(file::CWD, "/proc/self/oom_score_adj", text.as_bytes(), Resolve::Host)
-    };
-    if identity::caller() == 0 {
-        return Ok(write()?);
+    let text = adjustment.to_string();
+    // One whose users are still to be mapped is dumpable already, and must stay so.
+    let is_lent = identity::caller() != 0 && !process::is_dumpable()?;
+    if is_lent {
+        process::dumpable()?;
     }
-    process::dumpable()?;
-    let written = write();
-    process::undumpable()?;
+    let written = file::write_to(file::CWD, "/proc/self/oom_score_adj", text.as_bytes(), Resolve::Host);
+    if is_lent {
+        process::undumpable()?;
+    }
     written.map_err(|e| Error::from(e).hint("without privilege it can only be raised above the caller's own"))
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, attr};
-use coracle_sys::{Errno, archive};
+use coracle_sys::{Errno, archive, identity};
 
 use super::copy_up::copy_up;
 use super::root::Root;
@@ -43,7 +43,7 @@ pub(super) fn mount(
     let made = match (&plan.source, opened) {
         (Source::Bind { .. } | Source::New { .. }, Some(opened)) => put(root, plan, opened).map(Some),
         (Source::Bind { path, .. }, None) => bind(root, plan, path),
-        (Source::New { .. }, None) => new(root, plan).map(Some),
+        (Source::New { .. }, None) => new(root, plan).or_else(|e| hosts(root, plan, birth, e)).map(Some),
         (Source::Cgroups { .. }, _) => match birth.place {
             Some(place) => cgroups::mount(root, plan, place, birth.in_cgroup_namespace).map(|()| None),
             None => cgroups::mount_callers(root, plan, birth.in_cgroup_namespace).map(|()| None),
@@ -62,6 +62,21 @@ fn bind(root: &Root, plan: &MountPlan, path: &Path) -> Result<Option<OwnedFd>> {
         Some(tree) => put(root, plan, tree).map(Some),
         None => copy_link(root, &plan.target, &file::read_link(file::CWD, path)?).map(|()| None),
     }
+}
+
+/// What the host has mounted in the place of a new file system that could not be made (`failure`): one that shows a
+/// network or IPC namespace is for the root of the user namespace that owns it, and the container shares the host's.
+fn hosts(root: &Root, plan: &MountPlan, birth: &Birth<'_>, failure: Error) -> Result<OwnedFd> {
+    let place = if plan.is_new("sysfs") { "/sys" } else { "/dev/mqueue" };
+    let is_shown = plan.is_new("sysfs") || plan.is_new("mqueue");
+    let is_forbidden = failure.errno() == Some(Errno::EPERM);
+    if !is_shown || !is_forbidden || !(birth.in_user_namespace || identity::is_rootless()) {
+        return Err(failure);
+    }
+    let tree = mount::clone_tree(file::CWD, Path::new(place), true)?;
+    let target = target(root, plan, true)?;
+    attach(tree.as_fd(), target.as_fd(), plan.attributes, plan.recursive)?;
+    Ok(tree)
 }
 
 /// Attaches what is ready.
@@ -131,11 +146,14 @@ fn create(plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<OwnedFd> {
         context.set("source", source.as_bytes())?;
     }
     for (name, value) in parameters {
-        match value {
+        let set = match value {
             Some(value) => context.set(name, value.as_bytes()),
             None => context.set_flag(name),
-        }
-        .context(|| format!("{}/options", plan.field))?;
+        };
+        let is_owner = matches!(name.as_str(), "uid" | "gid");
+        set.map_err(Error::from)
+            .map_err(|e| if is_owner { e.hint("is this ID mapped in the user namespace?") } else { e })
+            .context(|| format!("{}/options", plan.field))?;
     }
     if let Some(covered) = covered.filter(|_| plan.takes_mode()) {
         let mode = file::stat(covered.as_fd())?.st_mode & 0o7777;

@@ -8,7 +8,7 @@ use std::path::Path;
 use coracle_isolator_host::Registry;
 use coracle_sys::{Errno, file, identity, mount, process};
 
-use crate::cgroup::{self, Manager, Place};
+use crate::cgroup::{self, Management, Place};
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::stages::spec;
@@ -89,7 +89,7 @@ fn guess(state: &State, unreadable: Error) -> Result<Record> {
     let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     // It may have been running: those in its cgroups are taken for its own.
     let mut record = Record { phase: Phase::Running, ..Record::new(state.id(), None) };
-    let place = cgroup::place(state.id(), wanted, Manager::guess(wanted))?;
+    let place = cgroup::place(state.id(), wanted, Management::guess(wanted))?;
     record.cgroup = place.map(Place::own_only);
     Ok(record)
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use coracle_isolator::{CgroupVersion, Config};
 use coracle_isolator_host::Registry;
-use coracle_sys::file;
+use coracle_sys::{file, identity};
 use oci_spec::runtime::Spec;
 
-use crate::error::{Context, Result};
+use crate::error::{Code, Context, Error, Result};
 use crate::seccomp_agent;
 use crate::stages::plan::{Launch, Plan, namespaces};
 use crate::state::{Record, State};
@@ -57,8 +57,9 @@ impl Container {
 /// be used. `store`: the image store that its bundle is a snapshot of, which goes when the container goes.
 ///
 /// # Errors
-/// `ENOSPC`.
+/// `InvalidSpec` where the caller may make no such container, `ENOSPC`.
 pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path>) -> Result<Claimed> {
+    check_caller(&plan.spec)?;
     let record = Record {
         oci_version: plan.spec.version().clone(),
         bundle: plan.bundle.clone(),
@@ -72,6 +73,15 @@ pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path
     state.keep_config(&plan.text)?;
     state.write(&record)?;
     Ok(Claimed { plan, state, record })
+}
+
+/// A caller without privilege makes containers in user namespaces only.
+fn check_caller(spec: &Spec) -> Result<()> {
+    if identity::caller() == 0 || namespaces::kinds(spec)? & libc::CLONE_NEWUSER != 0 {
+        return Ok(());
+    }
+    let why = "rootless container requires user namespaces: /linux/namespaces has no \"user\"";
+    Err(Error::new(Code::InvalidSpec, why).hint("see coracle spec --rootless, or run as root"))
 }
 
 /// The mount over which the container's will be made, where they are made in the runtime's own mount namespace.

@@ -216,11 +216,19 @@ fn lock(dir: BorrowedFd<'_>, id: &str) -> Result<()> {
 fn open_root(root: &Path) -> Result<OwnedFd> {
     match file::open_dir(root) {
         Err(e) if e.errno() == Errno::ENOENT => {}
-        other => return other.context(|| "opening the directory of states (--root)"),
+        other => return other.map_err(not_ours).context(|| "opening the directory of states (--root)"),
     }
     let base = file::open_dir(if root.is_absolute() { "/" } else { "." })?;
-    file::mkdir_all(base.as_fd(), root, 0o711).context(|| "making the directory of states (--root)")?;
+    file::mkdir_all(base.as_fd(), root, 0o711)
+        .map_err(not_ours)
+        .context(|| "making the directory of states (--root)")?;
     Ok(file::open_dir(root)?)
+}
+
+fn not_ours(error: coracle_sys::Error) -> Error {
+    let is_forbidden = matches!(error.errno(), Errno::EACCES | Errno::EPERM);
+    let error = Error::from(error);
+    if is_forbidden { error.hint("users set XDG_RUNTIME_DIR, or give a --root of their own") } else { error }
 }
 
 /// The longest ID: its state's directory has its name (`NAME_MAX`).

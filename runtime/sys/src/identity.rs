@@ -215,6 +215,11 @@ pub fn caller() -> u32 {
     (unsafe { libc::getauxval(libc::AT_EUID) }) as u32
 }
 
+/// Whether the caller lacks the rights of the host's root: it is another user, or root of a user namespace only.
+pub fn is_rootless() -> bool {
+    caller() != 0 || !crate::namespace::is_initial_user()
+}
+
 /// The effective group of the calling process.
 pub fn effective_group() -> u32 {
     nix::unistd::getegid().as_raw()

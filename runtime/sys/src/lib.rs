@@ -25,6 +25,7 @@ pub mod bpf;
 pub mod socket;
 pub mod tty;
 pub mod net;
+pub mod netlink;
 
 pub use error::{Error, Result};
 pub use nix::errno::Errno;

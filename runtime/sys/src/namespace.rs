@@ -37,6 +37,13 @@ pub fn kind(fd: BorrowedFd<'_>) -> Result<i32> {
     check(ret, || format!("ioctl({}, NS_GET_NSTYPE)", show(&fd)))
 }
 
+/// Whether the caller is in the initial user namespace: its file has a number that the kernel keeps for it (Linux 3.8,
+/// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`). Without a procfs, it is taken for it.
+pub fn is_initial_user() -> bool {
+    const INITIAL: u64 = 0xefff_fffd;
+    nix::sys::stat::stat("/proc/self/ns/user").map_or(true, |file| file.st_ino == INITIAL)
+}
+
 /// Sets the host name of the caller's UTS namespace (sethostname(2)).
 ///
 /// # Errors

@@ -411,6 +411,14 @@ pub fn dumpable() -> Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 1, 0).map(drop)
 }
 
+/// Whether the caller is [`dumpable`].
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn is_dumpable() -> Result<bool> {
+    prctl(libc::PR_GET_DUMPABLE, 0, 0).map(|state| state == 1)
+}
+
 /// Makes orphans below the calling process its children (`PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors

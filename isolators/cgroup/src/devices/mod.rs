@@ -6,8 +6,8 @@ mod program;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use coracle_isolator::{Adjustment, Cgroup, CgroupVersion, Config, Errno, Error, Handles, Isolator, Result};
-use coracle_sys::bpf;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::{bpf, identity};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec};
 
 use crate::limit::resources;
@@ -38,11 +38,13 @@ impl Isolator for Devices {
         if rules.is_empty() && container.cgroup.is_absent() {
             return Ok(());
         }
-        match write(container.cgroup, &policy, Change::First) {
-            // Nobody makes device nodes in a user namespace, and its runtime may lack what it takes to limit them.
-            Err(e) if rules.is_empty() && in_user_namespace(container.spec) && is_out_of_reach(&e) => Ok(()),
-            other => other,
-        }
+        let failure = match write(container.cgroup, &policy, Change::First) {
+            Err(failure) if is_out_of_reach(&failure) => failure,
+            other => return other,
+        };
+        // Nobody makes device nodes in a user namespace, and its runtime may lack what it takes to limit them.
+        let is_limited = rules.is_empty() && in_user_namespace(container.spec) || identity::is_rootless();
+        if is_limited { Ok(()) } else { Err(failure) }
     }
 
     fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
 use super::{linux, namespace_checks, scheduling};
 use crate::error::{Code, Error, Result};
@@ -16,7 +16,7 @@ const CHECKS: &[Check] = &[
     users_are_possible,
     exec_affinity_is_a_list,
     mount_destinations_are_named,
-    linux_fields_are_honoured,
+    no_machine_is_asked_for,
     mask_paths_are_absolute,
     hooks_are_runnable,
 ];
@@ -40,15 +40,6 @@ pub fn check_process(process: &Process) -> Result<()> {
 
 pub(super) fn invalid(why: impl Into<String>) -> Error {
     Error::new(Code::InvalidSpec, why)
-}
-
-fn refuse(fields: &[(&str, bool)]) -> Result<()> {
-    match fields.iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => {
-            Err(Error::new(Code::Unsupported, format!("{field} is not supported yet")).hint("leave it out"))
-        }
-        None => Ok(()),
-    }
 }
 
 fn version_is_known(spec: &Spec) -> Result<()> {
@@ -119,12 +110,11 @@ fn mount_destinations_are_named(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn linux_fields_are_honoured(spec: &Spec) -> Result<()> {
-    let linux: &Linux = linux(spec)?;
-    refuse(&[
-        ("/linux/netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
-        ("/vm", spec.vm().is_some()),
-    ])
+fn no_machine_is_asked_for(spec: &Spec) -> Result<()> {
+    match spec.vm() {
+        Some(_) => Err(Error::new(Code::Unsupported, "/vm is not supported yet").hint("leave it out")),
+        None => Ok(()),
+    }
 }
 
 fn mask_paths_are_absolute(spec: &Spec) -> Result<()> {

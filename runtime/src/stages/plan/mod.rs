@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use coracle_isolator::Kind;
 use oci_spec::runtime::{Linux, Spec};
 
-use crate::cgroup::{self, Manager, Place};
+use crate::cgroup::{self, Management, Place};
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::Loaded;
 
@@ -46,8 +46,8 @@ pub struct Plan {
 pub struct Wish<'a> {
     /// The container's ID.
     pub id: &'a str,
-    /// Who makes its cgroups.
-    pub cgroups: Manager,
+    /// Who makes its cgroups, with which rights.
+    pub cgroups: Management,
 }
 
 /// Checks a configuration and decides what it leaves open.

@@ -44,13 +44,12 @@ pub(super) fn clone_child(
 
 /// Whether joining must come before cloning, in a process that never comes back: new namespaces of a user namespace
 /// that is joined, a new user namespace in which nothing else could be joined any more, or a caller that gets the
-/// right to join a PID namespace only by joining the user namespace first.
+/// right to join a PID namespace only by joining the user namespace first, or could not return from it.
 fn needs_go_between(namespaces: &Namespaces, host: Host<'_>) -> bool {
     let joins = |kinds| host.joins.iter().any(|joined| joined.kinds & kinds != 0);
-    let may_join = identity::caller() == 0;
     joins(libc::CLONE_NEWUSER) && namespaces.new != 0
         || namespaces.new_user() && !host.joins.is_empty()
-        || joins(FOR_CHILDREN) && !may_join
+        || joins(FOR_CHILDREN) && identity::is_rootless()
 }
 
 /// A PID namespace that is joined is entered by children only: the runtime joins it for its next child, and takes

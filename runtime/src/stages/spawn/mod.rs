@@ -8,10 +8,11 @@ mod users;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use coracle_isolator::Cgroup;
 use coracle_sys::process::Child;
-use coracle_sys::socket;
+use coracle_sys::{event, socket};
 
 use super::prepare::{Container, Prepared};
 use crate::cgroup::{Holder, Tree};
@@ -23,6 +24,9 @@ use crate::init::{Birth, Sources};
 use crate::stages::plan::Launch;
 use crate::stages::plan::scheduling::Scheduling;
 use crate::state::record::Process;
+
+/// How long a child that has failed may take to end.
+const ENDING: Duration = Duration::from_millis(50);
 
 /// A container whose first process exists and waits for Go.
 #[derive(Debug)]
@@ -57,7 +61,6 @@ pub struct Born {
 /// `Exists` where a cgroup is in use, `System` where the kernel refuses.
 pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Waiting> {
     let Prepared { mut container, launch, .. } = prepared;
-    users::check_caller(&launch.namespaces)?;
     let (tree, holder) = make_cgroups(&mut container)?;
     let (joins, mounts_of) = joins::open(&launch.namespaces)?;
     let joined_user = joins.iter().find(|joined| joined.kinds == libc::CLONE_NEWUSER);
@@ -82,7 +85,12 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
     // Before anything else: from here on a crash leaves a process that delete must find.
     container.record.process = Some(Process::now(child.pid)?);
     container.save()?;
-    users::map(child.pid, &launch.namespaces).context(|| "mapping the container's users")?;
+    if let Err(failure) = users::map(child.pid, &launch.namespaces) {
+        // The files of a child that has failed are root's; it has said itself what went wrong.
+        let has_ended = event::readable(&[child.pidfd.as_fd()], Some(ENDING))? == [true];
+        let said = if has_ended { cloned.go().err() } else { None };
+        return said.map_or_else(|| Err(failure).context(|| "mapping the container's users"), Err);
+    }
     let born = Born { child, cloned, console, scheduling: launch.process.scheduling };
     Ok(Waiting { container, born, cgroup: tree.into_handles(), holder })
 }
@@ -94,10 +102,13 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
 pub fn make_cgroups(container: &mut Container) -> Result<(Tree, Option<Holder>)> {
     let Some(place) = &mut container.record.cgroup else { return Ok((Tree::none(), None)) };
     let resources = container.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    place.make(resources).or_else(|failure| {
+    let made = place.make(resources);
+    if made.is_err() {
         container.save()?;
-        Err(failure)
-    })
+    } else if place.at.is_empty() {
+        container.record.cgroup = None;
+    }
+    made
 }
 
 /// A container that stands, for a process that is to be executed in it.

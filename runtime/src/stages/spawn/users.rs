@@ -9,18 +9,6 @@ use coracle_sys::identity;
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::namespaces::Namespaces;
 
-/// A caller without privilege makes containers in user namespaces only.
-///
-/// # Errors
-/// `InvalidSpec` where the container is in none.
-pub(super) fn check_caller(namespaces: &Namespaces) -> Result<()> {
-    if namespaces.in_user() || identity::caller() == 0 {
-        return Ok(());
-    }
-    let why = "rootless container requires user namespaces: /linux/namespaces has no \"user\"";
-    Err(Error::new(Code::InvalidSpec, why).hint("see coracle spec --rootless, or run as root"))
-}
-
 /// Writes the ID maps of the new user namespace of the child `pid`; nothing where there is none. The child can't have
 /// been awaited, so its PID is still its own.
 ///

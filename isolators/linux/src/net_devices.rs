@@ -1,0 +1,226 @@
+//! `linux/net-devices`: interfaces of the host that move into the container's network namespace.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Result};
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::netlink::{Address, Netlink};
+use coracle_sys::{Errno, namespace, process};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+
+/// Moves what `linux.netDevices` names, once the container's first process is there. An interface keeps its addresses of
+/// global scope and comes up in its new place; routes, and what else belonged to the old one, stay behind
+/// (runtime-spec 1.3, config-linux.md, "Network Devices").
+///
+/// Nothing is to be cleaned up: with the network namespace, the kernel ends an interface that was made by software and
+/// gives one of hardware back to the host.
+#[derive(Debug)]
+pub struct NetDevices;
+
+impl Isolator for NetDevices {
+    fn name(&self) -> &str {
+        "linux/net-devices"
+    }
+
+    fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
+        let wanted = wanted(config.spec);
+        if wanted.is_empty() {
+            return Ok(Adjustment::default());
+        }
+        if network(config.spec).is_none() {
+            let why = "it is set but /linux/namespaces has no \"network\"";
+            return Err(Error::new(why)
+                .at(FIELD)
+                .with_hint("unable to move network devices without a NET namespace"));
+        }
+        for (index, (name, new)) in wanted.iter().enumerate() {
+            is_name(name).map_err(|why| Error::new(format!("{name:?}: {why}")).at(FIELD))?;
+            is_name(new)
+                .map_err(|why| Error::new(format!("{new:?}: {why}")).at(format!("{}/name", field(name))))?;
+            if wanted[..index].iter().any(|(_, other)| other == new) {
+                return Err(Error::new(format!("two interfaces would be called {new:?}")).at(FIELD));
+            }
+        }
+        Ok(Adjustment::default())
+    }
+
+    fn isolate(&self, container: &Handles<'_>) -> Result<()> {
+        let wanted = wanted(container.spec);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let own = open("/proc/self/ns/net")?;
+        let target = target(container)?;
+        let here = Netlink::open().map_err(failed)?;
+        let there = in_namespace(&target, &own)?;
+        // Moved as a whole or not at all, as far as can be told before: one made by software would not come back.
+        let mut links = Vec::with_capacity(wanted.len());
+        for (name, new) in &wanted {
+            let link = here.index(name).map_err(|e| missing(e, name))?;
+            if there.index(new).is_ok() {
+                let why = format!("the container's network has an interface {new:?} already");
+                return Err(Error::new(why).at(field(name)));
+            }
+            links.push(link);
+        }
+        for ((name, new), link) in wanted.iter().zip(links) {
+            move_one(&here, &there, link, (new, &target)).map_err(|e| hinted(e).at(field(name)))?;
+        }
+        Ok(())
+    }
+}
+
+const FIELD: &str = "/linux/netDevices";
+
+/// The JSON pointer of an interface's entry (RFC 6901).
+fn field(name: &str) -> String {
+    format!("{FIELD}/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+/// The interfaces to move, in the order of their names, each with what it is called in the container.
+fn wanted(spec: &Spec) -> Vec<(&str, &str)> {
+    let devices = spec.linux().as_ref().and_then(|linux| linux.net_devices().as_ref());
+    let mut wanted: Vec<_> = devices
+        .into_iter()
+        .flatten()
+        .map(|(name, device)| {
+            let new = device.name().as_deref().filter(|new| !new.is_empty());
+            (name.as_str(), new.unwrap_or(name))
+        })
+        .collect();
+    wanted.sort_unstable();
+    wanted
+}
+
+fn network(spec: &Spec) -> Option<&LinuxNamespace> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_deref()?;
+    namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+}
+
+/// What the kernel takes for a name (`dev_valid_name` of `net/core/dev.c`), and no pattern for one.
+fn is_name(name: &str) -> std::result::Result<(), &'static str> {
+    const LONGEST: usize = 15;
+    match name {
+        "" => Err("an interface has a name"),
+        "." | ".." => Err("no interface has such a name"),
+        _ if name.len() > LONGEST => Err("a name has at most 15 bytes"),
+        _ if name.contains(|c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_ascii_whitespace()) => {
+            Err("a name has no /, :, % and no white space")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The container's network namespace: the one that it joins by path, or the one that its first process was born in.
+fn target(container: &Handles<'_>) -> Result<OwnedFd> {
+    let path = network(container.spec).and_then(|network| network.path().as_ref());
+    match path.filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => open(path),
+        None => {
+            let pidfd =
+                container.pidfd.ok_or_else(|| Error::new("the container has no process").at(FIELD))?;
+            // It is the runtime's child and not awaited yet, so the number is its own.
+            let pid = process::pid_of(pidfd).map_err(failed)?;
+            open(format!("/proc/{pid}/ns/net"))
+        }
+    }
+}
+
+fn open(path: impl AsRef<Path>) -> Result<OwnedFd> {
+    file::open(file::CWD, path.as_ref(), 0, 0, Resolve::Host).map_err(failed)
+}
+
+/// A routing socket of the namespace `target`. The runtime has one thread and no other socket to open meanwhile.
+fn in_namespace(target: &OwnedFd, own: &OwnedFd) -> Result<Netlink> {
+    const NETWORK: i32 = 0x4000_0000;
+    namespace::join(target.as_fd(), NETWORK).map_err(|e| hinted(e).at(FIELD))?;
+    let opened = Netlink::open();
+    namespace::join(own.as_fd(), NETWORK).map_err(failed)?;
+    opened.map_err(failed)
+}
+
+/// Moves the interface `link` to the namespace `target`, where it is called `new`.
+fn move_one(
+    here: &Netlink,
+    there: &Netlink,
+    link: i32,
+    (new, target): (&str, &OwnedFd),
+) -> coracle_sys::Result<()> {
+    // Read first: IPv6 takes them away from an interface that goes down.
+    let addresses = here.addresses(link)?;
+    here.set_up(link, false)?;
+    here.move_to(link, target.as_fd(), new)?;
+    let link = there.index(new)?;
+    for address in addresses.iter().filter(|address| Address::is_global(address)) {
+        match there.add_address(link, address) {
+            Err(e) if e.errno() == Errno::EEXIST => {}
+            other => other?,
+        }
+    }
+    there.set_up(link, true)
+}
+
+fn failed(error: coracle_sys::Error) -> Error {
+    Error::failed(error.call(), error.errno())
+}
+
+fn missing(error: coracle_sys::Error, name: &str) -> Error {
+    let is_missing = error.errno() == Errno::ENODEV;
+    let error = failed(error).at(field(name));
+    if is_missing { error.with_hint("the runtime's network has no interface of this name") } else { error }
+}
+
+fn hinted(error: coracle_sys::Error) -> Error {
+    let hint = match error.errno() {
+        Errno::EPERM => "to move an interface takes CAP_NET_ADMIN over the host's network",
+        Errno::EINVAL | Errno::EOPNOTSUPP => "some interfaces belong to one network for good, lo among them",
+        _ => return failed(error),
+    };
+    failed(error).with_hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepared(devices: serde_json::Value, namespaces: serde_json::Value) -> Result<Adjustment> {
+        let spec = serde_json::json!({
+            "ociVersion": "1.3.0", "linux": {"netDevices": devices, "namespaces": namespaces},
+        });
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        NetDevices.prepare(&Config {
+            id: "c",
+            kind: coracle_isolator::Kind::Oci,
+            bundle: Path::new("/b"),
+            spec: &spec,
+            cgroup: coracle_isolator::CgroupVersion::V2,
+        })
+    }
+
+    #[test]
+    fn what_can_not_be_is_refused_by_name() {
+        let network = || serde_json::json!([{"type": "network"}]);
+        for (devices, namespaces, words) in [
+            (serde_json::json!({"a": {}}), serde_json::json!([]), "no \"network\""),
+            (serde_json::json!({"": {}}), network(), "an interface has a name"),
+            (serde_json::json!({"..": {}}), network(), "no interface has such a name"),
+            (serde_json::json!({"a b": {}}), network(), "no white space"),
+            (serde_json::json!({"a": {"name": "x/y"}}), network(), "no /, :, %"),
+            (serde_json::json!({"a": {"name": "eth%d"}}), network(), "no /, :, %"),
+            (serde_json::json!({"a": {"name": "sixteen-letters-"}}), network(), "at most 15 bytes"),
+            (serde_json::json!({"a": {"name": "x"}, "b": {"name": "x"}}), network(), "would be called \"x\""),
+        ] {
+            let error = prepared(devices, namespaces).unwrap_err().to_string();
+            assert!(error.starts_with("/linux/netDevices") && error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn interfaces_move_in_the_order_of_their_names() {
+        let spec = serde_json::json!({
+            "ociVersion": "1.3.0", "linux": {"netDevices": {"b": {"name": ""}, "a": {"name": "x"}}},
+        });
+        assert_eq!(wanted(&serde_json::from_value(spec).unwrap()), [("a", "x"), ("b", "b")]);
+    }
+}
