@@ -79,6 +79,7 @@ fn allot() {
     let (first, count) = RANGE;
     for (file, line) in [
         ("passwd", format!("traveller:x:{USER}:{USER}::/:/bin/sh")),
+        ("group", format!("traveller:x:{USER}:")),
         ("subuid", format!("traveller:{first}:{count}")),
         ("subgid", format!("traveller:{first}:{count}")),
     ] {

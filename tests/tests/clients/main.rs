@@ -10,6 +10,7 @@ mod buildah;
 mod containerd;
 mod docker;
 mod podman;
+mod rootless;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
