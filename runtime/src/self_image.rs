@@ -65,10 +65,8 @@ pub fn protect(preserve: u32, variables: &[String]) -> Result<()> {
 }
 
 fn is_protected(own: BorrowedFd<'_>) -> Result<bool> {
-    Ok(file::is_read_only(own)? || file::file_system(own)? == TMPFS_MAGIC && sealed_self())
+    Ok(file::is_read_only(own)? || file::file_system(own)? == nix::sys::statfs::TMPFS_MAGIC && sealed_self())
 }
-
-const TMPFS_MAGIC: i64 = nix::sys::statfs::TMPFS_MAGIC.0;
 
 fn sealed_self() -> bool {
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_RDONLY, 0, Resolve::Host);

@@ -71,7 +71,7 @@ pub fn has_selinux() -> bool {
     magic.is_ok_and(|magic| magic == SELINUX_MAGIC)
 }
 
-const SELINUX_MAGIC: i64 = 0xf97c_ff8c;
+const SELINUX_MAGIC: file::FsType = file::FsType(0xf97c_ff8c);
 
 #[cfg(test)]
 mod tests {

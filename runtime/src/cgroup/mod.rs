@@ -185,7 +185,7 @@ impl From<Version> for CgroupVersion {
 /// `Unsupported` where no cgroup file system is mounted.
 pub fn hierarchies() -> Result<(Version, Vec<Hierarchy>)> {
     let root = mount_point()?;
-    if file::file_system(root.as_fd())? == nix::sys::statfs::CGROUP2_SUPER_MAGIC.0 {
+    if file::file_system(root.as_fd())? == nix::sys::statfs::CGROUP2_SUPER_MAGIC {
         return Ok((Version::V2, vec![Hierarchy { name: String::new(), unified: true }]));
     }
     let mut found = Vec::new();
@@ -198,8 +198,8 @@ pub fn hierarchies() -> Result<(Version, Vec<Hierarchy>)> {
             Err(e) => return Err(e).context(|| "looking for cgroups"),
         };
         let kind = file::file_system(dir.as_fd())?;
-        let unified = kind == nix::sys::statfs::CGROUP2_SUPER_MAGIC.0;
-        if unified || kind == nix::sys::statfs::CGROUP_SUPER_MAGIC.0 {
+        let unified = kind == nix::sys::statfs::CGROUP2_SUPER_MAGIC;
+        if unified || kind == nix::sys::statfs::CGROUP_SUPER_MAGIC {
             found.push(Hierarchy { name: name.to_string_lossy().into_owned(), unified });
         }
     }

@@ -61,7 +61,7 @@ fn open_pair(root: BorrowedFd<'_>, plan: &ProcessPlan, socket: BorrowedFd<'_>) -
     Ok(peer)
 }
 
-const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
+const DEVPTS_SUPER_MAGIC: file::FsType = file::FsType(0x1cd1);
 
 fn become_terminal(peer: OwnedFd) -> Result<()> {
     tty::make_controlling(peer.as_fd())?;

@@ -85,7 +85,7 @@ fn apparmor(attributes: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 fn open(attributes: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let file = file::open(attributes, name, libc::O_WRONLY, 0, Resolve::BeneathNoLinks)?;
-    if file::file_system(file.as_fd())? != nix::sys::statfs::PROC_SUPER_MAGIC.0 {
+    if file::file_system(file.as_fd())? != nix::sys::statfs::PROC_SUPER_MAGIC {
         return Err(Error::new(Code::System, format!("/proc/self/attr/{name} is no file of procfs")));
     }
     Ok(file)

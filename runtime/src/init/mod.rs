@@ -216,7 +216,7 @@ fn set_sysctls(inside: &Inside) -> Result<()> {
 /// A directory of the host's procfs, which is verified to be one.
 fn host_proc(name: &str) -> Result<OwnedFd> {
     let dir = file::open_dir(format!("/proc/{name}"))?;
-    if file::file_system(dir.as_fd())? != nix::sys::statfs::PROC_SUPER_MAGIC.0 {
+    if file::file_system(dir.as_fd())? != nix::sys::statfs::PROC_SUPER_MAGIC {
         return Err(Error::new(Code::System, format!("/proc/{name} is no procfs")));
     }
     Ok(dir)

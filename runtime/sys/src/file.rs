@@ -277,12 +277,14 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> Result<libc::sta
     })
 }
 
+pub use nix::sys::statfs::FsType;
+
 /// The type of the file system that holds `fd`, one of the `*_MAGIC` numbers (fstatfs(2)).
 ///
 /// # Errors
 /// Only on a closed descriptor.
-pub fn file_system(fd: BorrowedFd<'_>) -> Result<i64> {
-    named(nix::sys::statfs::fstatfs(fd), || format!("fstatfs({})", show(&fd))).map(|s| s.filesystem_type().0)
+pub fn file_system(fd: BorrowedFd<'_>) -> Result<FsType> {
+    named(nix::sys::statfs::fstatfs(fd), || format!("fstatfs({})", show(&fd))).map(|s| s.filesystem_type())
 }
 
 /// Another descriptor of what `fd` is open on (fcntl(2), `F_DUPFD_CLOEXEC`).
@@ -446,7 +448,23 @@ pub fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Resu
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
     let fd = open(dir, &temporary, flags, mode, Resolve::BeneathNoLinks)?;
     write_all(fd.as_fd(), bytes)?;
-    rename(dir, &temporary, dir, name)
+    // Not renamed over the old one: ext4 would write the new one's data to the disk there and then.
+    match exchange(dir, &temporary, name) {
+        Ok(()) => unlink(dir, &temporary),
+        // There is no old one, or the file system can't exchange.
+        Err(_) => rename(dir, &temporary, dir, name),
+    }
+}
+
+/// Gives two files in `dir` each other's names (renameat2(2), `RENAME_EXCHANGE`, Linux 3.15).
+fn exchange(dir: BorrowedFd<'_>, one: &str, other: &str) -> Result<()> {
+    let (from, to) = (c_string(one.as_bytes(), "renameat2")?, c_string(other.as_bytes(), "renameat2")?);
+    let fd = dir.as_raw_fd();
+    // SAFETY: both names are C strings that outlive the call.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_renameat2, fd, from.as_ptr(), fd, to.as_ptr(), libc::RENAME_EXCHANGE)
+    };
+    check(ret, || format!("renameat2({}, {one:?}, {other:?}, RENAME_EXCHANGE)", show(&dir))).map(drop)
 }
 
 /// Takes (or with `wait` waits for) the advisory lock of an open file; it is held until the descriptor is

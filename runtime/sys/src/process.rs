@@ -448,11 +448,11 @@ pub fn new_session() -> Result<()> {
 /// None that a kernel is known to give.
 pub fn reset_signals() -> Result<()> {
     for signal in 1..=64 {
-        if matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
-            continue;
-        }
-        // SAFETY: SIG_DFL installs no handler.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // Not the function of the C library, which knows some signals as its own.
+        // SAFETY: the kernel's structure, not longer than this, is all zeros for SIG_DFL, which installs no handler.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, [0_u64; 4].as_ptr(), std::ptr::null::<u64>(), 8)
+        };
     }
     set_mask(&SigSet::empty())
 }
@@ -486,7 +486,12 @@ pub fn set_mask(mask: &SigSet) -> Result<()> {
 /// `EMFILE`.
 pub fn signal_fd() -> Result<nix::sys::signalfd::SignalFd> {
     use nix::sys::signalfd::{SfdFlags, SignalFd};
-    let mut mask = SigSet::all();
+    // The C library's own "all" leaves out some that it takes for its own, one of which (34) may be forwarded.
+    const BITS: usize = size_of::<libc::sigset_t>();
+    // SAFETY: a sigset_t is bits, and any of them may be set.
+    let all = unsafe { std::mem::transmute::<[u8; BITS], libc::sigset_t>([u8::MAX; BITS]) };
+    // SAFETY: as above: every bit of it is defined.
+    let mut mask = unsafe { SigSet::from_sigset_t_unchecked(all) };
     for fault in [
         nix::sys::signal::SIGSEGV,
         nix::sys::signal::SIGBUS,

@@ -96,7 +96,14 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
 /// `EMSGSIZE` where the message is longer.
 pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
     let call = || format!("recvmsg({})", show(&socket));
-    let mut bytes = vec![0_u8; most];
+    // Asked first how long it is: a buffer for the longest would cost more than the call does.
+    let length = loop {
+        match nix::sys::socket::recv(socket.as_raw_fd(), &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC) {
+            Err(Errno::EINTR | Errno::ECONNRESET) => continue,
+            other => break named(other, call)?,
+        }
+    };
+    let mut bytes = vec![0_u8; length.min(most)];
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let mut fd = None;
     let (length, truncated) = loop {

@@ -13,8 +13,8 @@ use crate::file::{self, Resolve};
 /// # Errors
 /// `ENOSPC` where there are too many, `ENOENT` where `devpts` holds no `ptmx`.
 pub fn open_pair(devpts: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
-    const TIOCSPTLCK: u64 = 0x4004_5431;
-    const TIOCGPTPEER: u64 = 0x5441;
+    const TIOCSPTLCK: libc::Ioctl = 0x4004_5431;
+    const TIOCGPTPEER: libc::Ioctl = 0x5441;
     let master = file::open(devpts, "ptmx", libc::O_RDWR | libc::O_NOCTTY, 0, Resolve::BeneathNoLinks)?;
     let unlock: i32 = 0;
     // SAFETY: TIOCSPTLCK reads an int, which outlives the call.

@@ -244,7 +244,7 @@ fn sweep(host: &Host, every: usize, errors: &[&str]) {
     for verb in VERBS {
         let mut sweep = Sweep::new(host, verb);
         let steps = sweep.steps();
-        assert!(steps.len() > 50, "{verb}: only {} steps were traced", steps.len());
+        assert!(steps.len() > 30, "{verb}: only {} steps were traced", steps.len());
         for (turn, step) in steps.iter().step_by(stride(every)).enumerate() {
             let error = errors[turn % errors.len()];
             // By this flock(2) answers that another launch holds the cgroup, which is then rightly left to it.

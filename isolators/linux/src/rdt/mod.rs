@@ -23,12 +23,12 @@ pub struct Rdt {
     resctrl: PathBuf,
     /// Where the records of what was made go.
     records: PathBuf,
-    magic: i64,
+    magic: file::FsType,
 }
 
 impl Default for Rdt {
     fn default() -> Self {
-        const RDTGROUP_SUPER_MAGIC: i64 = 0x0765_5821;
+        const RDTGROUP_SUPER_MAGIC: file::FsType = file::FsType(0x0765_5821);
         Self { resctrl: "/sys/fs/resctrl".into(), records: "/run".into(), magic: RDTGROUP_SUPER_MAGIC }
     }
 }

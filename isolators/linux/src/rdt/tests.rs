@@ -190,7 +190,8 @@ fn what_the_machine_lacks_is_told_before_anything_is_made() {
     machine.prepare(json!({"l3CacheSchema": "L3:0=f"})).unwrap();
     let error = machine.prepare(json!({"memBwSchema": "MB:0=50"})).unwrap_err().to_string();
     assert_eq!(error, "/linux/intelRdt/memBwSchema: this processor or kernel does not share out MB");
-    let none = Machine { rdt: Rdt { magic: 1, ..Rdt::default() }, dir: tempfile::tempdir().unwrap() };
+    let none =
+        Machine { rdt: Rdt { magic: file::FsType(1), ..Rdt::default() }, dir: tempfile::tempdir().unwrap() };
     let error = none.prepare(json!({})).unwrap_err().to_string();
     let wanted = "/linux/intelRdt: intelRdt is specified in config, but Intel RDT is not supported or enabled; \
                   is resctrl mounted? mount -t resctrl resctrl /sys/fs/resctrl";

@@ -28,7 +28,7 @@ fn open_one(join: &Join) -> Result<OwnedFd> {
     let path = &join.path;
     // Anything else is looked at only: opening a FIFO waits, and opening a device may do something to it.
     let place = file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host)?;
-    if file::file_system(place.as_fd())? != nix::sys::statfs::NSFS_MAGIC.0 {
+    if file::file_system(place.as_fd())? != nix::sys::statfs::NSFS_MAGIC {
         return Err(Error::new(Code::InvalidSpec, format!("{path:?} is no namespace"))
             .hint("name a file like /proc/PID/ns/net"));
     }
