@@ -79,6 +79,7 @@ test: build unit-test ## Run all tests, the privileged ones too (root); says wha
 	$(call need,$(DEMO_NEEDS))
 	$(call want,$(TEST_WANTS))
 	@rm -f $(SKIPS)
+	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in
 	@cargo test --quiet --no-fail-fast -p coracle-tests -- --test-threads=2
 	@$(TELL)
 

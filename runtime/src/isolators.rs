@@ -37,5 +37,5 @@ pub fn built_in() -> Vec<Box<dyn Isolator>> {
     let mut all = coracle_isolator_linux::isolators();
     all.extend(coracle_isolator_volume::isolators());
     all.extend(coracle_isolator_cgroup::isolators());
-    all
+    all.into_iter().map(|isolator| -> Box<dyn Isolator> { isolator }).collect()
 }

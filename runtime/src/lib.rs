@@ -21,6 +21,7 @@ pub mod cgroup;
 pub mod state;
 pub mod image;
 pub mod criu;
+pub mod prometheus;
 pub mod time;
 
 /// Writes `text` to the standard output. Nobody may be left to read it; that is no failure of ours.

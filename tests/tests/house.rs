@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Who may use which of ours. A crate that is not named here may use none.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     (
         "coracle",
         &[
@@ -29,7 +29,12 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ("coracle-isolator-cgroup", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-linux", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-volume", &["coracle-isolator", "coracle-sys"]),
+    ("coracle-isolator-template", &["coracle-isolator"]),
     ("coracle-fixtures", &[]),
+    (
+        "coracle-fixture-built-in",
+        &["coracle-isolator", "coracle-isolator-cgroup", "coracle-isolator-linux", "coracle-isolator-volume"],
+    ),
     ("coracle-tests", &["coracle-fixtures"]),
 ];
 

@@ -109,8 +109,8 @@ pub struct Isolator {
     /// For each process that is executed in the running container, and waits in its cgroup.
     pub join: Option<unsafe extern "C" fn(call: *const Call, container: *const Handles) -> i32>,
     /// When somebody begins to watch the container: `run` while it waits, `events`. Sets *fd to a descriptor that
-    /// becomes readable when there may be a limitation, and leaves it at -1 where there is nothing to watch. The
-    /// descriptor is the host's from then on.
+    /// becomes readable, or has something urgent (POLLPRI), when there may be a limitation, and leaves it at -1 where
+    /// there is nothing to watch. The descriptor is the host's from then on, which reads it empty each time.
     pub watch:
         Option<unsafe extern "C" fn(call: *const Call, container: *const Handles, fd: *mut i32) -> i32>,
     /// When the descriptor of watch is readable: returns the limit that the container has run into, or nothing. A

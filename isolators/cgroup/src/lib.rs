@@ -26,6 +26,7 @@ mod rdma;
 mod net;
 mod devices;
 mod unified;
+mod pressure;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]
@@ -36,7 +37,7 @@ pub use cpu::weight as cpu_weight;
 use limit::Limits;
 
 /// The isolators of this family.
-pub fn isolators() -> Vec<Box<dyn Isolator>> {
+pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
     vec![
         Box::new(Limits(cpu::Cpu)),
         Box::new(Limits(cpuset::Cpuset)),
@@ -48,5 +49,7 @@ pub fn isolators() -> Vec<Box<dyn Isolator>> {
         Box::new(Limits(net::Net)),
         Box::new(devices::Devices),
         Box::new(Limits(unified::Unified)),
+        Box::new(pressure::MEMORY),
+        Box::new(pressure::IO),
     ]
 }

@@ -96,7 +96,7 @@ impl Group {
     }
 
     /// What all of `isolators` tell of the group.
-    pub(crate) fn usage(&self, isolators: &[Box<dyn Isolator>]) -> Usage {
+    pub(crate) fn usage(&self, isolators: &[Box<dyn Isolator + Send>]) -> Usage {
         let container = Handles { id: "test", pidfd: None, cgroup: &self.group, spec: &Spec::default() };
         let mut usage = Usage::default();
         for isolator in isolators {

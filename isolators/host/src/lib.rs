@@ -21,7 +21,7 @@ pub mod about;
 pub mod wire;
 
 pub use config::{Config, Settings};
-pub use registry::{Adjusted, Registry, Watched};
+pub use registry::{Adjusted, Listed, Registry, Watched};
 
 /// The examples of the isolator author's guide, compiled and run.
 #[cfg(doctest)]

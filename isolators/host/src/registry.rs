@@ -2,13 +2,16 @@
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use coracle_isolator::{
     Adjustment, CapabilitySets, Config, Error, Handles, Isolator, Limitation, Result, SeccompProgram, States,
     Status, Usage,
 };
+use coracle_isolator_abi::Verb;
 use oci_spec::runtime::{LinuxResources, Spec};
 
+use crate::about::About;
 use crate::config::Settings;
 use crate::entry::Entry;
 use crate::owners::Owners;
@@ -33,6 +36,19 @@ pub struct Adjusted {
     pub seccomp: Option<SeccompProgram>,
     /// What could not be done and did not stop the plan, each with its isolator's name.
     pub warnings: Vec<String>,
+}
+
+/// An isolator, as it is shown to the operator.
+#[derive(Debug)]
+pub struct Listed<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How a plugin is configured.
+    pub settings: Option<&'a Settings>,
+    /// What a plugin tells of itself, and its file.
+    pub plugin: Option<&'a (About, PathBuf)>,
+    /// Why a plugin can't be called.
+    pub broken: Option<&'a Error>,
 }
 
 /// What a plugin watches.
@@ -231,6 +247,13 @@ impl Registry {
         Ok(watched)
     }
 
+    /// Whether a plugin watches containers.
+    pub fn has_watching_plugins(&self) -> bool {
+        let mut told =
+            self.entries.iter().filter(|entry| !entry.is_out()).filter_map(|entry| entry.about.as_ref());
+        told.any(|(about, _)| about.implements(Verb::Watch))
+    }
+
     /// What plugins alone watch.
     ///
     /// # Errors
@@ -287,10 +310,14 @@ impl Registry {
         Ok(())
     }
 
-    /// All isolators in the order of their calls, each with how it is configured if it is a plugin, and why it can't be
-    /// called.
-    pub fn list(&self) -> impl Iterator<Item = (&str, Option<&Settings>, Option<&Error>)> {
-        self.entries.iter().map(|entry| (entry.name(), entry.settings.as_ref(), entry.broken.as_ref()))
+    /// All isolators in the order of their calls.
+    pub fn list(&self) -> impl Iterator<Item = Listed<'_>> {
+        self.entries.iter().map(|entry| Listed {
+            name: entry.name(),
+            settings: entry.settings.as_ref(),
+            plugin: entry.about.as_ref(),
+            broken: entry.broken.as_ref(),
+        })
     }
 }
 

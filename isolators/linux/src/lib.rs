@@ -1,11 +1,12 @@
 //! The built-in isolators for what a process may do: capabilities, labels, system calls, resource limits.
 //!
-//! All but `linux/rdt` and `linux/net-devices` shape the plan of each process that is started in the container and do
-//! nothing on the host.
+//! All but `linux/rdt`, `linux/net-devices` and `network/interfaces` shape the plan of each process that is started in the
+//! container and do nothing on the host.
 
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
+pub mod interfaces;
 pub mod lsm;
 pub mod net_devices;
 pub mod rdt;
@@ -15,7 +16,7 @@ pub mod seccomp;
 use coracle_isolator::Isolator;
 
 /// The isolators of this family.
-pub fn isolators() -> Vec<Box<dyn Isolator>> {
+pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
     vec![
         Box::new(capabilities::Capabilities),
         Box::new(lsm::Lsm),
@@ -23,5 +24,6 @@ pub fn isolators() -> Vec<Box<dyn Isolator>> {
         Box::new(rdt::Rdt::default()),
         Box::new(rlimits::Rlimits),
         Box::new(seccomp::Seccomp),
+        Box::new(interfaces::Interfaces),
     ]
 }

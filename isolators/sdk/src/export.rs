@@ -16,7 +16,7 @@ pub use coracle_isolator_abi::table::Isolator as Table;
 use crate::{Cgroup, CgroupVersion, ConfigDocument, Error, Handles, Isolator, Kind, Result};
 
 /// Exports an isolator from a shared object (`crate-type = ["cdylib"]`) through the C ABI: an expression that makes one,
-/// before it is configured.
+/// before it is configured; after the word `boxed`, one that makes a box with one.
 ///
 /// ```
 /// use coracle_isolator::{Isolator, export_isolator};
@@ -35,12 +35,15 @@ use crate::{Cgroup, CgroupVersion, ConfigDocument, Error, Handles, Isolator, Kin
 /// ```
 #[macro_export]
 macro_rules! export_isolator {
-    ($new:expr) => {
+    (boxed $new:expr) => {
         /// The one symbol of the isolator contract.
         #[unsafe(no_mangle)]
         pub extern "C" fn coracle_isolator_table() -> *const $crate::export::Table {
-            $crate::export::table(env!("CARGO_PKG_VERSION"), || Box::new($new))
+            $crate::export::table(env!("CARGO_PKG_VERSION"), || $new)
         }
+    };
+    ($new:expr) => {
+        $crate::export_isolator!(boxed::std::boxed::Box::new($new));
     };
 }
 

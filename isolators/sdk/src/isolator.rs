@@ -117,8 +117,8 @@ pub trait Isolator {
         Ok(())
     }
 
-    /// Called when somebody begins to watch the container: a descriptor that becomes readable when there may be
-    /// a [`limitation`](Self::limitation) to tell. The runtime polls it, reads it empty, and closes it.
+    /// Called when somebody begins to watch the container: a descriptor that becomes readable, or has something
+    /// urgent (`POLLPRI`), when there may be a [`limitation`](Self::limitation) to tell. The runtime polls it, reads it empty, and closes it.
     ///
     /// # Errors
     /// Where the kernel gives no such descriptor.

@@ -7,6 +7,6 @@ pub mod host_path;
 use coracle_isolator::Isolator;
 
 /// The isolators of this family.
-pub fn isolators() -> Vec<Box<dyn Isolator>> {
+pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
     vec![Box::new(host_path::HostPath)]
 }

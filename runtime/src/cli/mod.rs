@@ -7,6 +7,7 @@ mod exec;
 mod look;
 mod update;
 mod checkpoint;
+mod isolator;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use words::{need_id, only_id, text, usage};
 
 pub use checkpoint::Checkpoint;
 pub use exec::Exec;
+pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch};
 pub use look::{Events, List, Ps};
 pub use update::Update;
@@ -82,8 +84,12 @@ pub enum Command {
     Ps(Ps),
     /// Prints all containers.
     List(List),
-    /// Prints what the isolators measured, as JSON.
-    Stats(String),
+    /// Prints what the isolators measured.
+    Stats(Stats),
+    /// Looks at isolators.
+    Isolator(Isolators),
+    /// Removes what launches left that were cut off.
+    Recover,
     /// Writes a `config.json` to start from.
     Spec {
         /// The bundle.
@@ -176,7 +182,9 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "start" => Ok(Command::Start(only_id(parser, "start")?)),
         "exec" => exec::parse(parser).map(|e| Command::Exec(Box::new(e))),
         "state" => Ok(Command::State(only_id(parser, "state")?)),
-        "stats" => Ok(Command::Stats(only_id(parser, "stats")?)),
+        "stats" => isolator::stats(parser).map(Command::Stats),
+        "isolator" => isolator::isolator(parser).map(Command::Isolator),
+        "recover" => words::nothing(parser).map(|()| Command::Recover),
         "kill" => kill(parser),
         "pause" => Ok(Command::Pause(only_id(parser, "pause")?)),
         "resume" => Ok(Command::Resume(only_id(parser, "resume")?)),

@@ -14,7 +14,7 @@ use crate::stages::plan::namespaces::{self, Namespaces};
 use crate::stages::plan::process::ProcessPlan;
 use crate::stages::plan::scheduling;
 use crate::stages::spawn::Target;
-use crate::stages::watch::Watch;
+use crate::stages::watch::{Limits, Watch};
 use crate::stages::{isolate, plan, release, spawn, spec};
 use crate::state::{Record, State, Status};
 use crate::{isolators, seccomp_agent, self_image};
@@ -29,7 +29,7 @@ pub fn exec(global: &Global, options: &cli::Exec) -> Result<u8> {
     let watch = (!options.launch.detach).then(Watch::begin).transpose()?;
     let running = launch(global, options).context(|| format!("executing in container {id:?}"))?;
     let Some(watch) = watch else { return Ok(0) };
-    Ok(u8::try_from(watch.watch(running)?.code()).unwrap_or(255))
+    Ok(u8::try_from(watch.watch(running, Limits::none())?.code()).unwrap_or(255))
 }
 
 fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {

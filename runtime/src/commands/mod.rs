@@ -15,6 +15,8 @@ pub mod delete;
 pub mod ps;
 pub mod list;
 pub mod stats;
+pub mod isolator;
+pub mod recover;
 pub mod events;
 pub mod spec;
 pub mod plan;
@@ -51,7 +53,9 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Delete { id, force } => delete::delete(global, &id, force),
         Command::Ps(options) => ps::ps(global, &options),
         Command::List(options) => list::list(global, &options),
-        Command::Stats(id) => stats::stats(global, &id),
+        Command::Stats(options) => stats::stats(global, &options),
+        Command::Isolator(wanted) => isolator::isolator(global, &wanted),
+        Command::Recover => recover::recover(global),
         Command::Spec { bundle, rootless } => spec::spec(&bundle, rootless),
         Command::Plan(bundle) => plan::plan(global, &bundle),
         Command::Features => features::features(),

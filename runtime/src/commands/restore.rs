@@ -13,7 +13,7 @@ use crate::criu::{self, Call};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::{self, Wish};
 use crate::stages::release::Running;
-use crate::stages::watch::Watch;
+use crate::stages::watch::{Limits, Watch};
 use crate::stages::{cleanup, prepare, spawn, spec};
 use crate::state::record::Process;
 use crate::state::{Phase, State};
@@ -32,7 +32,7 @@ pub fn restore(global: &Global, options: &cli::Launch, from: &cli::Checkpoint) -
     let watch = (!options.detach).then(Watch::begin).transpose()?;
     let running = begin(global, options, from, &isolators).context(doing)?;
     let Some(watch) = watch else { return Ok(0) };
-    let exit = watch.watch(running);
+    let exit = watch.watch(running, Limits::none());
     let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
     global.warn(removed.context(doing)?);
     Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))

@@ -1,15 +1,19 @@
 //! `run`: a container's whole life.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
+use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
-use coracle_sys::identity;
+use coracle_sys::process::{self, Exit};
+use coracle_sys::{file, identity};
 
+use crate::cgroup::{Place, Tree};
 use crate::cli::{self, Global, ImageRun};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::{Plan, Wish};
 use crate::stages::release::Running;
-use crate::stages::watch::Watch;
+use crate::stages::watch::{Limits, Watch};
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
 use crate::state::{Record, State};
 use crate::{image, isolators, self_image};
@@ -30,12 +34,35 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
     };
     let running = running.context(doing)?;
     let Some(watch) = watch else { return Ok(0) };
-    let exit = watch.watch(running);
+    let exit = wait(global, id, &isolators, (watch, running));
     if !options.keep {
         let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
         global.warn(removed.context(doing)?);
     }
     Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))
+}
+
+/// Waits for the container's end, and meanwhile for what plugins find it to run into. One that should watch and can't
+/// ends the container.
+fn wait(global: &Global, id: &str, isolators: &Registry, (watch, running): (Watch, Running)) -> Result<Exit> {
+    if !isolators.has_watching_plugins() {
+        return watch.watch(running, Limits::none());
+    }
+    let state = State::open_unlocked(&global.root, id)?;
+    let place = state.record()?.and_then(|record| record.cgroup);
+    let cgroup = place.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
+    let spec = spec::parse(&state.config()?)?;
+    let pidfd = file::duplicate(running.child.pidfd.as_fd())?;
+    let container = Handles { id, pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
+    let tell = |words| global.warn([words]);
+    let limits = isolators.watch_plugins(&container).map_err(Error::from);
+    match limits.and_then(|watched| Limits::new(&container, watched, &tell)) {
+        Ok(limits) => watch.watch(running, limits),
+        Err(error) => {
+            let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
+            watch.watch(running, Limits::none()).and(Err(error))
+        }
+    }
 }
 
 fn from_bundle(global: &Global, options: &cli::Launch, isolators: &Registry) -> Result<Running> {

@@ -1,26 +1,37 @@
 //! `stats`: prints what the isolators measured.
 
+use std::os::fd::AsFd;
+
 use coracle_isolator::Handles;
 
-use crate::cli::Global;
+use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
 use crate::isolators;
+use crate::prometheus;
 use crate::stages::spec;
 use crate::state::State;
 
-/// Prints the usage of container `id` as JSON.
+/// Prints the usage of a container as JSON, or in Prometheus's text format.
 ///
 /// # Errors
 /// `NotFound`; `Unsupported` where the container has no cgroups.
-pub fn stats(global: &Global, id: &str) -> Result<u8> {
+pub fn stats(global: &Global, options: &cli::Stats) -> Result<u8> {
+    let id = &options.id;
     let state = State::open_unlocked(&global.root, id)?;
-    let place = state.record()?.and_then(|record| record.cgroup);
-    let place =
-        place.ok_or_else(|| Error::new(Code::Unsupported, format!("container {id:?} has no cgroups")))?;
+    let no_cgroups = || Error::new(Code::Unsupported, format!("container {id:?} has no cgroups"));
+    let record = state.record()?.ok_or_else(no_cgroups)?;
+    let place = record.cgroup.as_ref().ok_or_else(no_cgroups)?;
     let spec = spec::parse(&state.config()?)?;
     let cgroup = place.open()?.into_handles();
-    let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &spec };
-    let usage = isolators::all(global)?.usage(&handles).context(|| format!("measuring container {id:?}"))?;
+    let first = record.process.and_then(|first| first.open());
+    let handles = Handles { id, pidfd: first.as_ref().map(AsFd::as_fd), cgroup: &cgroup, spec: &spec };
+    let isolators = isolators::all(global)?;
+    let usage = isolators.usage(&handles).context(|| format!("measuring container {id:?}"))?;
+    global.warn(isolators.take_warnings());
+    if options.prometheus {
+        crate::print(&prometheus::text(id, &usage));
+        return Ok(0);
+    }
     let usage = serde_json::to_string_pretty(&usage).map_err(|e| Error::new(Code::System, e.to_string()))?;
     crate::print(&format!("{usage}\n"));
     Ok(0)

@@ -76,6 +76,23 @@ impl State {
         Ok(state)
     }
 
+    /// Opens the state of container `id` where nobody else has it; `None` where somebody does, or it is gone.
+    ///
+    /// # Errors
+    /// Whatever opening says.
+    pub fn open_idle(root: &Path, id: &str) -> Result<Option<Self>> {
+        let state = match Self::open_unlocked(root, id) {
+            Err(e) if e.code() == Code::NotFound => return Ok(None),
+            other => other?,
+        };
+        match file::lock(state.dir.as_fd(), false) {
+            Err(e) if e.errno() == Errno::EWOULDBLOCK => return Ok(None),
+            other => other?,
+        }
+        let still_there = file::stat_at(state.root.as_fd(), id).map(|s| s.st_ino).ok();
+        Ok((still_there == Some(file::stat(state.dir.as_fd())?.st_ino)).then_some(state))
+    }
+
     /// Opens the state of container `id` to look at it only.
     ///
     /// # Errors

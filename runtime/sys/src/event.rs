@@ -10,14 +10,15 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::error::{Error, Result, named, show};
 
-/// Waits until one of `fds` is readable or at its end, at most `limit` where there is one (poll(2)). Says which are;
+/// Waits until one of `fds` is readable, has something urgent to tell, or is at its end, at most `limit` where there is one (poll(2)). Says which are;
 /// none after the limit.
 ///
 /// # Errors
 /// `ENOMEM`.
 pub fn readable(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> Result<Vec<bool>> {
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    let mut polled: Vec<PollFd<'_>> =
+        fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN | PollFlags::POLLPRI)).collect();
     poll(&mut polled, deadline)?;
     Ok(polled.iter().map(|fd| fd.any().unwrap_or(true)).collect())
 }
@@ -75,12 +76,13 @@ pub fn modifications(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
 /// Takes what made `fd` readable, so that it becomes readable again only when something new has happened.
 ///
 /// # Errors
-/// Whatever read(2) says but that there is nothing.
+/// Whatever read(2) says but that there is nothing, now or any more.
 pub fn take(fd: BorrowedFd<'_>) -> Result<()> {
     let mut buffer = [0_u8; 4096];
     loop {
         match nix::unistd::read(fd, &mut buffer) {
-            Err(Errno::EAGAIN) | Ok(0) => return Ok(()),
+            // The last where what it told of is gone, such as a cgroup.
+            Err(Errno::EAGAIN | Errno::ENODEV) | Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error::new(format!("read({})", show(&fd)), errno)),
         }

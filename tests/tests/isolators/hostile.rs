@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Instant;
 
-use coracle_tests::{Container, Host, Outcome, Spec, command, plugin, privileged};
+use coracle_tests::{Container, Host, Outcome, Spec, command, privileged};
 
 use super::{NAME, hostile, spoiled};
 
@@ -242,18 +242,5 @@ fn a_kind_that_a_plugin_does_not_support_is_refused() {
     privileged(|host| {
         run(&spoiled(host, &["-DNESTED_ONLY"], ""))
             .fails_with(&[&format!("isolator {NAME} does not support OCI containers")]);
-    });
-}
-
-#[test]
-fn the_c_template_limits_open_files_and_sets_its_variable() {
-    privileged(|host| {
-        let object = plugin::compiled(host, "isolators/template-c/nofile.c", &["-std=c99", "-Wpedantic"]);
-        let host = host.with_plugin("example/nofile", &object, "options = { limit = 77 }");
-        let outcome = host.bundle(Spec::new().script("echo $NOFILE $(ulimit -n)")).run().succeeds();
-        assert_eq!(outcome.text(), "77 77");
-        let container = host.sleeper();
-        assert_eq!(container.exec(&["sh", "-c", "ulimit -n"]).succeeds().text(), "77");
-        container.remove();
     });
 }

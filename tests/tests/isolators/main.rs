@@ -1,7 +1,11 @@
 //! Isolators from files: loaded, called and survived.
 
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
 mod hostile;
 mod configured;
+mod whole;
+mod checked;
 
 use coracle_tests::{Host, plugin};
 

@@ -1,6 +1,7 @@
 //! Waits for the end of a process, and passes on to it what the runtime receives: signals, and a terminal's
 //! input and output.
 
+mod limits;
 mod terminal;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,6 +12,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::release::Running;
 use crate::error::{Error, Result};
+pub use limits::Limits;
 use terminal::Terminal;
 
 /// What is set up before the process exists, so that no signal is lost: signals become readable.
@@ -25,6 +27,7 @@ enum Source {
     Signals,
     Process,
     Terminal(terminal::Side),
+    Limit(usize),
 }
 
 impl Watch {
@@ -36,23 +39,32 @@ impl Watch {
         Ok(Self { signals: process::signal_fd()? })
     }
 
-    /// Watches `running` until it ends.
+    /// Watches `running` until it ends, and what plugins watch meanwhile.
     ///
     /// # Errors
     /// Where its terminal does not come, or waiting fails.
-    pub fn watch(self, running: Running) -> Result<Exit> {
+    pub fn watch(self, running: Running, limits: Limits<'_>) -> Result<Exit> {
         let Running { child, console } = running;
         let terminal = console.map(|socket| Terminal::receive(&socket)).transpose()?;
-        self.relay(child.pidfd.as_fd(), terminal)
+        self.relay(child.pidfd.as_fd(), terminal, limits)
     }
 
-    fn relay(&self, pidfd: BorrowedFd<'_>, mut terminal: Option<Terminal>) -> Result<Exit> {
+    fn relay(
+        &self,
+        pidfd: BorrowedFd<'_>,
+        mut terminal: Option<Terminal>,
+        mut limits: Limits<'_>,
+    ) -> Result<Exit> {
         let mut exit = None;
         let mut asked_to_end = false;
         loop {
             let mut sources = vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
             if exit.is_none() {
                 sources.push((Source::Process, pidfd, PollFlags::POLLIN));
+                let fds = limits.fds();
+                sources.extend(
+                    fds.map(|(index, fd)| (Source::Limit(index), fd, PollFlags::POLLIN | PollFlags::POLLPRI)),
+                );
             }
             let sides = terminal.iter().flat_map(|terminal| terminal.wants(exit.is_none()));
             sources.extend(sides.map(|(side, fd, flags)| (Source::Terminal(side), fd, flags)));
@@ -61,6 +73,7 @@ impl Watch {
             let ready = ready(&sources, if is_done { PollTimeout::ZERO } else { PollTimeout::NONE })?;
             for source in &ready {
                 match source {
+                    Source::Limit(index) => limits.look(*index),
                     Source::Signals => asked_to_end |= self.forward(pidfd, terminal.as_ref())?,
                     Source::Process => exit = Some(process::wait(pidfd)?),
                     Source::Terminal(side) => terminal = terminal.and_then(|terminal| terminal.pass(*side)),

@@ -14,6 +14,7 @@
 mod measure;
 mod report;
 mod starts;
+mod plugins;
 mod subject;
 mod unpack;
 

@@ -12,6 +12,7 @@ use crate::Options;
 use crate::measure::{
     alternate, compile, grace_periods, milliseconds, peak_memory, rate, rows, timed, timed_detached,
 };
+use crate::plugins;
 use crate::report::{Report, Row};
 use crate::subject::{Bundle, Subject};
 
@@ -50,6 +51,8 @@ fn measure_in(directory: &Path, options: &Options, report: &mut Report) -> Resul
     report.add(rows(&format!("{count} × run"), "/s", &all, &rates, PEER));
     let rates = each(&runtimes, |subject| rate(count, WIDTH, || cycle(subject).map(drop)))?;
     report.add(rows(&format!("{count} × create + start + delete"), "/s", &runtimes, &rates, PEER));
+
+    plugins::measure(directory, options, report)?;
 
     report.section("What a start takes", PEER);
     let peak = compile("peak", directory)?;

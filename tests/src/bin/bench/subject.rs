@@ -1,5 +1,6 @@
 //! What is measured: a runtime with a bundle of its own, or the bare C program.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +15,8 @@ pub(crate) struct Subject {
     program: PathBuf,
     directory: PathBuf,
     bare: bool,
+    /// The directory of its configuration, where it has one.
+    config: Option<PathBuf>,
     count: AtomicUsize,
 }
 
@@ -58,14 +61,33 @@ impl Subject {
             fs::write(path.join("config.json"), bundle.spec().json().to_string())
                 .map_err(|error| format!("write the bundle of {name}: {error}"))?;
         }
-        Ok(Self { name: name.to_owned(), program, directory, bare: false, count: AtomicUsize::new(0) })
+        Ok(Self {
+            name: name.to_owned(),
+            program,
+            directory,
+            bare: false,
+            config: None,
+            count: AtomicUsize::new(0),
+        })
+    }
+
+    /// The same, configured by `config.toml` in the directory `config`.
+    pub(crate) fn configured(self, config: &Path) -> Self {
+        Self { config: Some(config.to_owned()), ..self }
     }
 
     /// The bare C program.
     pub(crate) fn bare(program: PathBuf, directory: &Path) -> Self {
         let directory = directory.join("bare-root");
         busybox::write(&directory.join("rootfs"));
-        Self { name: "bare C".to_owned(), program, directory, bare: true, count: AtomicUsize::new(0) }
+        Self {
+            name: "bare C".to_owned(),
+            program,
+            directory,
+            bare: true,
+            config: None,
+            count: AtomicUsize::new(0),
+        }
     }
 
     /// A name that no other container of this sitting has.
@@ -116,7 +138,9 @@ impl Subject {
 
     fn verb(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(self.directory.join("state")).arg(verb);
+        command.arg("--root").arg(self.directory.join("state"));
+        command.args(self.config.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]));
+        command.arg(verb);
         command
     }
 }

@@ -1,0 +1,52 @@
+//! `recover`: removes what launches left that were cut off.
+
+use coracle_isolator::{Kind, State as Told, States};
+
+use crate::cli::Global;
+use crate::error::{Error, Result};
+use crate::isolators;
+use crate::stages::cleanup;
+use crate::state::{self, Phase, Record, State};
+
+/// Tells the isolators which containers there are, removes each whose launch was cut off, and prints its ID. A container
+/// that somebody is at work on is left alone.
+///
+/// # Errors
+/// The first container that can't be removed; the others are, and each that can't is tried again by the next `recover`.
+pub fn recover(global: &Global) -> Result<u8> {
+    let isolators = isolators::all(global)?;
+    let (mut found, mut cut_off) = (States::default(), Vec::new());
+    for id in state::ids(&global.root)? {
+        let Some(state) = State::open_idle(&global.root, &id)? else { continue };
+        match state.record() {
+            Ok(Some(record)) if record.phase != Phase::Creating => found.states.push(told(&record)),
+            Ok(_) => {
+                found.orphans.push(id);
+                cut_off.push(state);
+            }
+            Err(unreadable) => global.warn([unreadable.to_string()]),
+        }
+    }
+    global.warn(isolators.recover(&found).iter().map(ToString::to_string));
+    let mut failures: Vec<Error> = Vec::new();
+    for state in cut_off {
+        let id = state.id().to_owned();
+        match cleanup::remove(state, &isolators, false) {
+            Ok(warnings) => {
+                global.warn(warnings);
+                crate::print(&format!("{id}\n"));
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    failures.into_iter().next().map_or(Ok(0), Err)
+}
+
+fn told(record: &Record) -> Told {
+    Told {
+        id: record.id.clone(),
+        kind: Kind::Oci,
+        bundle: record.bundle.clone(),
+        pid: record.process.filter(|first| first.is_alive()).map(|first| first.pid),
+    }
+}

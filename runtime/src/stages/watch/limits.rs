@@ -1,0 +1,84 @@
+//! What plugins watch of a running container, and what is done about it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use coracle_isolator::Handles;
+use coracle_isolator_host::Watched;
+use coracle_sys::{Errno, file, process};
+
+use crate::error::Result;
+
+/// What plugins watch of a container. Each limitation is told once; one that ends the container kills its first process.
+pub struct Limits<'a> {
+    /// None in the place of one that watches no more.
+    watched: Vec<Option<Watched<'a>>>,
+    container: Option<&'a Handles<'a>>,
+    tell: &'a dyn Fn(String),
+}
+
+impl<'a> Limits<'a> {
+    /// For a container that no plugin watches.
+    pub fn none() -> Self {
+        Self { watched: Vec::new(), container: None, tell: &|_| {} }
+    }
+
+    /// What `watched` watch of `container`; `tell` tells people.
+    ///
+    /// # Errors
+    /// None that a kernel is known to give.
+    pub fn new(
+        container: &'a Handles<'a>,
+        watched: Vec<Watched<'a>>,
+        tell: &'a dyn Fn(String),
+    ) -> Result<Self> {
+        for one in &watched {
+            // A plugin's descriptor must not keep the runtime waiting.
+            file::set_nonblocking(one.fd.as_fd())?;
+        }
+        Ok(Self { watched: watched.into_iter().map(Some).collect(), container: Some(container), tell })
+    }
+
+    /// The descriptors to wait for, each with its index.
+    pub(super) fn fds(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        let all = self.watched.iter().enumerate();
+        all.filter_map(|(index, watched)| Some((index, watched.as_ref()?.fd.as_fd())))
+    }
+
+    /// Looks at what the descriptor at `index` became readable for.
+    pub(super) fn look(&mut self, index: usize) {
+        let (Some(Some(watched)), Some(container)) = (self.watched.get(index), self.container) else {
+            return;
+        };
+        let is_over = is_at_its_end(watched.fd.as_fd());
+        let done = match watched.limitation(container) {
+            Ok(None) => is_over,
+            Ok(Some((isolator, limitation))) => {
+                let ends = watched.ends_container();
+                let outcome = if ends { "the container is killed" } else { "the container goes on" };
+                let (id, message) = (container.id, limitation.message);
+                (self.tell)(format!("container {id:?}: isolator {isolator}: {message}; {outcome}"));
+                if let (true, Some(pidfd)) = (ends, container.pidfd) {
+                    let _ = process::signal(pidfd, libc::SIGKILL);
+                }
+                true
+            }
+            Err(error) => {
+                (self.tell)(format!("container {:?}: {error}; it watches no more", container.id));
+                true
+            }
+        };
+        if done {
+            self.watched[index] = None;
+        }
+    }
+}
+
+/// Takes what made `fd` readable; whether nothing can ever come any more.
+fn is_at_its_end(fd: BorrowedFd<'_>) -> bool {
+    let mut buffer = [0; 4096];
+    match file::read_some(fd, &mut buffer) {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(e) => !matches!(e.errno(), Errno::EAGAIN | Errno::EINTR),
+    }
+}

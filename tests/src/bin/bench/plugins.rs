@@ -1,0 +1,51 @@
+//! Starts with isolators from files.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::Options;
+use crate::measure::{alternate, milliseconds, rows, timed};
+use crate::report::Report;
+use crate::subject::{Bundle, Subject};
+
+const NONE: &str = "no plugin";
+/// What each of the plugins limits: no field may have two owners.
+const LIMITS: [&str; 4] = ["RLIMIT_NOFILE", "RLIMIT_CORE", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING"];
+
+/// Measures `run` without a plugin, with one and with four, each a copy of the template in C.
+pub(crate) fn measure(directory: &Path, options: &Options, report: &mut Report) -> Result<(), String> {
+    if options.runtime.file_name().is_none_or(|name| name != "coracle") {
+        return Ok(());
+    }
+    let mut subjects = vec![Subject::runtime(NONE, options.runtime.clone(), directory)?];
+    for (name, count) in [("1 plugin", 1), ("4 plugins", 4)] {
+        let config = directory.join(format!("config-{count}"));
+        configure(&config, count).map_err(|error| format!("configure plugins: {error}"))?;
+        subjects.push(Subject::runtime(name, options.runtime.clone(), directory)?.configured(&config));
+    }
+    report.section("Isolators from files, each in a process of its own", NONE);
+    let subjects: Vec<&Subject> = subjects.iter().collect();
+    let times = alternate(&subjects, options.runs, |subject| timed(&mut subject.run(Bundle::Plain)))?;
+    report.add(rows("run", "ms", &subjects, &milliseconds(&times), NONE));
+    Ok(())
+}
+
+fn configure(config: &Path, count: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let isolators = Path::new(env!("CARGO_MANIFEST_DIR")).join("../isolators");
+    let template = fs::read_to_string(isolators.join("template-c/nofile.c"))?;
+    fs::create_dir_all(config)?;
+    let mut text = String::new();
+    for limit in &LIMITS[..count] {
+        let source = config.join(limit).with_extension("c");
+        let own = template.replace("example/nofile", &format!("bench/{limit}"));
+        fs::write(&source, own.replace("NOFILE=", &format!("{limit}=")).replace("RLIMIT_NOFILE", limit))?;
+        let object = config.join(limit).with_extension("so");
+        let mut compiler = Command::new("gcc");
+        compiler.args(["-O2", "-shared", "-fPIC", "-I"]).arg(isolators.join("abi")).arg("-o");
+        timed(compiler.arg(&object).arg(&source))?;
+        writeln!(text, "[isolator.\"bench/{limit}\"]\nfile = {object:?}")?;
+    }
+    Ok(fs::write(config.join("config.toml"), text)?)
+}
