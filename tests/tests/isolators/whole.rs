@@ -104,9 +104,10 @@ fn recover_tells_of_what_is_known_and_cleans_up_what_was_cut_off() {
         let known = one.bundle(Spec::new().args(["sleep", "1000"])).named("known").start();
         let bundle = both.bundle(Spec::new().args(["echo", "ran"]));
         let mut runtime = bundle.command("run").spawn().unwrap();
-        coracle_tests::command::eventually("isolate", || {
-            calls(&log).iter().filter(|c| *c == "isolate").count() == 2
+        coracle_tests::command::eventually("all calls before isolate", || {
+            calls(&log).iter().filter(|call| *call == "validate").count() == 2
         });
+        std::thread::sleep(Duration::from_millis(200));
         runtime.kill().unwrap();
         coracle_tests::command::wait(&mut runtime, "run");
         fs::write(&log, "").unwrap();
