@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use coracle_tests::{Outcome, Spec, privileged};
+use coracle_tests::{Outcome, Spec, cgroup, privileged};
 use serde_json::{Value, json};
 
 fn one_line(run: &Outcome) {
@@ -138,6 +138,34 @@ fn features_tell_what_is_built_in() {
             ["pid", "mount", "network", "uts", "ipc"].iter().all(|kind| namespaces.contains(&(*kind).into()))
         );
         assert!(features["mountOptions"].as_array().unwrap().contains(&"rbind".into()));
+        let actions = features["linux"]["seccomp"]["actions"].as_array().unwrap();
+        assert!(["ALLOW", "NOTIFY"].iter().all(|name| actions.contains(&format!("SCMP_ACT_{name}").into())));
+    });
+}
+
+#[test]
+fn features_tell_what_this_kernel_offers_apart_from_what_is_built_in() {
+    privileged(|host| {
+        if !host.needs_coracle("annotations for the kernel") {
+            return;
+        }
+        let features = host.call(&["features"]).succeeds().json();
+        let kernel = |name: &str| {
+            let value = &features["annotations"][format!("io.coracle.kernel.{name}")];
+            value.as_str().unwrap_or_else(|| panic!("{name}: {value}")).to_owned()
+        };
+        assert_eq!(kernel("release"), fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
+        let namespaces = kernel("namespaces");
+        assert!(["mnt", "pid", "net", "user"].iter().all(|kind| namespaces.split(',').any(|n| n == *kind)));
+        let expected: &[&str] = if cgroup::is_unified() { &["v2"] } else { &["v1", "hybrid"] };
+        assert!(expected.contains(&kernel("cgroup").as_str()));
+        kernel("landlock").parse::<u32>().unwrap();
+        // What is built in does not depend on the kernel; what of it the kernel takes is a part of that.
+        let flags = |key: &str| features["linux"]["seccomp"][key].as_array().unwrap().clone();
+        assert_eq!(flags("knownFlags").len(), 4);
+        assert!(flags("supportedFlags").iter().all(|flag| flags("knownFlags").contains(flag)));
+        assert_eq!(features["linux"]["intelRdt"]["enabled"], true);
+        assert_eq!(kernel("intelRdt"), Path::new("/sys/fs/resctrl/schemata").exists().to_string());
     });
 }
 

@@ -1,7 +1,9 @@
 //! System call filters.
 
+use std::path::Path;
+
 use coracle_fixtures::spec::docker_like_seccomp;
-use coracle_tests::{Spec, privileged};
+use coracle_tests::{Bundle, Host, Spec, command, privileged};
 use serde_json::{Value, json};
 
 fn mkdir(action: &str, number: Option<u32>) -> Value {
@@ -31,7 +33,7 @@ fn a_refused_call_gets_the_number_of_the_rule() {
 #[test]
 fn a_call_that_kills_ends_the_process_by_sigsys() {
     privileged(|host| {
-        for action in ["SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP"] {
+        for action in ["SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP"] {
             let spec = allowing_but(&mkdir(action, None)).script("mkdir /tmp/new; echo $?");
             let run = host.bundle(spec).run().exits(0);
             assert_eq!(run.text(), "159", "{action}");
@@ -125,5 +127,140 @@ fn an_unknown_action_is_named() {
         host.bundle(Spec::new().seccomp("SCMP_ACT_NONSENSE", &json!([])))
             .run()
             .fails_with(&["SCMP_ACT_NONSENSE"]);
+    });
+}
+
+#[test]
+fn a_call_that_is_only_logged_is_made_and_one_for_a_tracer_that_is_not_there_is_not() {
+    privileged(|host| {
+        let run = |action| host.bundle(allowing_but(&mkdir(action, None)).args(["mkdir", "/tmp/new"])).run();
+        run("SCMP_ACT_LOG").succeeds();
+        run("SCMP_ACT_ALLOW").succeeds();
+        assert!(run("SCMP_ACT_TRACE").exits(1).stderr.contains("Function not implemented"));
+    });
+}
+
+#[test]
+fn flags_do_not_keep_the_filter_from_being_loaded() {
+    privileged(|host| {
+        let flags = json!(["TSYNC", "LOG", "SPEC_ALLOW"].map(|flag| format!("SECCOMP_FILTER_FLAG_{flag}")));
+        for no_new_privileges in [true, false] {
+            let spec =
+                allowing_but(&mkdir("SCMP_ACT_ERRNO", Some(28))).set("/linux/seccomp/flags", flags.clone());
+            let spec = spec.set("/process/noNewPrivileges", no_new_privileges).args(["mkdir", "/tmp/new"]);
+            assert!(host.bundle(spec).run().exits(1).stderr.contains("No space left"));
+        }
+    });
+}
+
+/// A bundle that makes the system call `number` by `way` into the kernel (see `fixtures/calls.c`) under `profile`, and
+/// exits with its error number.
+fn calling<'h>(host: &'h Host, way: &str, number: &str, profile: &Value) -> Bundle<'h> {
+    let bundle =
+        host.bundle(Spec::new().set("/linux/seccomp", profile.clone()).args(["/calls", way, number]));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/calls.c");
+    let program = bundle.rootfs().join("calls");
+    command::tool(
+        "gcc",
+        &["-O2".as_ref(), "-static".as_ref(), "-o".as_ref(), program.as_os_str(), source.as_os_str()],
+    );
+    bundle
+}
+
+/// Whether this machine has the ways into the kernel that `fixtures/calls.c` knows.
+fn has_i386(host: &Host) -> bool {
+    let all = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    let has = cfg!(target_arch = "x86_64")
+        && host.needs_program("gcc")
+        && calling(host, "i386", "64", &json!({"defaultAction": "SCMP_ACT_LOG", "architectures": ALL}))
+            .run()
+            .code
+            == 0
+        && calling(host, "x86_64", "110", &all).run().code == 0;
+    if !has {
+        host.skip("this kernel runs no i386 programs");
+    }
+    has
+}
+
+const ALL: [&str; 3] = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"];
+
+/// getppid(2) by each way.
+const GETPPID: [(&str, &str); 3] = [("x86_64", "110"), ("i386", "64"), ("x32", "110")];
+
+#[test]
+fn each_architecture_is_filtered_by_its_own_numbers() {
+    privileged(|host| {
+        if !has_i386(host) {
+            return;
+        }
+        let rules = json!([{"names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77}]);
+        let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ALL, "syscalls": rules});
+        for (way, number) in GETPPID {
+            calling(host, way, number, &profile).run().exits(77);
+        }
+        // x86-64's number of getppid(2) is another call's on i386.
+        assert_ne!(calling(host, "i386", "110", &profile).run().code, 77);
+    });
+}
+
+#[test]
+fn a_call_by_an_architecture_that_is_not_named_kills() {
+    privileged(|host| {
+        if !has_i386(host) {
+            return;
+        }
+        let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"]});
+        calling(host, "x86_64", "110", &profile).run().exits(0);
+        calling(host, "i386", "64", &profile).run().exits(159);
+        calling(host, "x32", "110", &profile).run().exits(159);
+    });
+}
+
+#[test]
+fn a_call_newer_than_the_profile_is_not_implemented() {
+    privileged(|host| {
+        if !has_i386(host) {
+            return;
+        }
+        // All that the program and the runtime need, the last of them execveat, number 322.
+        let names = [
+            "execve",
+            "execveat",
+            "exit_group",
+            "brk",
+            "arch_prctl",
+            "set_tid_address",
+            "set_robust_list",
+            "rseq",
+            "prlimit64",
+            "readlinkat",
+            "getrandom",
+            "mprotect",
+            "mmap",
+            "munmap",
+            "fstat",
+            "newfstatat",
+            "readlink",
+            "capset",
+            "capget",
+            "close",
+            "sendmsg",
+            "write",
+            "prctl",
+        ];
+        let rule = json!([{"names": names, "action": "SCMP_ACT_ALLOW"}]);
+        let profile = |more: Value| {
+            let mut profile =
+                json!({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ALL, "syscalls": rule});
+            profile.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            profile
+        };
+        let number = |profile: &Value, number: &str| calling(host, "x86_64", number, profile).run().code;
+        // rseq, 334, is the newest that is named; getppid is older, and clone3 and openat2 are newer.
+        assert_eq!(number(&profile(json!({})), "110"), 1);
+        assert_eq!((number(&profile(json!({})), "435"), number(&profile(json!({})), "437")), (38, 38));
+        assert_eq!(number(&profile(json!({"defaultErrnoRet": 13})), "110"), 13);
+        assert_eq!(number(&profile(json!({"defaultErrnoRet": 13})), "437"), 38);
     });
 }

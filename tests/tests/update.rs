@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use coracle_tests::{Container, Spec, cgroup, privileged};
+use coracle_tests::{Container, Spec, cgroup, command, privileged};
 use serde_json::{Value, json};
 
 const MIB: i64 = 1 << 20;
@@ -165,9 +165,49 @@ fn what_is_no_limit_is_named() {
             let script = format!("echo '{{\"pids\": 7}}' | $RUNTIME update -r - {}", container.id());
             host.shell(&script).fails_with(&["updating", "/linux/resources/pids: invalid type"]);
             host.shell(&format!("echo '[' | $RUNTIME update -r - {}", container.id()))
-                .fails_with(&["/linux/resources", "EOF while parsing"]);
-            update(&container, &["--l3-cache-schema", "L3:0=f"]).fails_with(&["intelRdt"]);
+                .fails_with(&["/linux/resources", "expected an object"]);
+            update(&container, &["--l3-cache-schema", "all"])
+                .fails_with(&["/linux/intelRdt/l3CacheSchema", "\"all\" is no line of a schemata file"]);
+            update(&container, &["--pids-limit", "9", "--mem-bw-schema", "MB:0=50"])
+                .fails_with(&["/linux/intelRdt", "Intel RDT is not supported or enabled"]);
+            assert_eq!(pids(&container), "20", "what was written before is put back");
         }
+        container.remove();
+    });
+}
+
+/// A container that holds on to 20 MiB.
+fn using_memory() -> Spec {
+    limited().script("dd if=/dev/zero of=/dev/shm/file bs=1M count=20 2>/dev/null; echo full; sleep 1000")
+}
+
+#[test]
+fn a_limit_below_the_use_is_refused_where_that_is_asked_for() {
+    privileged(|host| {
+        let container = host.bundle(using_memory()).start();
+        command::eventually("the memory is in use", || container.output().contains("full"));
+        let file = host.directory().join("resources.json");
+        let limits = json!({"memory": {"limit": 8 * MIB, "swap": 8 * MIB, "checkBeforeUpdate": true}, "pids": {"limit": 9}});
+        fs::write(&file, limits.to_string()).unwrap();
+        update(&container, &["--resources", file.to_str().unwrap()]).fails_with(&[
+            "/linux/resources/memory/limit",
+            "8388608 bytes are less than the",
+            "in use",
+        ]);
+        assert_eq!((memory(&container), pids(&container)), ((64 * MIB).to_string(), "20".to_owned()));
+        container.remove();
+    });
+}
+
+#[test]
+fn a_container_that_wants_new_limits_checked_has_those_of_options_checked() {
+    privileged(|host| {
+        let spec = using_memory().set("/linux/resources/memory/checkBeforeUpdate", true);
+        let container = host.bundle(spec).start();
+        command::eventually("the memory is in use", || container.output().contains("full"));
+        update(&container, &["--memory", "8m"]).fails_with(&["/linux/resources/memory/limit", "in use"]);
+        update(&container, &["--memory", "48m"]).succeeds();
+        assert_eq!(memory(&container), (48 * MIB).to_string());
         container.remove();
     });
 }

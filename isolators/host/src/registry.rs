@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use coracle_isolator::{
-    Adjustment, CapabilitySets, Config, Error, Handles, Isolator, Limitation, Result, SeccompProgram, States,
-    Status, Usage,
+    Adjustment, CapabilitySets, Config, Error, Handles, Isolator, Landlock, Limitation, Result,
+    SeccompProgram, States, Status, Usage,
 };
 use coracle_isolator_abi::Verb;
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Spec};
 
 use crate::about::About;
 use crate::config::Settings;
@@ -34,6 +34,8 @@ pub struct Adjusted {
     pub capabilities: CapabilitySets,
     /// The system call filter of the process.
     pub seccomp: Option<SeccompProgram>,
+    /// The rules of Landlock for the process.
+    pub landlock: Option<Landlock>,
     /// What could not be done and did not stop the plan, each with its isolator's name.
     pub warnings: Vec<String>,
 }
@@ -195,6 +197,14 @@ impl Registry {
         self.each("update", |isolator| isolator.update(container, resources))
     }
 
+    /// Gives each isolator the new values of `linux.intelRdt`.
+    ///
+    /// # Errors
+    /// Where one fails; then all is as it was.
+    pub fn update_intel_rdt(&self, container: &Handles<'_>, rdt: &LinuxIntelRdt) -> Result<()> {
+        self.each("update", |isolator| isolator.update_intel_rdt(container, rdt))
+    }
+
     /// What the container uses, as one document.
     ///
     /// # Errors
@@ -344,6 +354,7 @@ impl Adjusted {
             spec: config.spec.clone(),
             capabilities: CapabilitySets::default(),
             seccomp: None,
+            landlock: None,
             warnings: Vec::new(),
         }
     }
@@ -351,6 +362,7 @@ impl Adjusted {
     fn apply(&mut self, isolator: &str, mut adjustment: Adjustment) {
         self.capabilities = adjustment.process.capabilities.take().unwrap_or(self.capabilities);
         self.seccomp = adjustment.linux.seccomp.take().or_else(|| self.seccomp.take());
+        self.landlock = adjustment.linux.landlock.take().or_else(|| self.landlock.take());
         if let Some(process) = self.spec.process_mut() {
             apply::process(process, adjustment.process);
         }

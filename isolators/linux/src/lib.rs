@@ -1,4 +1,5 @@
-//! The built-in isolators for what a process may do: capabilities, labels, system calls, resource limits.
+//! The built-in isolators for what a process may do: capabilities, labels, system calls, files, resource
+//! limits.
 //!
 //! All but `linux/rdt`, `linux/net-devices` and `network/interfaces` shape the plan of each process that is started in the
 //! container and do nothing on the host.
@@ -7,6 +8,7 @@
 
 pub mod capabilities;
 pub mod interfaces;
+pub mod landlock;
 pub mod lsm;
 pub mod net_devices;
 pub mod rdt;
@@ -19,6 +21,7 @@ use coracle_isolator::Isolator;
 pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
     vec![
         Box::new(capabilities::Capabilities),
+        Box::new(landlock::Landlock),
         Box::new(lsm::Lsm),
         Box::new(net_devices::NetDevices),
         Box::new(rdt::Rdt::default()),

@@ -1,6 +1,7 @@
 //! What an isolator wants changed in a container's plan.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use oci_spec::runtime::{Mount, PosixRlimit};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,25 @@ pub struct LinuxAdjustment {
     pub sysctl: BTreeMap<String, String>,
     /// The system call filter, compiled.
     pub seccomp: Option<SeccompProgram>,
+    /// What the process may no longer do to files, ports and other processes.
+    pub landlock: Option<Landlock>,
+}
+
+/// Rules of Landlock (landlock(7)), in the kernel's bits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Landlock {
+    /// The accesses to files that are forbidden but where a path allows them (`LANDLOCK_ACCESS_FS_*`).
+    pub handled_fs: u64,
+    /// The accesses to TCP ports that are forbidden but where a port allows them (`LANDLOCK_ACCESS_NET_*`).
+    pub handled_net: u64,
+    /// What may not reach beyond the process and its descendants (`LANDLOCK_SCOPE_*`).
+    pub scoped: u64,
+    /// Paths in the container, and the accesses to them and all below them that are allowed.
+    pub paths: Vec<(PathBuf, u64)>,
+    /// Ports, and the accesses to them that are allowed.
+    pub ports: Vec<(u16, u64)>,
 }
 
 /// Five sets of capabilities, each a mask in which bit `n` is the capability with the number `n`
@@ -89,6 +109,7 @@ impl Adjustment {
     pub fn fields(&self) -> Vec<String> {
         let mut fields = self.process_fields();
         fields.extend(self.linux.seccomp.as_ref().map(|_| "/linux/seccomp".to_owned()));
+        fields.extend(self.linux.landlock.as_ref().map(|_| "/linux/landlock".to_owned()));
         fields.extend(self.container_fields());
         fields
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Spec};
 use serde_json::{Map, Value};
 
 use crate::{Adjustment, Config, Error, Handles, Kind, Limitation, Result, States, Status, Usage};
@@ -77,7 +77,8 @@ pub trait Isolator {
     }
 
     /// Called for each process before it is started in the container: the first one, after `prepare`, and each
-    /// `exec` later. May set the fields of `process` and `linux.seccomp` alone. Without side effects.
+    /// `exec` later. May set the fields of `process`, `linux.seccomp` and `linux.landlock` alone. Without side
+    /// effects.
     ///
     /// # Errors
     /// As `prepare`.
@@ -145,6 +146,16 @@ pub trait Isolator {
     /// Where the kernel refuses. The runtime writes back what the control group's files held before.
     fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {
         let _ = (container, resources);
+        Ok(())
+    }
+
+    /// Called any number of times while the container is alive: new values of `linux.intelRdt`, in which an absent field
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; then the isolator has put back what it changed.
+    fn update_intel_rdt(&self, container: &Handles<'_>, rdt: &LinuxIntelRdt) -> Result<()> {
+        let _ = (container, rdt);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ pub mod export;
 mod schemas;
 
 pub use adjustment::{
-    Adjustment, CapabilitySets, LinuxAdjustment, ProcessAdjustment, SeccompProgram, pointer,
+    Adjustment, CapabilitySets, Landlock, LinuxAdjustment, ProcessAdjustment, SeccompProgram, pointer,
 };
 pub use cgroup::{Cgroup, Handles};
 pub use config::{CgroupVersion, Config, ConfigDocument, Kind, State, States};

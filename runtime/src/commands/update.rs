@@ -3,8 +3,8 @@
 use coracle_isolator::{Cgroup, Handles};
 use coracle_isolator_host::Registry;
 use coracle_sys::file::{self, Resolve};
-use oci_spec::runtime::{LinuxResources, Spec};
-use serde_json::{Map, Value};
+use oci_spec::runtime::{Linux, LinuxResources, Spec};
+use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
@@ -20,16 +20,18 @@ use crate::state::{LONGEST, Record, State, Status};
 pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
     let id = &options.id;
     let attempt = || -> Result<()> {
-        let asked = asked(options)?;
-        let resources =
-            spec::parse_resources(asked.to_string().as_bytes()).context(|| "reading the options")?;
+        let mut asked = asked(options)?;
         let state = State::open(&global.root, id)?;
         let record =
             state.record()?.filter(|record| record.status() != Status::Stopped).ok_or_else(not_running)?;
         let text = state.config()?;
         let spec = spec::parse(&text)?;
-        apply(&isolators::all(global)?, &record, &spec, &resources)?;
-        record.cgroup.as_ref().map_or(Ok(()), |place| place.tell(&resources))?;
+        keep_checking(&mut asked["resources"], &spec);
+        let new = spec::parse_linux(asked.to_string().as_bytes()).context(|| "reading the options")?;
+        apply(&isolators::all(global)?, &record, &spec, &new)?;
+        if let (Some(place), Some(resources)) = (&record.cgroup, new.resources()) {
+            place.tell(resources)?;
+        }
         state.keep_config(merged(&text, asked)?.to_string().as_bytes())
     };
     attempt().context(|| format!("updating container {id:?}"))?;
@@ -40,12 +42,8 @@ fn not_running() -> Error {
     Error::new(Code::IllegalState, "container not running")
 }
 
-/// The limits of the file, with those of the options over them.
+/// What is to change in the `linux` of the configuration: the limits of the file, with those of the options over them.
 fn asked(options: &cli::Update) -> Result<Value> {
-    if !options.rdt.is_null() {
-        return Err(Error::new(Code::Unsupported, "/linux/intelRdt can't be changed while a container runs")
-            .hint("leave --l3-cache-schema and --mem-bw-schema away"));
-    }
     let mut asked = match &options.file {
         None => Value::Object(Map::new()),
         Some(path) => {
@@ -61,14 +59,26 @@ fn asked(options: &cli::Update) -> Result<Value> {
     if asked["devices"].as_array().is_some_and(Vec::is_empty) {
         asked["devices"] = Value::Null;
     }
-    Ok(asked)
+    Ok(json!({"resources": asked, "intelRdt": options.rdt}))
 }
 
-fn apply(isolators: &Registry, record: &Record, spec: &Spec, resources: &LinuxResources) -> Result<()> {
+/// A container whose configuration wants limits to be checked against what is in use wants new ones checked, too.
+fn keep_checking(resources: &mut Value, spec: &Spec) {
+    let own = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()?.memory().as_ref());
+    let checks = own.and_then(|memory| memory.check_before_update()) == Some(true);
+    if checks && resources["memory"].is_object() && resources["memory"]["checkBeforeUpdate"].is_null() {
+        resources["memory"]["checkBeforeUpdate"] = true.into();
+    }
+}
+
+fn apply(isolators: &Registry, record: &Record, spec: &Spec, new: &Linux) -> Result<()> {
+    let resources = &new.resources().clone().unwrap_or_default();
     let place = record.cgroup.as_ref().ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
     let cgroup = place.open()?.into_handles().remembering();
     let handles = Handles { id: &record.id, pidfd: None, cgroup: &cgroup, spec };
-    isolators.update(&handles, resources).map_err(|failure| {
+    let shares =
+        |()| new.intel_rdt().as_ref().map_or(Ok(()), |rdt| isolators.update_intel_rdt(&handles, rdt));
+    isolators.update(&handles, resources).and_then(shares).map_err(|failure| {
         let failure = Error::from(failure);
         match put_back(isolators, &cgroup, &handles, resources) {
             Ok(()) => failure,
@@ -96,11 +106,11 @@ fn put_back(
     files.and(isolators.update(handles, &devices).map_err(Error::from))
 }
 
-/// The configuration `text` with the limits `new`.
+/// The configuration `text` with what is new in its `linux`.
 fn merged(text: &[u8], new: Value) -> Result<Value> {
     let mut config: Value = serde_json::from_slice(text)
         .map_err(|e| Error::new(Code::System, format!("the kept configuration is malformed: {e}")))?;
-    merge(&mut config["linux"]["resources"], new);
+    merge(&mut config["linux"], new);
     Ok(config)
 }
 
@@ -118,8 +128,6 @@ fn merge(old: &mut Value, new: Value) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -127,7 +135,7 @@ mod tests {
         let config = json!({"ociVersion": "1.3.0", "linux": {"resources": {
             "memory": {"limit": 1, "swap": 2}, "pids": {"limit": 3},
         }}});
-        let new = json!({"memory": {"limit": 9, "swap": null}, "cpu": {"shares": 5}});
+        let new = json!({"resources": {"memory": {"limit": 9, "swap": null}, "cpu": {"shares": 5}}});
         let merged = merged(config.to_string().as_bytes(), new).unwrap();
         let wanted = json!({"memory": {"limit": 9, "swap": 2}, "pids": {"limit": 3}, "cpu": {"shares": 5}});
         assert_eq!(merged["linux"]["resources"], wanted);
@@ -136,7 +144,8 @@ mod tests {
 
     #[test]
     fn a_configuration_without_limits_gets_them() {
-        let merged = merged(br#"{"ociVersion": "1.3.0"}"#, json!({"pids": {"limit": 3}})).unwrap();
+        let merged =
+            merged(br#"{"ociVersion": "1.3.0"}"#, json!({"resources": {"pids": {"limit": 3}}})).unwrap();
         assert_eq!(merged["linux"]["resources"]["pids"]["limit"], 3);
     }
 
@@ -147,6 +156,7 @@ mod tests {
         std::io::Write::write_all(&mut file.as_file(), text.as_bytes()).unwrap();
         let limits = json!({"memory": {"limit": 9}});
         let options = cli::Update { file: Some(file.path().to_owned()), limits, ..cli::Update::default() };
-        assert_eq!(asked(&options).unwrap(), json!({"devices": null, "memory": {"limit": 9, "swap": 2}}));
+        let wanted = json!({"devices": null, "memory": {"limit": 9, "swap": 2}});
+        assert_eq!(asked(&options).unwrap()["resources"], wanted);
     }
 }

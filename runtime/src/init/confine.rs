@@ -2,24 +2,27 @@
 
 use coracle_isolator::SeccompProgram;
 use coracle_sys::identity::{self, Capabilities};
+use coracle_sys::landlock::Ruleset;
 use coracle_sys::{Errno, seccomp};
 
+use super::landlock;
 use crate::error::{Context, Error, Result};
 use crate::handshake::Executing;
 use crate::stages::plan::process::ProcessPlan;
 
-/// Without `no_new_privs` the kernel takes a filter from a thread with this one only.
+/// Without `no_new_privs` the kernel takes a filter, and rules of Landlock, from a thread with this one only.
 const SYS_ADMIN: u64 = 1 << 21;
 const SETGID: u64 = 1 << 6;
 
-/// Sets limits, user, groups, capabilities and system call filter. The filter comes as late as it can: what follows
-/// it, it must allow.
-pub(super) fn confine(plan: &ProcessPlan, word: &Executing) -> Result<()> {
+/// Sets limits, user, groups, capabilities, rules of Landlock and system call filter. The filter comes as late as it
+/// can: what follows it, it must allow.
+pub(super) fn confine(plan: &ProcessPlan, landlock: Option<&Ruleset>, word: &Executing) -> Result<()> {
     for (name, soft, hard) in &plan.rlimits {
         identity::set_limit(name, *soft, *hard).context(|| format!("setting /process/rlimits {name}"))?;
     }
     let sets = plan.capabilities;
-    let lent = if plan.seccomp.is_some() && !plan.no_new_privileges { SYS_ADMIN } else { 0 };
+    let needs_leave = plan.seccomp.is_some() || landlock.is_some();
+    let lent = if needs_leave && !plan.no_new_privileges { SYS_ADMIN } else { 0 };
     let with_lent =
         Capabilities { effective: sets.effective | lent, permitted: sets.permitted | lent, ..sets };
     identity::limit_bounding(sets.bounding)?;
@@ -29,6 +32,9 @@ pub(super) fn confine(plan: &ProcessPlan, word: &Executing) -> Result<()> {
     identity::set_umask(plan.umask);
     if plan.no_new_privileges {
         identity::no_new_privileges()?;
+    }
+    if let Some(rules) = landlock {
+        rules.restrict_self().context(|| landlock::FIELD)?;
     }
     if let Some(filter) = &plan.seccomp {
         load(filter, word).context(|| "loading /linux/seccomp")?;

@@ -13,6 +13,7 @@ mod rootfs;
 mod console;
 mod scheduling;
 mod labels;
+mod landlock;
 mod program;
 mod confine;
 
@@ -21,6 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::landlock::Ruleset;
 use coracle_sys::{identity, namespace, net, process};
 
 use crate::cgroup::Place;
@@ -140,6 +142,8 @@ struct Prepared {
     program: CString,
     /// The container's state, for the hooks that run just before the program.
     state: serde_json::Value,
+    /// The rules of Landlock, their paths opened.
+    landlock: Option<Ruleset>,
 }
 
 /// Builds the inside, up to where only the word is missing.
@@ -162,11 +166,12 @@ fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels) -> Result<Prepared>
     }
     program::change_dir(cwd)?;
     let program = program::find(&launch.process)?;
+    let landlock = landlock::open(&launch.process)?;
     scheduling::settle(&launch.process.scheduling)?;
     labels.label_program(&launch.process)?;
     process::die_with_parent(false)?;
     state["status"] = "created".into();
-    Ok(Prepared { program, state })
+    Ok(Prepared { program, state, landlock })
 }
 
 fn build_inside(
@@ -257,7 +262,7 @@ fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared, word: &E
         process::keep_on_exec(fd).context(|| "keeping the descriptors of --preserve-fds")?;
     }
     let (args, env) = (program::strings(&launch.process.args)?, program::environment(&launch.process)?);
-    confine::confine(&launch.process, word)?;
+    confine::confine(&launch.process, ready.landlock.as_ref(), word)?;
     if let Some(inside) = &launch.inside {
         // Programs of the image, so they get no more rights than the user's.
         hooks::run("startContainer", &inside.start_hooks, &ready.state, Path::new("/"))?;

@@ -1,10 +1,10 @@
-//! Landlock: what a thread and its descendants may reach, given up for good (landlock(7), Linux 5.13).
+//! Rules of Landlock (landlock(7), Linux 5.13): what a process and its descendants may no longer do.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Result, check, check_fd, show};
 
-/// Rights on files, linux/landlock.h.
+/// Rights to files (`LANDLOCK_ACCESS_FS_*`) of linux/landlock.h.
 pub mod access {
     /// To execute a file.
     pub const EXECUTE: u64 = 1;
@@ -14,98 +14,123 @@ pub mod access {
     pub const READ_FILE: u64 = 1 << 2;
     /// To list a directory.
     pub const READ_DIR: u64 = 1 << 3;
-    /// To truncate a file (Linux 6.2).
-    pub const TRUNCATE: u64 = 1 << 14;
-    /// All that the first version knows.
+    /// All that the first ABI knows.
     pub const FIRST: u64 = (1 << 13) - 1;
-    /// To link and rename between directories (Linux 5.19).
+    /// To link and rename between directories (Linux 5.19, ABI 2).
     pub const REFER: u64 = 1 << 13;
+    /// To truncate a file (Linux 6.2, ABI 3).
+    pub const TRUNCATE: u64 = 1 << 14;
+    /// To make ioctl(2) calls on a device (Linux 6.10, ABI 5).
+    pub const IOCTL_DEV: u64 = 1 << 15;
+    /// All that a file which is no directory has.
+    pub const OF_FILES: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV;
 }
 
-/// No signals to processes that are not under the same rules (Linux 6.12).
+/// No signals to processes that are not under the same rules (Linux 6.12, ABI 6).
 pub const SCOPE_SIGNAL: u64 = 1 << 1;
 
-/// The first fields of `struct landlock_ruleset_attr`.
+/// The newest set of rights that the kernel knows, as it counts them (`LANDLOCK_CREATE_RULESET_VERSION`).
+///
+/// # Errors
+/// `ENOSYS` where the kernel has no Landlock, `EOPNOTSUPP` where it was started without.
+pub fn abi() -> Result<u32> {
+    const VERSION: u32 = 1;
+    let nothing = std::ptr::null::<RulesetAttr>();
+    // SAFETY: with this flag the kernel reads no attributes and takes none but a null pointer of size 0.
+    let ret = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, VERSION) };
+    check(ret, || "landlock_create_ruleset(NULL, 0, VERSION)".to_owned()).map(|abi| abi as u32)
+}
+
+/// `struct landlock_ruleset_attr` of linux/landlock.h, as of ABI 6.
 #[repr(C)]
-struct Attributes {
+struct RulesetAttr {
     handled_access_fs: u64,
     handled_access_net: u64,
     scoped: u64,
 }
 
+/// `struct landlock_path_beneath_attr`, which has no padding.
 #[repr(C, packed)]
-struct Beneath {
+struct PathBeneathAttr {
     allowed_access: u64,
     parent_fd: i32,
 }
 
-/// Rules that are being made.
+/// `struct landlock_net_port_attr`.
+#[repr(C)]
+struct NetPortAttr {
+    allowed_access: u64,
+    port: u64,
+}
+
+const RULE_PATH_BENEATH: u32 = 1;
+const RULE_NET_PORT: u32 = 2;
+
+/// Rules that are not in force yet.
 #[derive(Debug)]
-pub struct Rules {
-    fd: OwnedFd,
-    handled: u64,
-}
+pub struct Ruleset(OwnedFd);
 
-/// The version of Landlock that the kernel offers; 0 where it offers none.
-pub fn version() -> i64 {
-    const VERSION: u32 = 1;
-    // SAFETY: asked for its version, the call takes no attributes.
-    let version = unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<Attributes>(), 0_usize, VERSION)
-    };
-    version.max(0)
-}
-
-impl Rules {
-    /// Rules under which nothing is allowed of what Landlock of `version` can forbid on files, and no signal to others
-    /// (landlock_create_ruleset(2)).
+impl Ruleset {
+    /// Rules that forbid the accesses `fs` to files (`LANDLOCK_ACCESS_FS_*`), `net` to ports (`LANDLOCK_ACCESS_NET_*`),
+    /// and `scoped` beyond the processes they hold for (`LANDLOCK_SCOPE_*`).
     ///
     /// # Errors
-    /// `EOPNOTSUPP` where Landlock was turned off at boot.
-    pub fn new(version: i64) -> Result<Self> {
-        let mut handled = access::FIRST;
-        for (since, right) in [(2, access::REFER), (3, access::TRUNCATE)] {
-            handled |= if version >= since { right } else { 0 };
-        }
-        let scoped = if version >= 6 { SCOPE_SIGNAL } else { 0 };
-        let attributes = Attributes { handled_access_fs: handled, handled_access_net: 0, scoped };
-        // An older kernel takes the fields that it knows.
-        let size = if version >= 6 { size_of::<Attributes>() } else { size_of::<u64>() };
-        // SAFETY: the attributes outlive the call, and are at least as long as it is told.
-        let fd = unsafe {
-            libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::from_ref(&attributes), size, 0)
-        };
-        Ok(Self { fd: check_fd(fd, || "landlock_create_ruleset()".to_owned())?, handled })
-    }
-
-    /// Allows `rights`, those of them that these rules are about, on what lies at or below `place`
-    /// (landlock_add_rule(2)).
-    ///
-    /// # Errors
-    /// `EINVAL` where `place` is a file and a right is about directories.
-    pub fn allow(&self, place: BorrowedFd<'_>, rights: u64) -> Result<()> {
-        const PATH_BENEATH: i32 = 1;
-        let rule = Beneath { allowed_access: rights & self.handled, parent_fd: place.as_raw_fd() };
-        // SAFETY: the rule outlives the call.
+    /// `EINVAL`, or `E2BIG` for a kind that is newer than the kernel, for what it does not know; `ENOMSG` for nothing
+    /// at all.
+    pub fn new(fs: u64, net: u64, scoped: u64) -> Result<Self> {
+        let attr = RulesetAttr { handled_access_fs: fs, handled_access_net: net, scoped };
+        let attr_ref = std::ptr::from_ref(&attr);
+        // SAFETY: `attr` outlives the call, which reads as many bytes as it has.
         let ret = unsafe {
-            libc::syscall(
-                libc::SYS_landlock_add_rule,
-                self.fd.as_raw_fd(),
-                PATH_BENEATH,
-                std::ptr::from_ref(&rule),
-                0,
-            )
+            libc::syscall(libc::SYS_landlock_create_ruleset, attr_ref, size_of::<RulesetAttr>(), 0_u32)
         };
-        check(ret, || format!("landlock_add_rule({}, {rights:#x})", show(&place))).map(drop)
+        check_fd(ret, || format!("landlock_create_ruleset({{fs={fs:#x}, net={net:#x}, scoped={scoped:#x}}})"))
+            .map(Self)
     }
 
-    /// Puts the calling thread and its descendants under these rules (landlock_restrict_self(2)).
+    /// Allows `access` to the file `parent`, or to all below it.
     ///
     /// # Errors
-    /// `EPERM` without `no_new_privs`.
-    pub fn restrict(&self) -> Result<()> {
+    /// `EINVAL` for an access that the rules do not forbid, or that no such file has.
+    pub fn allow_below(&self, parent: BorrowedFd<'_>, access: u64) -> Result<()> {
+        let attr = PathBeneathAttr { allowed_access: access, parent_fd: parent.as_raw_fd() };
+        self.add(RULE_PATH_BENEATH, std::ptr::from_ref(&attr).cast(), || {
+            format!("landlock_add_rule({}, {{{access:#x}, {}}})", show(&self.0), show(&parent))
+        })
+    }
+
+    /// Allows `access` to the TCP port `port`.
+    ///
+    /// # Errors
+    /// As [`allow_below`](Self::allow_below).
+    pub fn allow_port(&self, port: u16, access: u64) -> Result<()> {
+        let attr = NetPortAttr { allowed_access: access, port: u64::from(port) };
+        self.add(RULE_NET_PORT, std::ptr::from_ref(&attr).cast(), || {
+            format!("landlock_add_rule({}, {{{access:#x}, port {port}}})", show(&self.0))
+        })
+    }
+
+    /// `attr` points to the attributes that a rule of this kind has, and outlives the call.
+    fn add(&self, kind: u32, attr: *const libc::c_void, call: impl FnOnce() -> String) -> Result<()> {
+        // SAFETY: both callers pass a pointer to their own local of the type that belongs to `kind`; the kernel copies it.
+        let ret =
+            unsafe { libc::syscall(libc::SYS_landlock_add_rule, self.0.as_raw_fd(), kind, attr, 0_u32) };
+        check(ret, call).map(drop)
+    }
+
+    /// Puts the rules in force for the calling thread and its descendants, for ever.
+    ///
+    /// # Errors
+    /// `EPERM` where the thread has neither `no_new_privs` nor `CAP_SYS_ADMIN`, `E2BIG` for the seventeenth set.
+    pub fn restrict_self(&self) -> Result<()> {
         // SAFETY: the call takes no pointers.
-        let ret = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.fd.as_fd().as_raw_fd(), 0) };
-        check(ret, || "landlock_restrict_self()".to_owned()).map(drop)
+        let ret = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.0.as_raw_fd(), 0_u32) };
+        check(ret, || format!("landlock_restrict_self({})", show(&self.0.as_fd()))).map(drop)
+    }
+}
+
+impl AsRawFd for Ruleset {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
     }
 }

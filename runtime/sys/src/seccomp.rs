@@ -40,6 +40,14 @@ pub fn load(program: &[u64], flags: u32) -> Result<i64> {
     check(ret, call)
 }
 
+/// Whether the kernel knows the flags `flags` (`SECCOMP_FILTER_FLAG_*`) of a filter. None is loaded.
+pub fn knows_flags(flags: u32) -> bool {
+    let none = std::ptr::null::<libc::sock_fprog>();
+    // SAFETY: the kernel looks at the flags first, and then refuses the null pointer.
+    let ret = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, none) };
+    ret < 0 && Errno::last() == Errno::EFAULT
+}
+
 /// What the thread that is being filtered and the one that is not tell each other, without a system call.
 static LISTENER: AtomicI64 = AtomicI64::new(NOT_LOADED);
 const NOT_LOADED: i64 = -1;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use coracle_isolator::{Adjustment, Config, Errno, Error, Handles, Isolator, Result};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxIntelRdt, Spec};
 use schema::{Asked, ROOT_CLASS};
 
 /// Looks after `linux.intelRdt`. A container without a `closID` gets a class of service of its own, which goes with
@@ -78,6 +78,30 @@ impl Isolator for Rdt {
         enter(class.as_fd(), &own, container)
     }
 
+    fn update_intel_rdt(&self, container: &Handles<'_>, rdt: &LinuxIntelRdt) -> Result<()> {
+        let lines = Asked::new(rdt)?.lines;
+        let root = self.open()?;
+        let Some(asked) = asked(container.spec)? else {
+            return Err(Error::new("the container has no class of service")
+                .at("/linux/intelRdt")
+                .with_hint("create it with one"));
+        };
+        let own = name(container.id);
+        let class = asked.class.as_deref().unwrap_or(&own);
+        if !self.made(&own)?.lines().any(|line| line.strip_prefix("class ") == Some(class)) {
+            return Err(Error::new(format!("class of service {class:?} is not the container's alone"))
+                .at("/linux/intelRdt/closID")
+                .with_hint("change the class itself"));
+        }
+        let class = open_class(root.as_fd(), class)?;
+        let old =
+            file::read(class.as_fd(), "schemata", 64 * 1024, Resolve::BeneathNoLinks).map_err(failed)?;
+        write_schemata(root.as_fd(), class.as_fd(), &lines).inspect_err(|_| {
+            // The kernel takes line by line. What it has just told, it takes back.
+            let _ = file::write_to(class.as_fd(), "schemata", &old, Resolve::BeneathNoLinks);
+        })
+    }
+
     fn cleanup(&self, id: &str) -> Result<()> {
         let (own, record) = (name(id), record_name(&name(id)));
         let records = file::open_dir(&self.records).map_err(failed)?;
@@ -96,6 +120,11 @@ impl Isolator for Rdt {
 }
 
 impl Rdt {
+    /// Whether this kernel shares out cache or bandwidth, and says so where it is looked for.
+    pub fn is_mounted(&self) -> bool {
+        self.open().is_ok()
+    }
+
     /// The root of resctrl, which is verified to be one.
     fn open(&self) -> Result<OwnedFd> {
         let root = file::open_dir(&self.resctrl).ok();
@@ -145,31 +174,42 @@ impl Rdt {
             })
             .map_err(|e| e.at("/linux/intelRdt/closID"))?;
         let class = open_class(root, class)?;
-        if !asked.lines.is_empty() {
-            let text = format!("{}\n", asked.lines.join("\n"));
-            file::write_to(class.as_fd(), "schemata", text.as_bytes(), Resolve::BeneathNoLinks)
-                .map_err(|e| explained(root, failed(e)).at("/linux/intelRdt/schemata"))?;
-        }
+        write_schemata(root, class.as_fd(), &asked.lines)?;
         Ok(class)
+    }
+
+    /// What the record of a container says that was made for it.
+    fn made(&self, own: &str) -> Result<String> {
+        let records = file::open_dir(&self.records).map_err(failed)?;
+        match file::read(records.as_fd(), record_name(own), 64 * 1024, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => Ok(String::new()),
+            made => made.map(|made| String::from_utf8_lossy(&made).into_owned()).map_err(failed),
+        }
     }
 
     /// Writes down what is about to be made: a class, or with `monitor` a monitoring group in one. Says whether it
     /// stood there before.
     fn record(&self, own: &str, class: &str, monitor: bool) -> Result<bool> {
         let records = file::open_dir(&self.records).map_err(failed)?;
-        let name = record_name(own);
-        let mut made = match file::read(records.as_fd(), &name, 64 * 1024, Resolve::BeneathNoLinks) {
-            Err(e) if e.errno() == Errno::ENOENT => Vec::new(),
-            other => other.map_err(failed)?,
-        };
+        let mut made = self.made(own)?;
         let line = format!("{} {class}\n", if monitor { "monitor" } else { "class" });
-        if String::from_utf8_lossy(&made).split_inclusive('\n').any(|old| old == line) {
+        if made.split_inclusive('\n').any(|old| old == line) {
             return Ok(true);
         }
-        made.extend(line.bytes());
-        file::replace(records.as_fd(), &name, &made, 0o600).map_err(failed)?;
+        made.push_str(&line);
+        file::replace(records.as_fd(), &record_name(own), made.as_bytes(), 0o600).map_err(failed)?;
         Ok(false)
     }
+}
+
+/// Writes lines of a class's `schemata`, if there are any.
+fn write_schemata(root: BorrowedFd<'_>, class: BorrowedFd<'_>, lines: &[String]) -> Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let text = format!("{}\n", lines.join("\n"));
+    file::write_to(class, "schemata", text.as_bytes(), Resolve::BeneathNoLinks)
+        .map_err(|e| explained(root, failed(e)).at("/linux/intelRdt/schemata"))
 }
 
 fn asked(spec: &Spec) -> Result<Option<Asked>> {

@@ -69,6 +69,12 @@ impl Machine {
         Self::with_handles(rdt, |handles| self.rdt.isolate(handles))
     }
 
+    /// Updates the container of `rdt`.
+    fn update(&self, rdt: Value, new: Value) -> Result<()> {
+        let new: LinuxIntelRdt = serde_json::from_value(new).unwrap();
+        Self::with_handles(rdt, |handles| self.rdt.update_intel_rdt(handles, &new))
+    }
+
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
     }
@@ -101,6 +107,35 @@ fn a_container_without_a_named_class_gets_one_that_goes_with_it() {
     assert!(!machine.path("web").exists());
     assert_eq!(machine.record(), None);
     machine.rdt.cleanup("web").unwrap();
+}
+
+#[test]
+fn a_class_that_the_container_made_takes_new_schemata_while_it_runs() {
+    let machine = Machine::new();
+    let rdt = json!({"l3CacheSchema": "L3:0=f"});
+    machine.isolate(rdt.clone()).unwrap_err();
+    machine.lay_out("web");
+    machine.isolate(rdt.clone()).unwrap();
+    machine.update(rdt.clone(), json!({"l3CacheSchema": "L3:0=3", "memBwSchema": "MB:0=50"})).unwrap();
+    assert!(machine.read("web/schemata").starts_with("L3:0=3\nMB:0=50\n"));
+    let error = machine.update(rdt, json!({"l3CacheSchema": "L3"})).unwrap_err().to_string();
+    assert!(error.starts_with("/linux/intelRdt/l3CacheSchema: \"L3\" is no line"), "{error}");
+    assert!(machine.read("web/schemata").starts_with("L3:0=3\n"));
+}
+
+#[test]
+fn a_class_that_others_made_does_not_change_with_a_container() {
+    let machine = Machine::new();
+    machine.lay_out("shared");
+    for (rdt, words) in [
+        (json!({"closID": "shared"}), "\"shared\" is not the container's alone; change the class itself"),
+        (json!({"closID": "/"}), "\"/\" is not the container's alone"),
+        (Value::Null, "the container has no class of service; create it with one"),
+    ] {
+        let error = machine.update(rdt, json!({"l3CacheSchema": "L3:0=3"})).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(machine.read("shared/schemata"), "    L3:0=ff\n");
 }
 
 #[test]

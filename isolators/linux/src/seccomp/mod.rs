@@ -13,7 +13,7 @@ mod program;
 #[cfg(test)]
 mod simulator;
 
-use coracle_isolator::{Adjustment, Config, Isolator, Result, SeccompProgram};
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, SeccompProgram};
 use oci_spec::runtime::LinuxSeccomp;
 
 use profile::Profile;
@@ -45,7 +45,26 @@ impl Isolator for Seccomp {
         let mut adjustment = Adjustment::default();
         let seccomp = config.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         adjustment.linux.seccomp = seccomp.map(compile).transpose()?;
+        adjustment.linux.seccomp.as_ref().map_or(Ok(()), |program| check_flags(program.flags))?;
         Ok(adjustment)
+    }
+}
+
+/// The flags of a filter by name, each with what it is asked of the kernel with.
+pub const FLAGS: [(&str, u32); 4] = [
+    ("SECCOMP_FILTER_FLAG_LOG", 1 << 1),
+    ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", 1 << 2),
+    ("SECCOMP_FILTER_FLAG_TSYNC", 1),
+    // Only a filter with a listener (`NEW_LISTENER`) can have it.
+    ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", 1 << 5 | 1 << 3),
+];
+
+/// A filter would be refused for them when it is loaded, which is too late.
+fn check_flags(flags: u32) -> Result<()> {
+    let lacks = |(_, bits): &&(&str, u32)| flags & bits == *bits && !coracle_sys::seccomp::knows_flags(*bits);
+    match FLAGS.iter().filter(|(_, bits)| flags & bits != 0).find(lacks) {
+        Some((name, _)) => Err(Error::new(format!("this kernel has no {name}")).at("/linux/seccomp/flags")),
+        None => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use coracle_isolator::SeccompProgram;
+use coracle_isolator::{Landlock, SeccompProgram};
 use coracle_isolator_host::Adjusted;
 use coracle_sys::identity::Capabilities;
 use oci_spec::runtime::{Linux, Process};
@@ -52,6 +52,8 @@ pub struct ProcessPlan {
     /// Its system call filter.
     #[serde(skip)]
     pub seccomp: Option<SeccompProgram>,
+    /// What it may no longer do to files, ports and other processes.
+    pub landlock: Option<Landlock>,
 }
 
 /// The umask of a process whose configuration names none: what runc's and crun's users have.
@@ -84,6 +86,7 @@ impl ProcessPlan {
             selinux_label: process.selinux_label().clone().filter(|label| !label.is_empty()),
             capabilities: Capabilities::default(),
             seccomp: None,
+            landlock: None,
         })
     }
 
@@ -103,5 +106,6 @@ impl ProcessPlan {
             ambient: sets.ambient,
         };
         self.seccomp = adjusted.seccomp.take();
+        self.landlock = adjusted.landlock.take();
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
-use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxResources, Mount, Process, Spec};
 use serde::Deserialize;
 
 use crate::error::{Code, Context, Error, Result};
@@ -105,6 +105,14 @@ pub fn parse_mounts(text: &[u8]) -> Result<Vec<Mount>> {
 /// As [`parse`].
 pub fn parse_resources(text: &[u8]) -> Result<LinuxResources> {
     json::read(text, "/linux/resources")
+}
+
+/// What `update` is to change, the `/linux` of a configuration.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_linux(text: &[u8]) -> Result<Linux> {
+    json::read(text, "/linux")
 }
 
 #[cfg(test)]

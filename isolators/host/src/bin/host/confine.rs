@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::identity::{self, Capabilities};
-use coracle_sys::landlock::{self, Rules, access};
+use coracle_sys::landlock::{self, Ruleset, access};
 use coracle_sys::{Errno, Result, seccomp};
 
 /// What the configuration grants.
@@ -33,35 +33,37 @@ pub(crate) fn confine(grants: &Grants) -> Result<()> {
     identity::set_capabilities(&Capabilities { effective: permitted, permitted, ..Capabilities::default() })?;
     identity::no_new_privileges()?;
     if let Some(rules) = rules {
-        rules.restrict()?;
+        rules.restrict_self()?;
     }
     seccomp::load(&filter(grants.programs), 0).map(drop)
 }
 
 /// None where the kernel has no Landlock: what is left is what the plugin's user may do without capabilities.
-fn rules(grants: &Grants) -> Result<Option<Rules>> {
-    let version = landlock::version();
-    if version < 1 {
-        return Ok(None);
+fn rules(grants: &Grants) -> Result<Option<Ruleset>> {
+    let Ok(abi) = landlock::abi() else { return Ok(None) };
+    let mut handled = access::FIRST;
+    for (since, right) in [(2, access::REFER), (3, access::TRUNCATE)] {
+        handled |= if abi >= since { right } else { 0 };
     }
-    let rules = Rules::new(version)?;
-    rules.allow(file::open_dir("/")?.as_fd(), access::EXECUTE | access::READ_FILE | access::READ_DIR)?;
-    allow(&rules, Path::new("/sys/fs/cgroup"), access::WRITE_FILE | access::TRUNCATE)?;
-    allow(&rules, Path::new("/dev/null"), access::WRITE_FILE | access::TRUNCATE)?;
+    let rules = Ruleset::new(handled, 0, if abi >= 6 { landlock::SCOPE_SIGNAL } else { 0 })?;
+    let read = access::EXECUTE | access::READ_FILE | access::READ_DIR;
+    let write = (access::WRITE_FILE | access::TRUNCATE) & handled;
+    for (path, rights) in [("/", read), ("/sys/fs/cgroup", write), ("/dev/null", write)] {
+        allow(&rules, Path::new(path), rights)?;
+    }
     for path in &grants.writable {
-        allow(&rules, path, u64::MAX)?;
+        allow(&rules, path, handled)?;
     }
     Ok(Some(rules))
 }
 
-fn allow(rules: &Rules, path: &Path, rights: u64) -> Result<()> {
+fn allow(rules: &Ruleset, path: &Path, rights: u64) -> Result<()> {
     let place = match file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host) {
         Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
         other => other?,
     };
     let is_dir = file::stat(place.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR;
-    let of_files = access::EXECUTE | access::READ_FILE | access::WRITE_FILE | access::TRUNCATE;
-    rules.allow(place.as_fd(), if is_dir { rights } else { rights & of_files })
+    rules.allow_below(place.as_fd(), if is_dir { rights } else { rights & access::OF_FILES })
 }
 
 #[cfg(target_arch = "x86_64")]
