@@ -111,7 +111,7 @@ fn what_can_not_be_added_or_removed_is_named() {
                 json!([{"destination": "/p", "type": "proc"}]),
                 vec!["/mounts/0 is neither a bind mount"],
             ),
-            ("add", json!({"mount": []}), vec!["mounts.json", "missing field `mounts`"]),
+            ("add", json!({"mount": []}), vec!["mounts.json", "/mounts: it is missing"]),
             ("remove", json!([{"destination": "/"}]), vec!["/mounts/0/destination is the container's root"]),
             (
                 "remove",
