@@ -23,8 +23,7 @@ DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static
 TEST_WANTS := strace:strace newuidmap:uidmap umoci:umoci podman:podman criu:criu script:bsdutils
 VM_NEEDS := $(DEMO_NEEDS) newuidmap:uidmap qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
 	/usr/sbin/depmod:kmod xz:xz-utils strace:strace
-# The rest does not care for the machine, and passes in it too; an emulated processor takes its time.
-PARTS ?= coracle_isolator|cgroups|devices|events|exec|faults|hooks|identity|lifecycle|namespaces|pause|clients|net_devices|process|resources|rootless|security-|update
+VM_CRATES = $(if $(PARTS),--workspace,-p coracle-tests -p coracle-isolator-cgroup)
 # Unpacked for as long as their tests run; nothing is installed, no daemon of the machine is started.
 CLIENTS := containerd docker.io tini buildah catatonit
 BENCH_WANTS := crun:crun runc:runc umoci:umoci perf:linux-perf
@@ -87,15 +86,12 @@ unit-test: ## Run the tests that stand beside the code
 	$(call need,$(DEMO_NEEDS))
 	@cargo test --quiet --no-fail-fast --workspace --exclude coracle-tests
 
-test-vm: build ## Run what depends on cgroups in a virtual machine with a unified tree (root; PARTS=. runs all)
+test-vm: build ## Run what depends on cgroups in virtual machines: a unified tree, one with systemd (root; FLAVOURS, PARTS: docs/testing.md)
 	$(call need,$(VM_NEEDS))
-	@cargo test --quiet --workspace --no-run
+	@cargo test --quiet $(VM_CRATES) --no-run
 	@cargo build --quiet -p coracle-tests --bins
-	@cargo test --workspace --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' >target/test-binaries
-	@grep -E '/($(PARTS))[^/]*$$' target/test-binaries >target/test-binaries-vm
-	@grep -vxFf target/test-binaries-vm target/test-binaries | sed 's|.*/\(.*\)-.*|\1|' | sort -u | \
-		xargs echo "not run in the virtual machine (PARTS=. runs them):"
-	@tests/vm/run $(VM) env PATH="$$PATH" tests/vm/suite target/test-binaries-vm
+	@cargo test $(VM_CRATES) --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' >target/test-binaries
+	@PARTS='$(PARTS)' tests/vm/all target/test-binaries $(FLAVOURS)
 
 test-faults: build ## Refuse and kill the runtime at every system call, one a turn (root; takes a while)
 	$(call need,$(DEMO_NEEDS) strace:strace)

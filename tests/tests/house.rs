@@ -263,3 +263,46 @@ fn each_test_that_the_fields_table_names_exists() {
         }
     }
 }
+
+#[test]
+fn a_stage_names_only_those_before_it() {
+    let stages = repository().join("runtime/src/stages");
+    let list = fs::read_to_string(stages.join("mod.rs")).unwrap();
+    let order: Vec<&str> =
+        list.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    assert!(order.len() > 7, "{order:?}");
+    for (place, stage) in order.iter().enumerate() {
+        let file = stages.join(format!("{stage}.rs"));
+        // In a directory, `super` is the stage itself.
+        let (files, above) = match file.is_file() {
+            true => (vec![file], vec!["super::", "crate::stages::"]),
+            false => (sources(&stages.join(stage)), vec!["crate::stages::"]),
+        };
+        for path in files {
+            let source = fs::read_to_string(&path).unwrap();
+            for (later, from) in order[place + 1..].iter().flat_map(|l| above.iter().map(move |a| (l, a))) {
+                let named = format!("{from}{later}");
+                assert!(!source.contains(&named), "{}: {named}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn each_recipe_of_an_escape_has_a_test() {
+    let files = sources(&repository().join("tests/tests/security"));
+    let all: String = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    for number in 1..=35 {
+        assert!(all.contains(&format!("fn c{number:02}_")), "C-{number:02} has no test");
+    }
+}
+
+#[test]
+fn each_page_is_linked_from_the_readme() {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    for entry in fs::read_dir(repository().join("docs")).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = format!("docs/{}", entry.file_name().unwrap().to_string_lossy());
+        let is_page = entry.extension().is_some_and(|extension| extension == "md");
+        assert!(!is_page || readme.contains(&format!("({name})")), "{name}");
+    }
+}

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use coracle_fixtures::small;
 use coracle_tests::{Host, Outcome, command, privileged};
 
-use crate::{client, has, remove};
+use crate::{client, has, remove, storage, write_containers_conf};
 
 /// buildah on directories of the test.
 struct Buildah<'h> {
@@ -22,14 +22,7 @@ impl Buildah<'_> {
     fn call(&self, verb: &str, args: &[&str]) -> Outcome {
         let mut command = client("buildah");
         command
-            .args([
-                "--root",
-                &self.path("root"),
-                "--runroot",
-                &self.path("runroot"),
-                "--storage-driver",
-                "vfs",
-            ])
+            .args(storage(&self.directory))
             .arg(verb)
             .args(args)
             .env("BUILDAH_ISOLATION", "oci")
@@ -45,13 +38,7 @@ fn with_buildah(host: &Host, test: fn(&Buildah<'_>)) {
     }
     let buildah = Buildah { host, directory: host.directory() };
     small::image().write_layout(&buildah.directory.join("layout"));
-    let limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
-    fs::write(buildah.directory.join("containers.conf"), limits).unwrap();
-    fs::write(
-        buildah.directory.join("policy.json"),
-        "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}",
-    )
-    .unwrap();
+    write_containers_conf(&buildah.directory, "");
     test(&buildah);
     remove(&["/run/lock", "/run/containers", "/var/lib/containers", "/run/libpod"], &[]);
 }

@@ -35,6 +35,22 @@ fn client(program: &str) -> Command {
     command
 }
 
+/// Where podman and buildah keep what is theirs below `directory`.
+fn storage(directory: &Path) -> Vec<String> {
+    let option = |name: &str, value: &Path| [format!("--{name}"), value.to_str().unwrap().to_owned()];
+    let places = [option("root", &directory.join("root")), option("runroot", &directory.join("runroot"))];
+    [&places.concat()[..], &option("storage-driver", Path::new("vfs"))].concat()
+}
+
+/// Writes what podman and buildah read: no limit is raised, as this machine may lack CAP_SYS_RESOURCE; images need no
+/// signature; and `more`.
+fn write_containers_conf(directory: &Path, more: &str) {
+    let limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
+    fs::write(directory.join("containers.conf"), format!("{limits}{more}")).unwrap();
+    fs::write(directory.join("policy.json"), "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}")
+        .unwrap();
+}
+
 /// Whether a program is there, unpacked or installed; records a skipped test if not.
 fn has(host: &Host, program: &str) -> bool {
     let path = client(program).get_program().to_owned();

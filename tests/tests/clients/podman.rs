@@ -7,7 +7,7 @@ use coracle_fixtures::small;
 use coracle_tests::cgroup::hierarchies_of;
 use coracle_tests::{Host, Outcome, command, privileged};
 
-use crate::{client, remove, unpacked};
+use crate::{client, remove, storage, unpacked, write_containers_conf};
 
 const IMAGE: &str = "localhost/coracle/small:latest";
 
@@ -23,14 +23,10 @@ impl<'h> Podman<'h> {
             return None;
         }
         let podman = Self { host, directory: host.directory() };
-        let write = |name: &str, text: &str| fs::write(podman.directory.join(name), text).unwrap();
-        // This machine may lack CAP_SYS_RESOURCE, so no limit may be raised.
-        let limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
         // A pod is held open by a program of a package of its own.
         let helpers = unpacked().join("usr/libexec/podman");
         let engine = format!("[engine]\nevents_logger = \"file\"\nhelper_binaries_dir = [{helpers:?}]\n");
-        write("containers.conf", &format!("{limits}{engine}"));
-        write("policy.json", "{\"default\": [{\"type\": \"insecureAcceptAnything\"}]}");
+        write_containers_conf(&podman.directory, &engine);
         fs::write(podman.directory.join("image.tar"), small::image().docker_archive_old()).unwrap();
         let policy = podman.path("policy.json");
         let archive = podman.path("image.tar");
@@ -45,15 +41,8 @@ impl<'h> Podman<'h> {
     fn call(&self, args: &[&str]) -> Outcome {
         let mut command = client("podman");
         command
-            .args([
-                "--root",
-                &self.path("root"),
-                "--runroot",
-                &self.path("runroot"),
-                "--tmpdir",
-                &self.path("tmp"),
-            ])
-            .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime"])
+            .args(storage(&self.directory))
+            .args(["--tmpdir", &self.path("tmp"), "--cgroup-manager", "cgroupfs", "--runtime"])
             .arg(self.host.runtime())
             .args(args)
             .env("CONTAINERS_CONF", self.path("containers.conf"));
@@ -250,6 +239,31 @@ fn podman_runs_health_checks() {
             podman.call(&["healthcheck", "run", "web"]).succeeds();
             podman.call(&["rm", "--force", "--time", "0", "web"]).succeeds();
         });
+    });
+}
+
+#[test]
+#[ignore = "make test-clients"]
+fn podman_writes_containers_to_files_and_goes_on_with_them() {
+    privileged(|host| {
+        if host.shell("criu check").code != 0 {
+            return host.skip("criu works here");
+        }
+        with_podman(host, |podman| {
+            let count = "i=0; while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.05; done";
+            let script = ["sh", "-c", count];
+            let options = ["run", "--detach", "--name", "web", "--network", "none", IMAGE];
+            podman.call(&[&options[..], &script].concat()).succeeds();
+            let counted = || podman.call(&["exec", "web", "cat", "/tmp/count"]).text().parse().unwrap_or(0);
+            command::eventually("it counts", || counted() > 5);
+            let before: u32 = counted();
+            podman.call(&["container", "checkpoint", "web"]).succeeds();
+            assert_eq!(status(podman), "exited");
+            podman.call(&["container", "restore", "web"]).succeeds();
+            command::eventually("it goes on", || counted() > before);
+            podman.call(&["rm", "--force", "--time", "0", "web"]).succeeds();
+        });
+        let _ = fs::remove_file("/run/criu.kdat");
     });
 }
 

@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use coracle_fixtures::hostile::CANARY;
 use coracle_tests::{Bundle, Host, Spec, privileged};
+use serde_json::json;
+
+use crate::{canary_is_untouched, plant};
 
 /// Calls that act on the last part of a path and never follow it: beside `openat2` they alone may name something
 /// below the root, and only a single name in a directory that `openat2` gave.
@@ -63,7 +67,7 @@ fn fault(call: &Call<'_>, process: &Process, rootfs: &str) -> Option<&'static st
     (!is_safe).then_some("takes a path below the root")
 }
 
-/// A whole life under strace: `create`, `start`, `exec` and `delete`, each with its children.
+/// A whole life under strace: `create`, `start`, `exec` and `delete`, and `run`, each with its children.
 fn trace(host: &Host, bundle: &Bundle<'_>) -> String {
     let streams = host.directory();
     let script = format!(
@@ -71,14 +75,38 @@ fn trace(host: &Host, bundle: &Bundle<'_>) -> String {
          traced() {{ verb=$1; shift
              strace -f -y -qq -s 4096 -e trace={TRACED} -o {}/$verb $RUNTIME $verb \"$@\" </dev/null; }}
          traced create {id} & until $RUNTIME state {id} 2>/dev/null | grep -q created; do sleep 0.02; done
-         traced start {id} && traced exec --cwd /work --user 1000 {id} true && traced delete --force {id} && wait",
+         traced start {id} && traced exec --cwd /work --user 1000 {id} true && traced delete --force {id} && wait && rm rootfs/once &&
+         traced run {id}-again",
         bundle.directory().display(),
         streams.display(),
         id = bundle.id()
     );
     host.shell(&script).succeeds();
     let read = |verb| fs::read_to_string(streams.join(verb)).unwrap();
-    ["create", "start", "exec", "delete"].map(read).concat()
+    ["create", "start", "exec", "delete", "run"].map(read).concat()
+}
+
+/// A bundle that asks for all that is made below a root, most of it through links of the image that lead out.
+fn hostile(host: &Host) -> Bundle<'_> {
+    let source = host.directory();
+    let spec = Spec::new()
+        .user(1000, 1000)
+        .args(["sh", "-c", "[ ! -e /once ] || exec sleep 1000"])
+        .set("/process/cwd", "/work/new")
+        .set("/root/readonly", true)
+        .bind(source.to_str().unwrap(), "/a/b/c", &["ro"])
+        .bind(source.to_str().unwrap(), "/out/new/directory", &["ro"])
+        .bind("/etc/hostname", "/out/new/file", &[])
+        .mount("/out/memory", "tmpfs", "tmpfs", &["tmpcopyup", "ro"])
+        .bind("/etc/hostname", "/etc/name", &[])
+        .push("/linux/devices", json!({"path": "/dev/x/y", "type": "c", "major": 1, "minor": 3}))
+        .push("/linux/maskedPaths", json!("/out/file"))
+        .push("/linux/readonlyPaths", json!("/out/directory"))
+        .set("/linux/rootfsPropagation", "private");
+    let inside = CANARY.trim_start_matches('/');
+    let bundle = host.bundle(spec).with_file(&format!("{inside}/file"), "").with_file("once", "");
+    fs::create_dir(bundle.rootfs().join(inside).join("directory")).unwrap();
+    plant(plant(bundle, "out", &format!("../../../../../..{CANARY}")), "work", CANARY)
 }
 
 #[test]
@@ -87,19 +115,7 @@ fn no_call_of_a_whole_life_takes_a_path_below_the_root_but_openat2_inside_it() {
         if !host.needs_coracle("resolution inside the root throughout") || !host.needs_program("strace") {
             return;
         }
-        let source = host.directory();
-        let spec = Spec::new()
-            .user(1000, 1000)
-            .set("/process/cwd", "/work/new")
-            .set("/root/readonly", true)
-            .bind(source.to_str().unwrap(), "/a/b/c", &["ro"])
-            .bind("/etc/hostname", "/etc/name", &[])
-            .push(
-                "/linux/devices",
-                serde_json::json!({"path": "/dev/x/y", "type": "c", "major": 1, "minor": 3}),
-            )
-            .set("/linux/rootfsPropagation", "private");
-        let bundle = host.bundle(spec.args(["sleep", "1000"]));
+        let bundle = hostile(host);
         let rootfs = bundle.rootfs().to_str().unwrap().to_owned();
         let text = trace(host, &bundle);
         let mut processes: BTreeMap<&str, Process> = BTreeMap::new();
@@ -120,6 +136,7 @@ fn no_call_of_a_whole_life_takes_a_path_below_the_root_but_openat2_inside_it() {
         assert!(faults.is_empty(), "{faults}");
         assert!(resolved > 20, "the trace shows only {resolved} resolutions: {text}");
         let entered = processes.values().filter(|process| process.is_program).count();
-        assert_eq!(entered, 2, "create and exec each make a program: {text}");
+        assert_eq!(entered, 3, "create, exec and run each make a program: {text}");
+        canary_is_untouched();
     });
 }

@@ -11,6 +11,7 @@
     reason = "a program that tells people what it measured"
 )]
 
+mod crowd;
 mod measure;
 mod report;
 mod starts;

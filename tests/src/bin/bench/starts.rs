@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use coracle_tests::command::is_installed;
 
-use crate::Options;
 use crate::measure::{
     alternate, compile, grace_periods, milliseconds, peak_memory, rate, rows, timed, timed_detached,
 };
 use crate::plugins;
 use crate::report::{Report, Row};
 use crate::subject::{Bundle, Subject};
+use crate::{Options, crowd};
 
-const PEER: &str = "crun";
-const WIDTH: usize = 8;
+/// Whom all others are compared with.
+pub(crate) const PEER: &str = "crun";
+/// How many at a time.
+pub(crate) const WIDTH: usize = 8;
 
 /// Measures all of it.
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), String> {
@@ -53,6 +55,7 @@ fn measure_in(directory: &Path, options: &Options, report: &mut Report) -> Resul
     report.add(rows(&format!("{count} × create + start + delete"), "/s", &runtimes, &rates, PEER));
 
     plugins::measure(directory, options, report)?;
+    crowd::measure(&runtimes, runs, report)?;
 
     report.section("What a start takes", PEER);
     let peak = compile("peak", directory)?;

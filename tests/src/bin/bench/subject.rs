@@ -136,7 +136,8 @@ impl Subject {
         command
     }
 
-    fn verb(&self, verb: &str) -> Command {
+    /// A verb without an ID.
+    pub(crate) fn verb(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.directory.join("state"));
         command.args(self.config.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]));
