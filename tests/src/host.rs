@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use coracle_fixtures::hostile::CANARY;
 use coracle_fixtures::spec::Spec;
@@ -89,6 +90,9 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     static NEXT: AtomicU32 = AtomicU32::new(1000);
     let count = Cell::new(NEXT.fetch_add(1000, Ordering::Relaxed));
     let host = Host { runtime, count, name, owner: None };
+    // What one of them makes would be left by another.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = Snapshot::of_runtime();
     test(&host);
     if let Some(difference) = before.difference_to(Snapshot::of_runtime) {
@@ -181,7 +185,8 @@ fn binary(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| repository().join("target/bin").join(name), PathBuf::from)
 }
 
-fn runtime_path() -> PathBuf {
+/// The program of the runtime under test.
+pub fn runtime_path() -> PathBuf {
     binary("CORACLE_RUNTIME", "coracle")
 }
 

@@ -5,8 +5,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use coracle_tests::cgroup::{hierarchies_of, is_unified, members, read};
+use coracle_tests::user::as_user;
 use coracle_tests::{Bundle, Host, Spec, privileged, privileged_v1};
 use serde_json::json;
 
@@ -112,6 +114,21 @@ fn cpu_time_is_throttled() {
             count != "0"
         });
         container.remove();
+    });
+}
+
+#[test]
+fn a_lock_that_any_user_can_take_keeps_no_container_from_starting() {
+    privileged(|host| {
+        let lock = format!(
+            "{} flock --no-fork /sys/fs/cgroup sleep 30 >/dev/null 2>&1 & echo $!; sleep 0.3",
+            as_user(4343)
+        );
+        let holder = host.shell(&lock).succeeds().text();
+        let begin = Instant::now();
+        host.bundle(Spec::new()).run().succeeds();
+        assert!(begin.elapsed() < Duration::from_secs(15), "it waited for {:?}", begin.elapsed());
+        host.shell(&format!("kill {holder}")).succeeds();
     });
 }
 

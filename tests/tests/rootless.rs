@@ -194,7 +194,7 @@ fn a_group_of_terminals_that_is_not_mapped_is_refused_by_name() {
             "devpts",
             &["newinstance", "gid=5"],
         );
-        host.bundle(spec).run().fails_with(&["/mounts/6/options", "gid", "is this ID mapped"]);
+        host.bundle(spec).run().fails_with(&["/mounts/6", "invalid argument", "are uid and gid mapped"]);
     });
 }
 

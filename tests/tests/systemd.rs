@@ -7,7 +7,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use coracle_tests::command::{eventually, tool};
-use coracle_tests::{Host, Spec, privileged, with_systemd};
+use coracle_tests::host::runtime_path;
+use coracle_tests::{Host, Outcome, Spec, privileged, with_systemd};
 use serde_json::json;
 
 /// What systemd says of a unit's property.
@@ -101,6 +102,94 @@ fn a_runtime_that_is_killed_takes_its_scope_with_it() {
     });
 }
 
+/// A user that every machine has, with a systemd of its own.
+struct Session<'h> {
+    host: &'h Host,
+    user: u32,
+    group: u32,
+}
+
+impl Session<'_> {
+    fn id(host: &Host, flag: &str) -> u32 {
+        host.shell(&format!("id {flag} games")).succeeds().text().parse().unwrap()
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("/run/user/{}/{name}", self.user)
+    }
+
+    /// Runs a command of the runtime as the user. It begins in the user's own cgroups, as a session's commands do.
+    fn call(&self, under: &str, args: &str) -> Outcome {
+        let (session, own) = (self.path(""), self.path("coracle-test"));
+        self.host.shell(&format!(
+            "cd / && setpriv --reuid games --regid games --clear-groups env XDG_RUNTIME_DIR={session} \
+            systemd-run --user --quiet --wait --pipe --collect --setenv=XDG_RUNTIME_DIR={session} \
+            {under} {own} --systemd-cgroup {args}"
+        ))
+    }
+
+    /// A bundle whose files are the user's.
+    fn bundle(&self, spec: Spec) -> String {
+        let directory = self.host.bundle(spec).directory().to_str().unwrap().to_owned();
+        tool("chown", &["-R", &format!("{}:{}", self.user, self.group), &directory]);
+        directory
+    }
+}
+
+/// Starts the user's systemd for the test, and stops it afterwards.
+fn with_session(host: &Host, test: impl FnOnce(&Session<'_>)) {
+    let session = Session { host, user: Session::id(host, "-u"), group: Session::id(host, "-g") };
+    let unit = format!("user@{}.service", session.user);
+    tool("systemctl", &["start", "--no-block", &unit]);
+    // On an emulated processor its start takes its time.
+    let comes =
+        format!("for i in $(seq 50); do [ -S {} ] && exit; sleep 1; done; exit 1", session.path("bus"));
+    if (0..2).all(|_| host.shell(&comes).code != 0) {
+        return host.skip("the user \"games\" can't have a systemd of its own here");
+    }
+    let (runtime, own) = (runtime_path(), session.path("coracle-test"));
+    tool("install", &["-m", "755", runtime.to_str().unwrap(), &own]);
+    test(&session);
+    tool("systemctl", &["stop", &unit]);
+}
+
+#[test]
+fn a_users_container_is_a_scope_of_the_users_systemd() {
+    with_systemd(|host| {
+        with_session(host, |session| {
+            let map = |id: u32| json!([{"containerID": 0, "hostID": id, "size": 1}]);
+            let spec = sleeper("users").namespace("user").without_mount("/dev/pts");
+            let spec = spec.set("/linux/uidMappings", map(session.user));
+            let bundle = session.bundle(spec.set("/linux/gidMappings", map(session.group)));
+            session.call("", &format!("run --detach --bundle {bundle} box")).succeeds();
+            let own = format!("user.slice/user-{0}.slice/user@{0}.service", session.user);
+            let scope = format!("/sys/fs/cgroup/{own}/coracle.slice/coracle-test.slice/x-users.scope");
+            let read = |file: &str| fs::read_to_string(Path::new(&scope).join(file)).unwrap();
+            assert_eq!((read("pids.max").as_str(), read("memory.max").as_str()), ("20\n", "67108864\n"));
+            session.call("", "exec box true").succeeds();
+            session.call("", "update --pids-limit 30 box").succeeds();
+            assert_eq!(read("pids.max"), "30\n");
+            session.call("", "delete --force box").succeeds();
+            eventually("the scope is gone", || !Path::new(&scope).exists());
+        });
+    });
+}
+
+#[test]
+fn the_root_of_a_users_namespace_has_scopes_of_the_users_systemd() {
+    with_systemd(|host| {
+        with_session(host, |session| {
+            let spec = sleeper("rooted").args(["cat", "/proc/self/cgroup"]).without_namespace("cgroup");
+            let bundle = session.bundle(spec.without_mount("/dev/pts"));
+            let under = "unshare --user --map-root-user --mount";
+            let run = session.call(under, &format!("run --bundle {bundle} box")).succeeds();
+            let own =
+                format!("user@{}.service/coracle.slice/coracle-test.slice/x-rooted.scope", session.user);
+            assert!(run.text().ends_with(&own), "{run:?}");
+        });
+    });
+}
+
 #[test]
 fn where_systemd_does_not_run_the_way_out_is_told() {
     privileged(|host| {
@@ -134,7 +223,7 @@ fn a_bus_that_is_silent_is_not_waited_for_without_end() {
     });
 }
 
-fn systemd(host: &Host, verb: &str, spec: &Spec) -> coracle_tests::Outcome {
+fn systemd(host: &Host, verb: &str, spec: &Spec) -> Outcome {
     let bundle = host.bundle(spec.clone());
     let directory = bundle.directory().to_str().unwrap().to_owned();
     host.call(&["--systemd-cgroup", verb, "--bundle", &directory, bundle.id()])

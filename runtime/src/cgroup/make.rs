@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
@@ -110,11 +111,20 @@ fn is_forbidden(failure: &Error) -> bool {
     matches!(failure.errno(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
 }
 
-/// Waits for other launches that are at this point. One's turn ends with the descriptor.
+/// Waits for other launches that are at this point. One's turn ends with the descriptor. Nobody's takes long: whoever
+/// has the lock for a second is no launch, since any user can take it, and must not keep containers from starting.
 fn queue() -> Result<OwnedFd> {
     let turn = mount_point()?;
-    file::lock(turn.as_fd(), true)?;
-    Ok(turn)
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match file::lock(turn.as_fd(), false) {
+            Err(e) if e.errno() == Errno::EAGAIN && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Err(e) if e.errno() != Errno::EAGAIN => return Err(e.into()),
+            _ => return Ok(turn),
+        }
+    }
 }
 
 /// Keeps every other launch out until this one's process is in: the lock ends with the descriptor, and from then on

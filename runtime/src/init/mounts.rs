@@ -150,9 +150,7 @@ fn create(plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<OwnedFd> {
             Some(value) => context.set(name, value.as_bytes()),
             None => context.set_flag(name),
         };
-        let is_owner = matches!(name.as_str(), "uid" | "gid");
-        set.map_err(Error::from)
-            .map_err(|e| if is_owner { e.hint("is this ID mapped in the user namespace?") } else { e })
+        set.map_err(|e| of_owners(e, matches!(name.as_str(), "uid" | "gid")))
             .context(|| format!("{}/options", plan.field))?;
     }
     if let Some(covered) = covered.filter(|_| plan.takes_mode()) {
@@ -165,7 +163,15 @@ fn create(plan: &MountPlan, covered: Option<&OwnedFd>) -> Result<OwnedFd> {
     }
     // What is still to be filled becomes read-only when it is.
     let late = if plan.is_filled_later() { attr::RDONLY } else { 0 };
-    Ok(context.mount(plan.attributes.set & !late)?)
+    let has_owner = plan.has_parameter("uid") || plan.has_parameter("gid");
+    context.mount(plan.attributes.set & !late).map_err(|e| of_owners(e, has_owner))
+}
+
+/// Kernels differ in when they look at an owner: as soon as it is told, or when the file system is made.
+fn of_owners(error: coracle_sys::Error, is_owner: bool) -> Error {
+    let is_refused = is_owner && error.errno() == Errno::EINVAL;
+    let error = Error::from(error);
+    if is_refused { error.hint("are uid and gid mapped in the user namespace?") } else { error }
 }
 
 pub(super) fn new(root: &Root, plan: &MountPlan) -> Result<OwnedFd> {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::error::{Result, check, named, show};
+use crate::error::{Error, Result, check, named, show};
 
 /// Leaves for new namespaces of the kinds `flags` (`CLONE_NEW*`; unshare(2)).
 ///
@@ -42,6 +42,26 @@ pub fn kind(fd: BorrowedFd<'_>) -> Result<i32> {
 pub fn is_initial_user() -> bool {
     const INITIAL: u64 = 0xefff_fffd;
     nix::sys::stat::stat("/proc/self/ns/user").map_or(true, |file| file.st_ino == INITIAL)
+}
+
+/// The caller's user as the user namespace above its own knows it (`/proc/self/uid_map`; user_namespaces(7)).
+///
+/// # Errors
+/// `EINVAL` where it is not mapped.
+pub fn user_above() -> Result<u32> {
+    let path = "/proc/self/uid_map";
+    let text = crate::file::read(crate::file::CWD, path, 1 << 16, crate::file::Resolve::Host)?;
+    let own = crate::identity::caller();
+    let above = String::from_utf8_lossy(&text).lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (Some(Ok(inside)), Some(Ok(outside)), Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return None;
+        };
+        own.checked_sub(inside).filter(|offset| *offset < count).map(|offset| outside + offset)
+    });
+    above.ok_or_else(|| Error::new(format!("read({path:?})"), nix::errno::Errno::EINVAL))
 }
 
 /// Sets the host name of the caller's UTS namespace (sethostname(2)).

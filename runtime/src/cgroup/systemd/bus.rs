@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use coracle_sys::{Errno, identity, socket};
+use coracle_sys::{Errno, identity, namespace, socket};
 
 use super::message::{FIXED, Kind, Message, Object, Writer};
 use crate::error::{Code, Context, Error, Result};
@@ -73,7 +73,8 @@ impl Bus {
 
     /// Says who we are (D-Bus Specification, "Authentication Protocol"): the kernel vouches for it.
     fn authenticate(&mut self) -> Result<()> {
-        let user: String = identity::caller().to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
+        let user = user()?.unwrap_or(0).to_string();
+        let user: String = user.bytes().map(|byte| format!("{byte:02x}")).collect();
         self.send(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
@@ -222,9 +223,28 @@ fn open(user: bool) -> Result<UnixStream> {
     Ok(UnixStream::from(socket))
 }
 
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whose systemd is asked: the calling user's, or with `None` the machine's. The root of a user namespace is the user
+/// that the host knows it by, in whose session it is; without one it has a machine of its own, as in a system container.
+///
+/// # Errors
+/// `EINVAL` where the caller is mapped to nobody.
+pub(super) fn user() -> Result<Option<u32>> {
+    let caller = identity::caller();
+    let has_session =
+        || ["DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"].iter().any(|v| variable(v).is_some());
+    match caller {
+        0 if !identity::is_rootless() || !has_session() => Ok(None),
+        0 => Ok(Some(namespace::user_above()?)),
+        _ => Ok(Some(caller)),
+    }
+}
+
 /// The socket of the calling user's bus.
 fn user_bus() -> Result<String> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let address = variable("DBUS_SESSION_BUS_ADDRESS");
     let path = address.as_deref().and_then(|address| {
         address.split(';').find_map(|one| one.strip_prefix("unix:path=")?.split(',').next())

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_sys::{identity, process};
+use coracle_sys::process;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,7 @@ impl Unit {
     /// # Errors
     /// `InvalidSpec` for one that is not of the form `SLICE:PREFIX:NAME`.
     pub fn new(id: &str, wanted: Option<&Path>) -> Result<Self> {
-        let user = Some(identity::caller()).filter(|user| *user != 0);
+        let user = bus::user()?;
         let wanted = wanted.map(Path::to_string_lossy).unwrap_or_default();
         let mut parts = wanted.split(':');
         let (slice, prefix, name) = match [parts.next(), parts.next(), parts.next(), parts.next()] {
