@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Result};
+use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Result, pointer};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::netlink::{Address, Netlink};
 use coracle_sys::{Errno, namespace, process};
@@ -35,11 +35,11 @@ impl Isolator for NetDevices {
                 .with_hint("unable to move network devices without a NET namespace"));
         }
         for (index, (name, new)) in wanted.iter().enumerate() {
-            is_name(name).map_err(|why| Error::new(format!("{name:?}: {why}")).at(FIELD))?;
-            is_name(new)
-                .map_err(|why| Error::new(format!("{new:?}: {why}")).at(format!("{}/name", field(name))))?;
+            is_name(name).map_err(|why| Error::new(why).at(field(name)))?;
+            let renamed = format!("{}/name", field(name));
+            is_name(new).map_err(|why| Error::new(format!("{new:?}: {why}")).at(renamed.clone()))?;
             if wanted[..index].iter().any(|(_, other)| other == new) {
-                return Err(Error::new(format!("two interfaces would be called {new:?}")).at(FIELD));
+                return Err(Error::new(format!("two interfaces would be called {new:?}")).at(renamed));
             }
         }
         Ok(Adjustment::default())
@@ -73,9 +73,9 @@ impl Isolator for NetDevices {
 
 const FIELD: &str = "/linux/netDevices";
 
-/// The JSON pointer of an interface's entry (RFC 6901).
+/// The JSON pointer of an interface's entry.
 fn field(name: &str) -> String {
-    format!("{FIELD}/{}", name.replace('~', "~0").replace('/', "~1"))
+    pointer(FIELD, name)
 }
 
 /// The interfaces to move, in the order of their names, each with what it is called in the container.

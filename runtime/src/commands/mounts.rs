@@ -13,7 +13,7 @@ use crate::self_image;
 use crate::stages::plan::mounts::{Link, MountPlan, Source};
 use crate::stages::plan::{self, namespaces};
 use crate::stages::{remount, spec};
-use crate::state::{LONGEST, State, Status};
+use crate::state::{State, Status};
 
 /// Adds the mounts that a file lists, or removes those at their destinations. The container's configuration stays as
 /// it was.
@@ -24,7 +24,7 @@ pub fn mounts(global: &Global, options: &cli::Mounts) -> Result<u8> {
     self_image::protect(0, &[])?;
     let id = &options.id;
     let attempt = || -> Result<()> {
-        let text = file::read(file::CWD, &options.file, LONGEST, Resolve::Host)?;
+        let text = file::read(file::CWD, &options.file, spec::LARGEST, Resolve::Host)?;
         let wanted = spec::parse_mounts(&text).context(|| format!("reading {:?}", options.file))?;
         let state = State::open(&global.root, id)?;
         let not_running = || Error::new(Code::IllegalState, "container not running");

@@ -10,7 +10,7 @@ use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
 use crate::isolators;
 use crate::stages::spec;
-use crate::state::{LONGEST, Record, State, Status};
+use crate::state::{Record, State, Status};
 
 /// Writes the limits that are asked for, leaves the others as they are, and keeps the new ones in the container's
 /// configuration.
@@ -48,8 +48,8 @@ fn asked(options: &cli::Update) -> Result<Value> {
         None => Value::Object(Map::new()),
         Some(path) => {
             let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path.as_path() };
-            let text =
-                file::read(file::CWD, from, LONGEST, Resolve::Host).context(|| "reading --resources")?;
+            let text = file::read(file::CWD, from, spec::LARGEST, Resolve::Host)
+                .context(|| "reading --resources")?;
             spec::parse_resources(&text).context(|| format!("reading {from:?}"))?;
             serde_json::from_slice(&text).map_err(|e| Error::new(Code::InvalidSpec, e.to_string()))?
         }

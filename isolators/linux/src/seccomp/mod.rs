@@ -6,6 +6,11 @@
 //! profile would be 1,900 instructions long for one architecture, loaded at every start and walked at every call.
 //! `program` links the rules into one search tree an architecture instead: 676 instructions for three of them,
 //! compiled in 0.09 ms (libseccomp 2.5.4: 1,144 instructions).
+//!
+//! No program is kept for the next start. On one machine, in one sitting, compiling took 0.39 ms, reading a kept program
+//! back 0.04 ms, and the digest that would find it 0.02 ms, all four times slower than on a quiet one: a hundredth of a
+//! start could be gained, for files beside the containers' that nobody removes, and that whoever can write one would
+//! choose every container's filter with.
 
 mod architecture;
 mod profile;

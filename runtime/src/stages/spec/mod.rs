@@ -16,8 +16,8 @@ use crate::error::{Code, Context, Error, Result};
 
 pub use coracle_image::bundle::SPEC_VERSION;
 
-/// The largest configuration that is read, in bytes.
-const LARGEST: u64 = 16 << 20;
+/// The largest configuration, or part of one, that is read, in bytes.
+pub const LARGEST: u64 = 16 << 20;
 
 /// How long the end of a pipe is waited for.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
