@@ -34,21 +34,27 @@ pub fn source(path: &str) -> String {
     fs::read_to_string(repository().join(path)).expect("read a file of the repository")
 }
 
-/// Builds the crate `package` of the workspace, whose shared object is called `lib`, and returns that.
+/// The crates of the workspace that are plugins. They are built together, as `make test` does before the tests: alone,
+/// each would have what it uses built with other features.
+const CRATES: [&str; 4] = ["--package", "coracle-isolator-template", "--package", "coracle-fixture-built-in"];
+
+/// The shared object of a crate of the workspace that is a plugin, `lib` being its name.
 ///
 /// # Panics
 /// When it can't be built.
-pub fn built(package: &str, lib: &str) -> PathBuf {
+pub fn built(lib: &str) -> PathBuf {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let executable = std::env::current_exe().expect("the path of the tests");
     let target = executable.ancestors().nth(3).expect("tests are built three levels deep");
     let output = Command::new(cargo)
-        .args(["build", "--quiet", "--offline", "--locked", "--package", package, "--target-dir"])
+        .args(["build", "--quiet", "--offline", "--locked"])
+        .args(CRATES)
+        .arg("--target-dir")
         .arg(target)
         .current_dir(repository())
         .output()
         .expect("run cargo");
-    assert!(output.status.success(), "{package}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{lib}: {}", String::from_utf8_lossy(&output.stderr));
     target.join("debug").join(format!("lib{lib}.so"))
 }
 

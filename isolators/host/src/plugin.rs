@@ -156,7 +156,7 @@ impl Host {
             let Some(file) = self.files.get_mut(at) else { continue };
             file.stage = Stage::Open;
             let path = file.path.display().to_string();
-            let about = answer(reply).and_then(|reply| About::parse(&reply.text));
+            let about = succeeded(reply).and_then(|reply| About::parse(&reply.text));
             if at == index {
                 told = Some(about.map_err(|e| Error::relayed(format!("{path}: {e}"), e.errno()))?);
             }
@@ -207,7 +207,7 @@ impl Plugin {
         let process = host.process()?;
         let deadline = self.settings.deadline();
         process.ask(&Asked { plugin: self.index as u32, call: verb.number(), ..asked }, deadline)?;
-        answer(process.answer(deadline)?)
+        succeeded(process.answer(deadline)?)
     }
 
     fn call_with_text(&self, verb: Verb, text: &str) -> Result<Reply> {
@@ -235,8 +235,8 @@ impl Plugin {
     }
 }
 
-/// The reply to a call that succeeded.
-fn answer(reply: Reply) -> Result<Reply> {
+/// The reply, of a call that succeeded.
+fn succeeded(reply: Reply) -> Result<Reply> {
     if !reply.failed {
         return Ok(reply);
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 use serde_json::{Map, Value};
 
-use super::words::{need_id, nothing, text, usage};
+use super::words::{need_id, nothing, only_id, text, usage};
 use crate::error::Result;
 
 /// What `isolator` is to do.
@@ -18,6 +18,8 @@ pub enum Isolators {
     },
     /// Prints what is known of one.
     Inspect(String),
+    /// Prints what all of them tell of a container.
+    Status(String),
     /// Looks for all that is wrong with a plugin.
     Check {
         /// Its file.
@@ -38,8 +40,8 @@ pub struct Stats {
 
 /// The options of `isolator`.
 pub(super) fn isolator(parser: &mut lexopt::Parser) -> Result<Isolators> {
-    let wrong = |why: &str| usage(why).hint("coracle isolator ls | inspect NAME | check FILE.so");
-    let Some(verb) = parser.next()? else { return Err(wrong("isolator needs ls, inspect or check")) };
+    let wrong = |why: &str| usage(why).hint("coracle isolator ls | inspect NAME | status ID | check FILE.so");
+    let Some(verb) = parser.next()? else { return Err(wrong("isolator needs ls, inspect, status or check")) };
     let Value(verb) = verb else { return Err(verb.unexpected().into()) };
     match verb.to_str() {
         Some("ls" | "list") => list(parser),
@@ -48,8 +50,9 @@ pub(super) fn isolator(parser: &mut lexopt::Parser) -> Result<Isolators> {
             nothing(parser)?;
             Ok(Isolators::Inspect(name.string()?))
         }
+        Some("status") => Ok(Isolators::Status(only_id(parser, "isolator status")?)),
         Some("check") => check(parser),
-        _ => Err(wrong("isolator does nothing but ls, inspect and check")),
+        _ => Err(wrong("isolator does nothing but ls, inspect, status and check")),
     }
 }
 

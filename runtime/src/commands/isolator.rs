@@ -8,7 +8,7 @@ use std::time::Instant;
 use coracle_isolator::{CgroupVersion, Config, Isolator, Kind, States};
 use coracle_isolator_host::config::check_writers;
 use coracle_isolator_host::plugin::{self, Plugin};
-use coracle_isolator_host::{Listed, Settings};
+use coracle_isolator_host::{Listed, Registry, Settings};
 use coracle_sys::file::{self, Resolve};
 use oci_spec::runtime::Spec;
 use serde_json::{Map, Value, json};
@@ -25,6 +25,7 @@ pub fn isolator(global: &Global, wanted: &Isolators) -> Result<u8> {
     match wanted {
         Isolators::List { json } => list(global, *json),
         Isolators::Inspect(name) => inspect(global, name),
+        Isolators::Status(id) => status(global, id),
         Isolators::Check { file, options } => check(file, options),
     }
 }
@@ -55,6 +56,12 @@ fn inspect(global: &Global, name: &str) -> Result<u8> {
         Error::new(Code::NotFound, format!("there is no isolator {name:?}")).hint("see coracle isolator ls")
     })?;
     crate::print(&format!("{:#}\n", told(&found)));
+    Ok(0)
+}
+
+fn status(global: &Global, id: &str) -> Result<u8> {
+    let status = super::stats::ask(global, id, Registry::status)?;
+    crate::print(&format!("{:#}\n", json!(status)));
     Ok(0)
 }
 

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use coracle_isolator::Handles;
+use coracle_isolator_host::Registry;
 
 use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
@@ -17,6 +18,22 @@ use crate::state::State;
 /// `NotFound`; `Unsupported` where the container has no cgroups.
 pub fn stats(global: &Global, options: &cli::Stats) -> Result<u8> {
     let id = &options.id;
+    let usage = ask(global, id, Registry::usage)?;
+    if options.prometheus {
+        crate::print(&prometheus::text(id, &usage));
+        return Ok(0);
+    }
+    let usage = serde_json::to_string_pretty(&usage).map_err(|e| Error::new(Code::System, e.to_string()))?;
+    crate::print(&format!("{usage}\n"));
+    Ok(0)
+}
+
+/// What `call` of all isolators returns for container `id`.
+pub(super) fn ask<T>(
+    global: &Global,
+    id: &str,
+    call: impl FnOnce(&Registry, &Handles<'_>) -> coracle_isolator::Result<T>,
+) -> Result<T> {
     let state = State::open_unlocked(&global.root, id)?;
     let no_cgroups = || Error::new(Code::Unsupported, format!("container {id:?} has no cgroups"));
     let record = state.record()?.ok_or_else(no_cgroups)?;
@@ -26,13 +43,7 @@ pub fn stats(global: &Global, options: &cli::Stats) -> Result<u8> {
     let first = record.process.and_then(|first| first.open());
     let handles = Handles { id, pidfd: first.as_ref().map(AsFd::as_fd), cgroup: &cgroup, spec: &spec };
     let isolators = isolators::all(global)?;
-    let usage = isolators.usage(&handles).context(|| format!("measuring container {id:?}"))?;
+    let told = call(&isolators, &handles).context(|| format!("asking isolators about container {id:?}"))?;
     global.warn(isolators.take_warnings());
-    if options.prometheus {
-        crate::print(&prometheus::text(id, &usage));
-        return Ok(0);
-    }
-    let usage = serde_json::to_string_pretty(&usage).map_err(|e| Error::new(Code::System, e.to_string()))?;
-    crate::print(&format!("{usage}\n"));
-    Ok(0)
+    Ok(told)
 }

@@ -33,7 +33,7 @@ fn the_c_template_is_about_forty_lines() {
 #[test]
 fn the_rust_template_logs_each_launch_and_tells_how_many() {
     privileged(|host| {
-        let object = plugin::built("coracle-isolator-template", "coracle_isolator_template");
+        let object = plugin::built("coracle_isolator_template");
         let logs = host.directory();
         let settings =
             format!("writable = [{logs:?}]\noptions = {{ log = \"{}/audit.jsonl\" }}", logs.display());
@@ -78,11 +78,17 @@ fn a_plugin_of_version_1_is_called_in_order_with_all_that_it_was_promised() {
             (&["exec"][..], &["configure", "process", "join"][..]),
             (&["update", "--pids-limit", "9"], &["configure", "update"]),
             (&["stats"], &["configure", "usage"]),
+            (&["isolator", "status"], &["configure", "status"]),
             (&["delete", "--force"], &["configure", "cleanup"]),
         ] {
             fs::write(&log, "").unwrap();
             let rest: &[&str] = if args[0] == "exec" { &["true"] } else { &[] };
-            host.call(&[args, &[container.id()], rest].concat()).succeeds();
+            let told = host.call(&[args, &[container.id()], rest].concat()).succeeds();
+            match args.last() {
+                Some(&"stats") => assert_eq!(told.json()["other"]["test/version-1/answer"], 42.0),
+                Some(&"status") => assert_eq!(told.json()["answer"]["of"], 42),
+                _ => {}
+            }
             assert_eq!(calls(&log), noted);
         }
     });
@@ -163,7 +169,7 @@ fn kernel_state(container: &Container<'_>) -> BTreeMap<String, String> {
 /// A configuration in which every built-in isolator of the runtime is a plugin.
 fn built_in_as_plugins(host: &Host) -> String {
     const MARK: &[u8] = b"NAME OF THE BUILT-IN ISOLATOR...";
-    let object = fs::read(plugin::built("coracle-fixture-built-in", "coracle_fixture_built_in")).unwrap();
+    let object = fs::read(plugin::built("coracle_fixture_built_in")).unwrap();
     let at = object.windows(MARK.len()).position(|bytes| bytes == MARK).expect("the mark");
     let directory = host.directory();
     let mut config = format!("directories = [{directory:?}]\n");
