@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use coracle_fixtures::hostile::CANARY;
@@ -27,7 +27,7 @@ const WORK: &str = "/run/test";
 /// The machine as one test sees it.
 pub struct Host {
     runtime: PathBuf,
-    count: Cell<u32>,
+    count: Cell<u64>,
     name: String,
     /// Whose the files are that the runtime is to write.
     owner: Option<u32>,
@@ -86,10 +86,10 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     let script = format!("#!/bin/sh\nexec {} --systemd-cgroup \"$@\"\n", runtime_path().display());
     fs::write(&runtime, script).expect("write the runtime's script");
     fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
-    // Tests of one program share the machine: each has names of its own.
-    static NEXT: AtomicU32 = AtomicU32::new(1000);
-    let count = Cell::new(NEXT.fetch_add(1000, Ordering::Relaxed));
-    let host = Host { runtime, count, name, owner: None };
+    // Tests share the machine: each has names of its own.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let first = u64::from(std::process::id()) * 1_000_000 + NEXT.fetch_add(1000, Ordering::Relaxed);
+    let host = Host { runtime, count: Cell::new(first), name, owner: None };
     // What one of them makes would be left by another.
     static ONE: Mutex<()> = Mutex::new(());
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);

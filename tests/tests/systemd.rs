@@ -214,6 +214,9 @@ fn a_path_that_is_no_scope_is_refused_by_name() {
 #[test]
 fn a_bus_that_is_silent_is_not_waited_for_without_end() {
     privileged(|host| {
+        if Path::new("/run/systemd/private").exists() {
+            return host.skip("systemd runs here");
+        }
         fs::create_dir_all("/run/dbus").unwrap();
         let silent = UnixListener::bind("/run/dbus/system_bus_socket").unwrap();
         let outcome = systemd(host, "create", &sleeper("x"));

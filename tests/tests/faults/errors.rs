@@ -8,7 +8,7 @@ use coracle_fixtures::spec::docker_like_seccomp;
 use coracle_tests::oracle::Snapshot;
 use coracle_tests::{Bundle, Host, Outcome, Spec, privileged};
 
-use crate::trace::{Step, can_sweep, steps, stride};
+use crate::trace::{Step, can_sweep, patience, steps, stride};
 
 const ERRORS: [&str; 7] = ["EPERM", "ENOMEM", "ENOSPC", "EMFILE", "EINTR", "EAGAIN", "ENOSYS"];
 /// Of all processes of `run`, an error hits the first that comes to a step; so the child is swept alone, too, from its
@@ -166,7 +166,8 @@ impl<'h> Sweep<'h> {
     /// A command in the bundle, killed where it hangs.
     fn in_time(&self, command: &str) -> Outcome {
         let directory = self.bundle.directory().display();
-        self.host.shell(&format!("cd {directory} && exec timeout -s KILL 5 {command} </dev/null"))
+        self.host
+            .shell(&format!("cd {directory} && exec timeout -s KILL {} {command} </dev/null", patience()))
     }
 
     /// What the program reports in the end.

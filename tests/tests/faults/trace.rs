@@ -41,6 +41,11 @@ pub(crate) fn stride(own: usize) -> usize {
     own * std::env::var("CORACLE_STRIDE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
+/// After how many seconds a command hangs: on a machine that takes a sample, more.
+pub(crate) fn patience() -> u32 {
+    if stride(1) > 1 { 60 } else { 5 }
+}
+
 /// Whether this machine and the runtime under test can be swept.
 pub(crate) fn can_sweep(host: &Host) -> bool {
     // runc 1.1 leaves cgroups behind when it is killed before it wrote its state.

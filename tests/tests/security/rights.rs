@@ -106,11 +106,12 @@ fn c30_what_a_process_says_without_end_is_not_kept() {
     privileged(|host| {
         let container = host.sleeper();
         let told = host.directory().join("peak");
-        // The runtime's own peak, while its process talks to a reader that does not listen.
+        // The runtime's own peak, while its process talks to a reader that does not listen. Before Linux 6.14 a
+        // program that is executed by descriptor has the descriptor's number for a name, so it is found by its arguments.
         for options in ["", "--tty"] {
             let run = host.shell(&format!(
                 "mkfifo pipe; (timeout 3 $RUNTIME exec {options} {} yes >pipe 2>/dev/null </dev/null &
-                    sleep 2; grep VmHWM /proc/$(pgrep -n -x $(basename $RUNTIME))/status >{}; wait) &
+                    sleep 2; grep VmHWM /proc/$(pgrep -n -f \"^$RUNTIME exec\")/status >{}; wait) &
                  exec 3<pipe; head -c 1000000 <&3 >/dev/null; wait",
                 container.id(),
                 told.display()
