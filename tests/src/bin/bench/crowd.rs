@@ -11,28 +11,37 @@ use crate::subject::{Bundle, Subject};
 /// What is measured in a crowd.
 struct Times {
     run: Duration,
+    /// Of the bare C program: what the kernel takes longer for.
+    bare: Duration,
     list: Duration,
     state: Duration,
 }
 
-/// Measures `run`, `list` and `state` of ours and the peer, each among so many of its own, and `run` among none.
-pub(crate) fn measure(runtimes: &[&Subject], runs: usize, report: &mut Report) -> Result<(), String> {
+/// Measures `run`, `list` and `state` of ours and the peer, each among so many of its own, and `run` among none; and
+/// the bare C program, the first of `all`, beside each.
+pub(crate) fn measure(all: &[&Subject], runs: usize, report: &mut Report) -> Result<(), String> {
     let count = if runs < 10 { 80 } else { 1000 };
+    let (bare, runtimes) = all.split_first().ok_or("nothing is measured")?;
     let subjects: Vec<&Subject> = runtimes
         .iter()
         .copied()
         .filter(|subject| ["coracle", PEER].contains(&subject.name.as_str()))
         .collect();
     report.section(&format!("With {count} containers alive"), PEER);
-    let alone = alternate(&subjects, runs, |subject| timed(&mut subject.run(Bundle::Plain)))?;
+    let with_bare = [&[*bare], &subjects[..]].concat();
+    let alone = alternate(&with_bare, runs, |subject| timed(&mut subject.run(Bundle::Plain)))?;
+    let (bare_alone, alone) = alone.split_first().ok_or("nothing is measured")?;
     let mut among = Vec::new();
     for subject in &subjects {
         among.push(with_crowd(subject, count, |id| {
             let median_of = |one: &dyn Fn() -> Result<Duration, String>| {
                 (0..runs).map(|_| one()).collect::<Result<Vec<_>, _>>().map(median)
             };
+            let pair = [*subject, *bare];
+            let runs = alternate(&pair, runs, |subject| timed(&mut subject.run(Bundle::Plain)))?;
             Ok(Times {
-                run: median_of(&|| timed(&mut subject.run(Bundle::Plain)))?,
+                run: runs[0],
+                bare: runs[1],
                 list: median_of(&|| timed(&mut subject.verb("list")))?,
                 state: median_of(&|| timed(&mut subject.on("state", id)))?,
             })
@@ -41,18 +50,23 @@ pub(crate) fn measure(runtimes: &[&Subject], runs: usize, report: &mut Report) -
     let mut add = |what: &str, times: Vec<Duration>| {
         report.add(rows(what, "ms", &subjects, &milliseconds(&times), PEER));
     };
-    add("run, none alive", alone.clone());
+    add("run, none alive", alone.to_vec());
     add(&format!("run, {count} alive"), among.iter().map(|times| times.run).collect());
     add(&format!("list of {count}"), among.iter().map(|times| times.list).collect());
     add(&format!("state of one of {count}"), among.iter().map(|times| times.state).collect());
+    let over = |who: &str, what: &str, among: Duration, alone: &Duration| Row {
+        what: format!("{what}, {count} alive, over none alive"),
+        subject: who.to_owned(),
+        value: among.as_secs_f64() / alone.as_secs_f64(),
+        unit: "×",
+        ratio: None,
+    };
     for (subject, (alone, among)) in subjects.iter().zip(alone.iter().zip(&among)) {
-        report.add(vec![Row {
-            what: format!("run, {count} alive, over none alive"),
-            subject: subject.name.clone(),
-            value: among.run.as_secs_f64() / alone.as_secs_f64(),
-            unit: "×",
-            ratio: None,
-        }]);
+        let beside = format!("beside {}", subject.name);
+        report.add(vec![
+            over(&subject.name, "run", among.run, alone),
+            over(&bare.name, &beside, among.bare, bare_alone),
+        ]);
     }
     Ok(())
 }

@@ -55,7 +55,7 @@ fn measure_in(directory: &Path, options: &Options, report: &mut Report) -> Resul
     report.add(rows(&format!("{count} × create + start + delete"), "/s", &runtimes, &rates, PEER));
 
     plugins::measure(directory, options, report)?;
-    crowd::measure(&runtimes, runs, report)?;
+    crowd::measure(&all, runs, report)?;
 
     report.section("What a start takes", PEER);
     let peak = compile("peak", directory)?;
