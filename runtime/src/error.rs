@@ -42,12 +42,13 @@ pub enum Code {
 }
 
 impl Code {
-    /// The exit code of `run` and `exec`, as Docker's and podman's users know them. Other commands exit with 1.
-    pub fn of_launch(self) -> u8 {
+    /// The exit code of a `run` that failed, from which shells and schedulers tell a missing program; 1 for all else,
+    /// as other commands.
+    pub fn of_run(self) -> u8 {
         match self {
             Self::ProgramNotFound => 127,
             Self::ProgramNotExecutable => 126,
-            _ => 125,
+            _ => 1,
         }
     }
 }
@@ -100,6 +101,13 @@ impl Error {
     #[must_use]
     pub fn doing(mut self, doing: impl Into<String>) -> Self {
         self.doing.push(doing.into());
+        self
+    }
+
+    /// The same in other words than the system call's.
+    #[must_use]
+    pub fn because(mut self, why: impl Into<String>) -> Self {
+        self.why = why.into();
         self
     }
 

@@ -1,8 +1,9 @@
 //! Hooks: programs of the host that run at moments of a container's life (runtime-spec 1.3, config.md, "POSIX-platform
 //! Hooks").
 //!
-//! A hook gets the container's state on its standard input, the environment of its configuration and no other
-//! (what an image names must not reach it: CVE-2025-23266), and the bundle as its working directory.
+//! A hook gets the container's state on its standard input, and the environment of its configuration; where that names
+//! none it has the little that the runtime keeps of its own. What an image names never reaches a hook of the host
+//! (CVE-2025-23266).
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -45,9 +46,9 @@ pub fn of(spec: &Spec, stage: &str) -> Vec<Hook> {
 /// `Hook` for the first that fails or takes too long; those after it are not run.
 pub fn run(stage: &str, hooks: &[Hook], state: &serde_json::Value, dir: &Path) -> Result<()> {
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, state, dir)
-            .map_err(|e| e.code_is(Code::Hook))
-            .context(|| format!("running /hooks/{stage}/{index} ({:?})", hook.path()))?;
+        run_one(hook, state, dir).map_err(|e| e.code_is(Code::Hook)).context(|| {
+            format!("error running {stage} hook #{index}: /hooks/{stage}/{index} ({:?})", hook.path())
+        })?;
     }
     Ok(())
 }
@@ -58,8 +59,10 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
     if let Some([name, args @ ..]) = hook.args().as_deref() {
         command.arg0(name).args(args);
     }
-    // What has no `=` can be in no environment that std::process makes; the plan has refused it.
-    command.env_clear().envs(hook.env().iter().flatten().filter_map(|v| v.split_once('=')));
+    if let Some(env) = hook.env() {
+        // What has no `=` can be in no environment that std::process makes; the plan has refused it.
+        command.env_clear().envs(env.iter().filter_map(|v| v.split_once('=')));
+    }
     // A file, not a pipe: it holds a state of any size, and a hook that does not read it keeps nobody waiting.
     let input = process::memory_file("state", state.to_string().as_bytes())?;
     command.current_dir(dir).stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);

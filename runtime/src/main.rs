@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use coracle::cli::{self, Command};
 use coracle::commands;
+use coracle::error::Code;
 
 /// The allocator of musl gives every large piece back to the kernel at once: two system calls for each.
 #[global_allocator]
@@ -13,12 +14,17 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
     let (global, command) = cli::parse(std::env::args_os().skip(1).collect());
-    let is_launch = matches!(command, Ok(Command::Run(..) | Command::Exec(_)));
+    let failed: fn(Code) -> u8 = match command {
+        Ok(Command::Run(..)) => Code::of_run,
+        // Runc's, which a program in the container is the least likely to exit with.
+        Ok(Command::Exec(_)) => |_| 255,
+        _ => |_| 1,
+    };
     match command.and_then(|command| commands::execute(&global, command)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             global.tell(&error);
-            ExitCode::from(if is_launch { error.code().of_launch() } else { 1 })
+            ExitCode::from(failed(error.code()))
         }
     }
 }

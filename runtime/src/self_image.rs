@@ -21,21 +21,16 @@ use crate::error::{Code, Context, Error, Result};
 const ORIGIN: &str = "_CORACLE_ORIGIN";
 
 /// The variables that the runtime itself goes by; it keeps no others.
-const ENVIRONMENT: [&str; 4] = ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE"];
+const ENVIRONMENT: [&str; 5] =
+    ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE", "LISTEN_FDS"];
 
 /// Returns when the running executable can't be written to by anybody it meets, and nobody can look into the
-/// process. Of the descriptors that the caller left open, the first `preserve` from 3 on are kept for the
-/// container; the others will not outlive the next execve(2). Of its environment only what the runtime goes by is
-/// kept, and those of `variables` that are names.
+/// process. Of the descriptors that the caller left open, those of `preserve` are kept for the container, and one that `read` names (`/dev/fd/63`) until it is read; the others will not outlive the next execve(2).
+/// Of its environment only what the runtime goes by is kept, and those of `variables` that are names.
 ///
 /// # Errors
-/// `Usage` where one to keep is not open: a descriptor of the runtime's own would take its place. `System` where
-/// the kernel allows neither way.
-pub fn protect(preserve: u32, variables: &[String]) -> Result<()> {
-    if let Some(closed) = (3..3 + preserve.cast_signed()).find(|fd| !process::is_open(*fd)) {
-        let why = format!("--preserve-fds {preserve} needs descriptor {closed}, which is not open");
-        return Err(Error::new(Code::Usage, why));
-    }
+/// `System` where the kernel allows neither way.
+pub fn protect(preserve: &[i32], read: Option<&Path>, variables: &[String]) -> Result<()> {
     process::open_streams()?;
     // What is made from here on has the mode that is asked for, whatever mask the caller has.
     coracle_sys::identity::set_umask(0o022);
@@ -48,7 +43,11 @@ pub fn protect(preserve: u32, variables: &[String]) -> Result<()> {
         process::close_on_exec_from(3)?;
         return Ok(process::undumpable()?);
     }
-    process::close_on_exec_from(3 + preserve)?;
+    process::close_on_exec_from(3)?;
+    let read = read.and_then(descriptor).filter(|fd| process::is_open(*fd));
+    for fd in preserve.iter().copied().chain(read) {
+        process::keep_on_exec(fd)?;
+    }
     if was_executed_again {
         return Err(Error::new(Code::System, "the runtime's own executable can still be written to"));
     }
@@ -62,6 +61,12 @@ pub fn protect(preserve: u32, variables: &[String]) -> Result<()> {
     let env = kept.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
     let env: Vec<CString> = env.chain([own_variable]).filter_map(|v| CString::new(v).ok()).collect();
     Err(process::execute_fd(image.as_fd(), &args, &env)).context(|| "executing the runtime's protected image")
+}
+
+/// The descriptor that `path` is a name of.
+fn descriptor(path: &Path) -> Option<i32> {
+    let number = ["/dev/fd", "/proc/self/fd"].iter().find_map(|dir| path.strip_prefix(dir).ok())?;
+    number.to_str()?.parse().ok().filter(|fd| *fd > 2)
 }
 
 fn is_protected(own: BorrowedFd<'_>) -> Result<bool> {

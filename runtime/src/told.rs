@@ -27,13 +27,30 @@ impl Global {
         }
     }
 
+    /// Tells what is being done, where `--debug` asks for it.
+    pub fn debug(&self, doing: impl FnOnce() -> String) {
+        if !self.debug {
+            return;
+        }
+        let text = doing();
+        let json = serde_json::json!({"level": "debug", "time": time::now(), "msg": text});
+        if self.log.is_none() {
+            let line = self.line("debug", &text, &json);
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+        self.log("debug", &text, &json);
+    }
+
+    fn line(&self, level: &str, text: &str, json: &serde_json::Value) -> String {
+        if self.log_json {
+            return json.to_string();
+        }
+        format!("time={:?} level={level} msg={text:?}", time::now())
+    }
+
     fn log(&self, level: &str, text: &str, json: &serde_json::Value) {
         let Some(path) = &self.log else { return };
-        let line = if self.log_json {
-            json.to_string()
-        } else {
-            format!("time={:?} level={level} msg={text:?}", time::now())
-        };
+        let line = self.line(level, text, json);
         #[expect(clippy::disallowed_methods, reason = "the operator named the log's path")]
         let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
         if let Err(failure) = log.and_then(|mut log| log.write_all(format!("{line}\n").as_bytes())) {

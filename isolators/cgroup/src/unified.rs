@@ -16,7 +16,7 @@ impl Controller for Unified {
         let asked = resources.unified().as_ref().is_some_and(|unified| !unified.is_empty());
         if asked && version == CgroupVersion::V1 {
             return Err(Error::new(
-                "this machine's controllers are on cgroup version 1, which has no such files",
+                "invalid configuration: this machine's controllers are on cgroup version 1, which has no such files",
             )
             .at("/linux/resources/unified"));
         }
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn version_1_refuses() {
-        let wanted = "/linux/resources/unified: this machine's controllers are on cgroup version 1, \
+        let wanted = "/linux/resources/unified: invalid configuration: this machine's controllers are on cgroup version 1, \
                       which has no such files";
         assert_eq!(refusal(&Unified, CgroupVersion::V1, json!({"unified": {"cpu.max": "1"}})), wanted);
     }

@@ -26,23 +26,21 @@ impl Isolator for Capabilities {
         let mut sets = asked.map_or(Ok(CapabilitySets::default()), masks)?;
         let all = sets.bounding | sets.effective | sets.permitted | sets.inheritable | sets.ambient;
         let here = grantable(all, in_user_namespace(config.spec))?;
-        warn(&mut adjustment.warnings, all & !here, "is not available here");
+        warn(&mut adjustment.warnings, all & !here, |names| {
+            format!("{names} is not available here, left out")
+        });
         sets.bounding &= here;
         sets.permitted &= here;
         sets.inheritable &= here;
         // capset(2) and PR_CAP_AMBIENT_RAISE refuse anything else with EPERM.
-        warn(
-            &mut adjustment.warnings,
-            sets.effective & here & !sets.permitted,
-            "is effective but not permitted",
-        );
+        warn(&mut adjustment.warnings, sets.effective & here & !sets.permitted, |names| {
+            format!("{names} is effective but not permitted, left out")
+        });
         sets.effective &= sets.permitted;
         let base = sets.permitted & sets.inheritable;
-        warn(
-            &mut adjustment.warnings,
-            sets.ambient & here & !base,
-            "is ambient but not permitted and inheritable",
-        );
+        warn(&mut adjustment.warnings, sets.ambient & here & !base, |names| {
+            format!("can't raise ambient capability {names}: not permitted and inheritable, left out")
+        });
         sets.ambient &= base;
         adjustment.process.capabilities = Some(sets);
         Ok(adjustment)
@@ -103,12 +101,12 @@ fn each(mask: u64) -> impl Iterator<Item = Capability> {
 }
 
 /// One warning for all of `mask`, in the order of their numbers.
-fn warn(warnings: &mut Vec<String>, mask: u64, why: &str) {
+fn warn(warnings: &mut Vec<String>, mask: u64, why: impl Fn(&str) -> String) {
     let mut found: Vec<Capability> = each(mask).collect();
     found.sort_by_key(Capability::index);
     if !found.is_empty() {
         let names: Vec<String> = found.iter().map(ToString::to_string).collect();
-        warnings.push(format!("{} {why}, left out", names.join(", ")));
+        warnings.push(why(&names.join(", ")));
     }
 }
 

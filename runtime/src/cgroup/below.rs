@@ -5,12 +5,12 @@ use std::path::{Component, Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
 
-use super::{Hierarchy, Tree, Version};
-use crate::error::{Code, Context, Error, Result};
+use super::{Hierarchy, Tree};
+use crate::error::{Code, Error, Result};
 
 impl Tree {
-    /// The same cgroups, but for those that `wanted` names below them: `PATH` on version 2, and
-    /// `CONTROLLER[,CONTROLLER...]:PATH` for hierarchies of version 1. They must be there.
+    /// The same cgroups, but for those that `wanted` names below them: `PATH` in every hierarchy,
+    /// `CONTROLLER[,CONTROLLER...]:PATH` in those of version 1. They must be there.
     ///
     /// # Errors
     /// `Usage` where a path leaves the container's cgroup, or a controller is not there or named twice.
@@ -18,32 +18,38 @@ impl Tree {
         let mut done: Vec<usize> = Vec::new();
         for argument in wanted {
             let (controllers, path) = argument.split_once(':').unwrap_or(("", argument));
-            let path = plain(path).ok_or_else(|| usage(argument, "it leaves the container's cgroup"))?;
-            for index in self.indexes(argument, controllers)? {
+            let path = plain(path).ok_or_else(|| {
+                usage(&format!("{path} is not a sub cgroup path: it leaves the container's cgroup"))
+            })?;
+            for index in self.indexes(controllers)? {
                 if done.contains(&index) {
-                    return Err(usage(argument, "this hierarchy is named already"));
+                    return Err(usage(&format!("{argument:?}: this hierarchy is named already")));
                 }
                 done.push(index);
-                let (_, dir) = &mut self.dirs[index];
-                *dir =
-                    open(dir, &path).context(|| format!("opening {argument:?} in the container's cgroup"))?;
+                let (hierarchy, dir) = &mut self.dirs[index];
+                *dir = open(dir, &path).map_err(|e| {
+                    let file = Path::new(&hierarchy.name).join("...").join(&path).join("cgroup.procs");
+                    let why = coracle_sys::error::reason(e.errno());
+                    Error::from(e).because(format!("adding pid to {}: {why}", file.display()))
+                })?;
             }
         }
         Ok(self)
     }
 
-    /// Which hierarchies `controllers` names: the one of version 2 with an empty text.
-    fn indexes(&self, argument: &str, controllers: &str) -> Result<Vec<usize>> {
+    /// Which hierarchies `controllers` names: all with an empty text.
+    fn indexes(&self, controllers: &str) -> Result<Vec<usize>> {
         let position = |is: &dyn Fn(&Hierarchy) -> bool| self.dirs.iter().position(|(h, _)| is(h));
-        if controllers.is_empty() && self.version == Version::V2 {
-            let only = position(&|_| true).ok_or_else(|| usage(argument, "the container has no cgroup"));
-            return only.map(|index| vec![index]);
+        if controllers.is_empty() {
+            if self.dirs.is_empty() {
+                return Err(usage("the container has no cgroup"));
+            }
+            return Ok((0..self.dirs.len()).collect());
         }
         let mut found = Vec::new();
         for name in controllers.split(',') {
             let index = position(&|h| h.controllers().iter().any(|c| c == name)).ok_or_else(|| {
-                usage(argument, &format!("there is no controller {name:?}"))
-                    .hint("write it like cpu,memory:PATH")
+                usage(&format!("unknown controller {name:?}")).hint("write it like cpu,memory:PATH")
             })?;
             if !found.contains(&index) {
                 found.push(index);
@@ -60,19 +66,20 @@ fn plain(path: &str) -> Option<PathBuf> {
     plain.map(|c| matches!(c, Component::Normal(_)).then_some(c)).collect()
 }
 
-fn open(dir: &OwnedFd, path: &Path) -> Result<OwnedFd> {
+fn open(dir: &OwnedFd, path: &Path) -> coracle_sys::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    Ok(file::open(dir.as_fd(), path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?)
+    file::open(dir.as_fd(), path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)
 }
 
-fn usage(argument: &str, why: &str) -> Error {
-    Error::new(Code::Usage, format!("{argument:?}: {why}"))
+fn usage(why: &str) -> Error {
+    Error::new(Code::Usage, why)
 }
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
 mod tests {
     use super::*;
+    use crate::cgroup::Version;
 
     fn tree(dir: &Path, version: Version, names: &[&str]) -> Tree {
         let open = |name: &&str| {
@@ -105,11 +112,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let v1: &[&str] = &["cpu,cpuacct", "memory"];
         for (version, names, wanted, words) in [
-            (Version::V2, &[""][..], &["../x"][..], "\"../x\": it leaves the container's cgroup"),
-            (Version::V2, &[""], &["no-such"], "opening \"no-such\" in the container's cgroup: openat2("),
-            (Version::V2, &[], &["a"], "\"a\": the container has no cgroup"),
-            (Version::V1, v1, &["a"], "\"a\": there is no controller \"\"; write it like cpu,memory:PATH"),
-            (Version::V1, v1, &["io:a"], "\"io:a\": there is no controller \"io\""),
+            (Version::V2, &[""][..], &["../x"][..], "../x is not a sub cgroup path: it leaves"),
+            (Version::V2, &[""], &["no-such"], "adding pid to .../no-such/cgroup.procs: no such file"),
+            (Version::V2, &[], &["a"], "the container has no cgroup"),
+            (Version::V1, v1, &["a"], "adding pid to cpu,cpuacct/.../a/cgroup.procs: no such file"),
+            (Version::V1, v1, &["io:a"], "unknown controller \"io\"; write it like cpu,memory:PATH"),
             (Version::V1, v1, &["cpu:/", "cpuacct:/"], "\"cpuacct:/\": this hierarchy is named already"),
         ] {
             let wanted: Vec<String> = wanted.iter().map(|w| (*w).to_owned()).collect();

@@ -25,7 +25,7 @@ impl Place {
     ///
     /// # Errors
     /// `Exists` where one is there and holds processes, or another launch is about to enter it: two containers must
-    /// not share one, because the end of the first would be the end of the second. `Unsupported` where there is no
+    /// not share one, because the end of the first would be the end of the second. `IllegalState` where it is frozen. `Unsupported` where there is no
     /// systemd to ask.
     pub fn make(&mut self, resources: Option<&LinuxResources>) -> Result<(Tree, Option<Holder>)> {
         let root = mount_point()?;
@@ -45,7 +45,15 @@ impl Place {
             furnish(root.as_fd(), dir.as_fd(), site)
                 .context(|| format!("furnishing cgroup {:?}", site.full()))?;
         }
-        Ok((Tree { version: self.version, dirs, refused }, holder))
+        let tree = Tree { version: self.version, dirs, refused };
+        let is_others = |site: &Site| site.keep == site.depth();
+        if self.at.iter().any(is_others) && tree.is_frozen()? {
+            // Whoever enters it would stop there, and be waited for without end.
+            return Err(
+                Error::new(Code::IllegalState, "the container's cgroup unexpectedly frozen").hint(OWN_PATH)
+            );
+        }
+        Ok((tree, holder))
     }
 
     /// What is in the sites from number `from` on is another's, and must not be undone.
@@ -155,7 +163,7 @@ fn own_or_claim(root: BorrowedFd<'_>, site: &Site) -> Result<OwnedFd> {
     };
     claim(dir.as_fd())?;
     if !is_own && !processes_below(dir.as_fd())?.is_empty() {
-        return Err(in_use("it is there already and holds processes"));
+        return Err(in_use("the container's cgroup is not empty: it is there already and holds processes"));
     }
     Ok(dir)
 }

@@ -214,6 +214,14 @@ pub fn hierarchies() -> Result<(Version, Vec<Hierarchy>)> {
     Ok((Version::V1, found))
 }
 
+/// Whether the machine has version 2 alone.
+///
+/// # Errors
+/// `ENOENT` where no cgroup file system is mounted.
+pub fn is_unified() -> Result<bool> {
+    Ok(file::file_system(mount_point()?.as_fd())? == nix::sys::statfs::CGROUP2_SUPER_MAGIC)
+}
+
 fn mount_point() -> Result<OwnedFd> {
     file::open_dir(MOUNT_POINT).context(|| "looking for cgroups")
 }
@@ -222,7 +230,7 @@ fn mount_point() -> Result<OwnedFd> {
 /// `linux.cgroupsPath`). Reads, and changes nothing.
 ///
 /// systemd's are a scope, `SLICE:PREFIX:NAME`. Otherwise the path counts from the root of each hierarchy where it is
-/// absolute, and from the runtime's own cgroup where it is relative. Where it is absent, it is `/coracle-ID`; for a
+/// absolute, and from the runtime's own cgroup where it is relative. Where it is absent, it is `/ID`; for a
 /// caller who is not root, `coracle-ID` beside its own cgroup on version 2 (one with processes in it could pass no
 /// controller down) and below it on version 1.
 ///
@@ -256,7 +264,7 @@ fn place_directory(id: &str, wanted: Option<&Path>, rootless: Rootless) -> Resul
     let (version, hierarchies) = hierarchies()?;
     let asked = wanted.filter(|p| !p.as_os_str().is_empty());
     let is_user = asked.is_none() && identity::caller() != 0;
-    let default = PathBuf::from(if is_user { format!("coracle-{id}") } else { format!("/coracle-{id}") });
+    let default = PathBuf::from(if is_user { format!("coracle-{id}") } else { format!("/{id}") });
     let wanted = asked.unwrap_or(&default);
     let is_name = |c: &Component<'_>| matches!(c, Component::Normal(_));
     let bad = wanted.components().any(|c| match c {

@@ -54,7 +54,10 @@ impl Tree {
 
     /// Whether a process lives in the cgroups or below: asked of the unified tree where there is one, which
     /// knows (`cgroup.events`), else of every hierarchy.
-    pub(super) fn is_populated(&self) -> Result<bool> {
+    ///
+    /// # Errors
+    /// Whatever reading says.
+    pub fn is_populated(&self) -> Result<bool> {
         let Some(dir) = self.unified() else { return Ok(!self.processes()?.is_empty()) };
         let events = match file::read(dir, "cgroup.events", LONGEST, Resolve::Beneath) {
             Err(e) if is_gone(e.errno()) => return Ok(false),

@@ -46,7 +46,7 @@ pub struct Exec {
 
 /// The options of `exec`.
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Exec> {
-    let mut exec = Exec::default();
+    let mut exec = Exec { launch: Launch::listening()?, ..Exec::default() };
     while let Some(arg) = parser.next()? {
         match arg {
             Short('p') | Long("process") => exec.process = Some(parser.value()?.into()),

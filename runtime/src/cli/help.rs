@@ -3,6 +3,9 @@
 /// The whole of it.
 pub(super) const HELP: &str = include_str!("help.txt");
 
+/// The commands that runc does not have.
+const OWN: [&str; 7] = ["image", "mounts", "plan", "stats", "isolator", "recover", "help"];
+
 /// Whether help is asked for before the first word that is no option: what comes later can belong to a program.
 pub(super) fn is_wanted(parser: &mut lexopt::Parser) -> bool {
     let args = parser.try_raw_args();
@@ -10,7 +13,7 @@ pub(super) fn is_wanted(parser: &mut lexopt::Parser) -> bool {
         let bytes = arg.as_encoded_bytes();
         bytes.starts_with(b"-") && bytes != b"--"
     });
-    options.into_iter().any(|arg| arg == "-h" || arg == "--help")
+    options.into_iter().any(|arg| arg == "-h" || arg == "--help" || arg == "-?")
 }
 
 /// What the text says of one command: its lines, and the paragraphs of options whose heading names it.
@@ -26,7 +29,13 @@ pub(super) fn of(command: &str) -> Option<String> {
         return None;
     }
     let options = paragraphs.filter(|p| p.lines().next().is_some_and(&is_named));
-    let mut text = format!("usage: coracle [global options] ...\n{}\n", lines.join("\n"));
+    // Scripts look in the second line for what they called, and most of them called runc.
+    let instead =
+        if OWN.contains(&command) { String::new() } else { format!(", in place of runc {command}") };
+    let mut text = format!(
+        "NAME:\n   coracle {command}{instead}\n\nusage: coracle [global options] ...\n{}\n",
+        lines.join("\n")
+    );
     for paragraph in options {
         text = format!("{text}\n{}\n", paragraph.trim_end());
     }
@@ -47,10 +56,11 @@ mod tests {
             ),
             ("exec", vec!["  exec [options] ID PROGRAM", "--process FILE", "--pid-file"], "--cpus"),
             ("update", vec!["  update [options] ID", "--cpuset-mems"], "--pid-file"),
-            ("kill", vec!["  kill [--all] ID [SIGNAL]"], "--pid-file"),
+            ("kill", vec!["  kill [--all] [--regex] ID [SIGNAL]"], "--pid-file"),
             ("resume", vec!["  resume ID"], "options of"),
         ] {
             let text = of(command).unwrap();
+            assert!(text.starts_with(&format!("NAME:\n   coracle {command}, in place of runc {command}\n")));
             assert!(words.iter().all(|words| text.contains(words)) && !text.contains(others), "{text}");
         }
         assert_eq!(of("frobnicate"), None);

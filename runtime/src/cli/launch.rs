@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use coracle_image::bundle::{Network, Seccomp};
+use coracle_sys::process;
 use lexopt::prelude::*;
 
 use super::words::{need_id, parsed, rest, size, text, usage};
@@ -15,14 +16,18 @@ pub struct Launch {
     pub id: String,
     /// The bundle's directory.
     pub bundle: PathBuf,
+    /// The configuration, where it is not the bundle's `config.json`.
+    pub config: Option<PathBuf>,
     /// Where the first process's PID is written.
     pub pid_file: Option<PathBuf>,
     /// The Unix socket that gets the terminal's master.
     pub console_socket: Option<String>,
     /// The Unix socket that gets a descriptor of the process (pidfd_open(2)).
     pub pidfd_socket: Option<String>,
-    /// How many descriptors from 3 on the process inherits.
-    pub preserve_fds: u32,
+    /// The descriptors that the process inherits.
+    pub preserve_fds: Vec<i32>,
+    /// How many of them, the first ones, are sockets to listen on (sd_listen_fds(3)).
+    pub listen_fds: u32,
     /// Change the root by chroot(2), on an initial ramfs that can't be pivoted.
     pub no_pivot: bool,
     /// Keep the caller's session keyring.
@@ -31,6 +36,17 @@ pub struct Launch {
     pub detach: bool,
     /// Leave the container's state and cgroups behind when it ends.
     pub keep: bool,
+}
+
+impl Launch {
+    /// No options but what the environment says.
+    ///
+    /// # Errors
+    /// `Usage` where it says nonsense.
+    pub(super) fn listening() -> Result<Self> {
+        let listen_fds = listen_fds();
+        Ok(Self { listen_fds, preserve_fds: open_fds(listen_fds)?, ..Self::default() })
+    }
 }
 
 /// The options of `run --image`.
@@ -46,7 +62,7 @@ pub struct ImageRun {
 
 /// The options of `create` or `run`, which `command` is.
 pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launch, Option<Box<ImageRun>>)> {
-    let mut launch = Launch::default();
+    let mut launch = Launch::listening()?;
     let mut image = ImageRun::default();
     let mut from_image = false;
     let mut bundle: Option<PathBuf> = None;
@@ -59,9 +75,10 @@ pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launc
         let Some(arg) = parser.next()? else { break };
         match arg {
             Short('b') | Long("bundle") => bundle = Some(parser.value()?.into()),
+            Short('f') | Long("config") => launch.config = Some(parser.value()?.into()),
             Short('d') | Long("detach") if command == "run" => launch.detach = true,
             Long("keep") if command == "run" => launch.keep = true,
-            Long("no-subreaper") if command == "run" => {}
+            Long("no-subreaper") => {}
             Long(name) if is_shared(name) => shared(name.to_owned().as_str(), parser, &mut launch)?,
             Long("image") if command == "run" => {
                 from_image = true;
@@ -83,6 +100,8 @@ pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launc
     }
     need_id(&launch.id, command)?;
     match (from_image, &bundle, only_for_images) {
+        (true, _, _) if launch.config.is_some() => Err(usage("--config and --image exclude each other")
+            .hint("an image's container has its own configuration")),
         (true, Some(_), _) => {
             Err(usage("--bundle and --image exclude each other")
                 .hint("an image's container has its own bundle"))
@@ -113,7 +132,10 @@ pub(super) fn shared(name: &str, parser: &mut lexopt::Parser, launch: &mut Launc
         "pid-file" => launch.pid_file = Some(parser.value()?.into()),
         "console-socket" => launch.console_socket = Some(text(parser)?),
         "pidfd-socket" => launch.pidfd_socket = Some(text(parser)?),
-        "preserve-fds" => launch.preserve_fds = preserve_fds(&text(parser)?)?,
+        "preserve-fds" => {
+            let more = parsed::<u32>("preserve-fds", &text(parser)?)?;
+            launch.preserve_fds = open_fds(launch.listen_fds.saturating_add(more))?;
+        }
         "no-pivot" => launch.no_pivot = true,
         _ => launch.no_new_keyring = true,
     }
@@ -123,10 +145,18 @@ pub(super) fn shared(name: &str, parser: &mut lexopt::Parser, launch: &mut Launc
 /// No process has more descriptors than this (`fs.nr_open`, proc_sys_fs(5)).
 const MOST_FDS: u32 = 1 << 20;
 
-fn preserve_fds(value: &str) -> Result<u32> {
-    let number = parsed::<u32>("preserve-fds", value)?;
-    let few = Some(number).filter(|n| *n <= MOST_FDS);
-    few.ok_or_else(|| usage(format!("--preserve-fds {number} is more than a process can have open")))
+/// How many sockets to listen on the caller passes: from descriptor 3 on, before those of `--preserve-fds`.
+fn listen_fds() -> u32 {
+    std::env::var("LISTEN_FDS").ok().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Those of the first `number` descriptors from 3 on that the caller left open: the command line is read before any
+/// other is.
+fn open_fds(number: u32) -> Result<Vec<i32>> {
+    let few = i32::try_from(number).ok().filter(|_| number <= MOST_FDS);
+    let few =
+        few.ok_or_else(|| usage(format!("--preserve-fds {number} is more than a process can have open")))?;
+    Ok((3..3 + few).filter(|fd| process::is_open(*fd)).collect())
 }
 
 fn arg_name(arg: &lexopt::Arg<'_>) -> String {
@@ -218,6 +248,7 @@ mod tests {
             ("--memory 1g web", "--memory is for containers from an image; add --image REFERENCE"),
             ("-e A=b web", "-e is for containers from an image"),
             ("--image app --bundle /b web", "--bundle and --image exclude each other"),
+            ("--image app --config /c.json web", "--config and --image exclude each other"),
             ("--image app -- true", "the container's ID is missing before --; coracle run --image"),
             ("--image app --cpus 0 web", "--cpus \"0\" is no number of processors"),
             ("--image app --cpus -1 web", "--cpus \"-1\" is no number of processors"),

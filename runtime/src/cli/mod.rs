@@ -36,6 +36,8 @@ pub struct Global {
     pub log: Option<PathBuf>,
     /// Whether the log is JSON (`--log-format json`).
     pub log_json: bool,
+    /// Whether what is done is logged, too (`--debug`).
+    pub debug: bool,
     /// Who makes the containers' cgroups (`--cgroup-manager`, `--systemd-cgroup`), with which rights (`--rootless`).
     pub cgroups: Management,
     /// CRIU's name or path (`--criu`).
@@ -65,6 +67,8 @@ pub enum Command {
         id: String,
         /// Also when it runs, and when there is none.
         force: bool,
+        /// Take the ID for a regular expression, and all containers that it matches.
+        regex: bool,
     },
     /// Freezes a container's processes.
     Pause(String),
@@ -94,6 +98,8 @@ pub enum Command {
     Spec {
         /// The bundle.
         bundle: PathBuf,
+        /// The file's name in it, or a path.
+        file: PathBuf,
         /// One that a user without privilege can run.
         rootless: bool,
     },
@@ -116,6 +122,7 @@ pub fn parse(args: Vec<OsString>) -> (Global, Result<Command>) {
         root: PathBuf::new(),
         log: None,
         log_json: false,
+        debug: false,
         cgroups: Management { by: Manager::Cgroupfs, rootless: Rootless::Auto },
         criu: "criu".into(),
         config: "/etc/coracle".into(),
@@ -158,11 +165,12 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
             },
             Long("systemd-cgroup") => global.cgroups.by = Manager::Systemd,
             Long("rootless") => global.cgroups.rootless = words::rootless(&text(parser)?)?,
-            Long("debug") => {}
+            Long("debug") => global.debug = true,
+            Long("log-level") => global.debug = words::is_debug(&text(parser)?)?,
             Long("criu") => global.criu = text(parser)?,
             Long("config") => global.config = parser.value()?.into(),
-            Short('v') | Long("version") => return Ok(Command::Print(version())),
-            Short('h') | Long("help") => return Ok(Command::Print(HELP.to_owned())),
+            Short('v' | 'V') | Long("version") => return Ok(Command::Print(version())),
+            Short('h' | '?') | Long("help") => return Ok(Command::Print(HELP.to_owned())),
             Value(command) => return parse_options(&command.string()?, parser),
             other => return Err(other.unexpected().into()),
         }
@@ -171,10 +179,9 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
 }
 
 fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> {
-    if help::is_wanted(parser)
-        && let Some(text) = help::of(command)
-    {
-        return Ok(Command::Print(text));
+    if help::is_wanted(parser) {
+        let none = || usage(format!("No help topic for '{command}'")).hint("see coracle help");
+        return help::of(command).map(Command::Print).ok_or_else(none);
     }
     match command {
         "create" => Ok(Command::Create(launch::parse(parser, "create")?.0)),
@@ -218,6 +225,8 @@ pub struct Kill {
     pub signal: i32,
     /// To every process of the container.
     pub all: bool,
+    /// Take the ID for a regular expression, and all containers that it matches.
+    pub regex: bool,
 }
 
 fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
@@ -226,6 +235,7 @@ fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('a') | Long("all") => kill.all = true,
+            Short('r') | Long("regex") => kill.regex = true,
             Value(id) if kill.id.is_empty() => kill.id = id.string()?,
             Value(signal) if !has_signal => {
                 kill.signal = words::signal(&signal.string()?)?;
@@ -268,28 +278,31 @@ fn mounts(parser: &mut lexopt::Parser) -> Result<Command> {
 }
 
 fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
-    let (mut id, mut force) = (String::new(), false);
+    let (mut id, mut force, mut regex) = (String::new(), false, false);
     while let Some(arg) = parser.next()? {
         match arg {
             Short('f') | Long("force") => force = true,
+            Short('r') | Long("regex") => regex = true,
             Value(value) if id.is_empty() => id = value.string()?,
             other => return Err(other.unexpected().into()),
         }
     }
     need_id(&id, "delete")?;
-    Ok(Command::Delete { id, force })
+    Ok(Command::Delete { id, force, regex })
 }
 
 fn spec(parser: &mut lexopt::Parser) -> Result<Command> {
     let (mut bundle, mut rootless) = (PathBuf::from("."), false);
+    let mut file = PathBuf::from("config.json");
     while let Some(arg) = parser.next()? {
         match arg {
             Short('b') | Long("bundle") => bundle = parser.value()?.into(),
+            Short('f') | Long("file") => file = parser.value()?.into(),
             Long("rootless") => rootless = true,
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(Command::Spec { bundle, rootless })
+    Ok(Command::Spec { bundle, file, rootless })
 }
 
 fn plan(parser: &mut lexopt::Parser) -> Result<Command> {
@@ -355,6 +368,7 @@ mod tests {
             ("mounts add web file more", "unexpected argument \"more\""),
             ("features extra", "unexpected argument \"extra\""),
             ("plan a b", "unexpected argument \"b\""),
+            ("frobnicate --help", "No help topic for 'frobnicate'"),
             ("help frobnicate", "there is no command \"frobnicate\""),
             ("help run more", "unexpected argument \"more\""),
             ("--rootless maybe list", "--rootless \"maybe\" is neither true, false nor auto"),

@@ -42,6 +42,15 @@ pub(super) fn rootless(value: &str) -> Result<Rootless> {
     }
 }
 
+/// Whether the log's level `level` shows what is done.
+pub(super) fn is_debug(level: &str) -> Result<bool> {
+    match level {
+        "debug" => Ok(true),
+        "warning" | "error" => Ok(false),
+        other => Err(usage(format!("--log-level {other:?} is none of debug, warning, error"))),
+    }
+}
+
 /// All that is left, as it is: what looks like an option belongs to the container's program. A first `--`
 /// only says so.
 pub(super) fn rest(parser: &mut lexopt::Parser) -> Result<Vec<String>> {

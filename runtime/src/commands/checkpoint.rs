@@ -28,6 +28,7 @@ pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
             bundle: record.bundle.clone(),
             spec: spec::parse(&state.config()?)?,
             text: Vec::new(),
+            warnings: Vec::new(),
         };
         let launch = planned(global, id, config)?;
         let (images, opened) = directory(&options.images)?;

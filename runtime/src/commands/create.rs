@@ -13,24 +13,30 @@ use crate::state::{Phase, State};
 /// # Errors
 /// Whatever a stage fails with; then nothing is left of the container.
 pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
-    self_image::protect(options.preserve_fds, &[])?;
+    self_image::protect(&options.preserve_fds, options.config.as_deref(), &[])?;
     // Whoever creates does not stay: the terminal needs another holder.
     let options = &cli::Launch { detach: true, ..options.clone() };
     let id = &options.id;
     let attempt = || -> Result<()> {
         let isolators = isolators::for_launch(global)?;
-        let loaded = spec::load(&options.bundle)?;
+        let loaded = spec::load(&options.bundle, options.config.as_deref())?;
         let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
         let state = State::create(&global.root, id)?;
         cleanup::undo_on_failure(&global.root, id, &isolators, || {
             let claimed = prepare::claim(plan, state, &isolators, None)?;
             let mut prepared = prepare::prepare(claimed, &isolators)?;
             global.warn(prepared.warnings.drain(..));
+            super::debug_filter(global, &prepared.launch);
+            global.debug(|| {
+                "nsexec container setup: cloning its process into cgroups and namespaces".to_owned()
+            });
             let waiting = spawn::spawn(prepared, options, true)?;
             let mut isolated = isolate::isolate(waiting, &isolators)?;
             isolated.container.record.phase = Phase::Created;
             isolated.container.save()?;
-            super::announce(options, &isolated.ready.child, "standard")
+            let child = &isolated.ready.child;
+            global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
+            super::announce(options, child, "standard")
         })
     };
     attempt().context(|| format!("creating container {id:?}"))?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use coracle_isolator::{Cgroup, CgroupVersion, Handles, IoUsage, MemoryUsage, Usage};
 use coracle_isolator_host::Registry;
 use coracle_sys::event;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::{self, Global};
@@ -74,7 +75,7 @@ fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Vec<String>
     let before = told.len();
     for (_, limitation) in isolators.limitations(handles).unwrap_or_default() {
         if !told.contains(&limitation.message) {
-            print(&json!({"type": limitation.reason, "id": handles.id}));
+            print(&limitation.reason, handles.id, None);
             told.push(limitation.message);
         }
     }
@@ -83,12 +84,21 @@ fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Vec<String>
 
 fn print_stats(isolators: &Registry, handles: &Handles<'_>) -> Result<()> {
     let usage = isolators.usage(handles).context(|| "measuring")?;
-    print(&json!({"type": "stats", "id": handles.id, "data": data(&usage, handles.cgroup)}));
+    print("stats", handles.id, Some(data(&usage, handles.cgroup)));
     Ok(())
 }
 
-fn print(event: &Value) {
-    crate::print(&format!("{event}\n"));
+/// Prints one event. Its members come in runc's order, which is what scripts match.
+fn print(kind: &str, id: &str, data: Option<Value>) {
+    #[derive(Serialize)]
+    struct Event<'a> {
+        r#type: &'a str,
+        id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data: Option<Value>,
+    }
+    let event = serde_json::to_string(&Event { r#type: kind, id, data });
+    crate::print(&format!("{}\n", event.unwrap_or_default()));
 }
 
 /// What runc prints as `data`.

@@ -24,7 +24,7 @@ use crate::{isolators, seccomp_agent, self_image};
 /// # Errors
 /// `IllegalState` where the container has stopped.
 pub fn exec(global: &Global, options: &cli::Exec) -> Result<u8> {
-    self_image::protect(options.launch.preserve_fds, &[])?;
+    self_image::protect(&options.launch.preserve_fds, options.process.as_deref(), &[])?;
     let id = &options.id;
     let watch = (!options.launch.detach).then(Watch::begin).transpose()?;
     let running = launch(global, options).context(|| format!("executing in container {id:?}"))?;
@@ -43,7 +43,11 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
         return Err(not_running(status).hint("resume it, or use --ignore-paused to wait until somebody does"));
     }
     let mut spec = spec::parse(&state.config()?)?;
-    let process = process(options, &spec)?;
+    let (process, warnings) = match &options.process {
+        Some(path) => spec::load_process(path)?,
+        None => process(options, &spec)?,
+    };
+    global.warn(warnings);
     plan::checks::check_process(&process)?;
     spec.set_process(Some(process));
     plan::namespace_checks::ids_are_mapped(&spec)?;
@@ -61,11 +65,18 @@ fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
             .below(&options.cgroups)
             .context(|| "--cgroup")?,
     };
+    if let Some(processors) = &launch.process.scheduling.affinity.before_cgroup {
+        global.debug(|| format!("nsexec: affinity: {}", processors.to_hex()));
+    }
+    super::debug_filter(global, &launch);
+    global.debug(|| "nsexec container setup: cloning a process into cgroups and namespaces".to_owned());
     let (born, cgroup) = spawn::spawn_into(&launch, target, &options.launch)?;
     let pidfd = Some(born.child.pidfd.as_fd());
     isolators.join(&Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec })?;
     let ready = isolate::go(born)?;
+    global.debug(|| format!("child process in init(): PID {} is in the container", ready.child.pid));
     super::announce(&options.launch, &ready.child, "setns")?;
+    global.debug(|| "setns_init: about to exec the program".to_owned());
     release::release_process(ready, &record, &spec)
 }
 
@@ -88,11 +99,8 @@ fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) 
     Ok(Launch { namespaces: Namespaces::default(), inside: None, process })
 }
 
-/// The process to run: from `--process` as it is, else the container's own with what the options change.
-fn process(options: &cli::Exec, spec: &Spec) -> Result<Process> {
-    if let Some(path) = &options.process {
-        return spec::load_process(path);
-    }
+/// The process to run, the container's own with what the options change; and what of these is passed over.
+fn process(options: &cli::Exec, spec: &Spec) -> Result<(Process, Vec<String>)> {
     let own = spec.process().clone();
     let mut process = own.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
     process.set_args(Some(options.args.clone()));
@@ -122,8 +130,8 @@ fn process(options: &cli::Exec, spec: &Spec) -> Result<Process> {
     if let Some(label) = &options.label {
         process.set_selinux_label(Some(label.clone()));
     }
-    add_capabilities(&mut process, &options.capabilities)?;
-    Ok(process)
+    let warnings = add_capabilities(&mut process, &options.capabilities);
+    Ok((process, warnings))
 }
 
 /// `UID[:GID]`, in decimal digits and nothing else: what a shell, or an image, would make of `0x3e8` or ` 1000`
@@ -144,20 +152,35 @@ fn parse_user(text: &str, own: &User) -> Result<User> {
     Ok(user)
 }
 
-/// Adds capabilities to every set but ambient and inheritable (CVE-2022-29162).
-fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+/// Adds capabilities to every set but inheritable (CVE-2022-29162), and to the ambient one only where the
+/// configuration has an inheritable one, without which it means nothing. Returns what it warns of: names that nobody
+/// knows.
+fn add_capabilities(process: &mut Process, names: &[String]) -> Vec<String> {
     if names.is_empty() {
-        return Ok(());
+        return Vec::new();
     }
-    let mut sets = process.capabilities().clone().unwrap_or_default();
+    let own = process.capabilities().clone();
+    let mut sets = own.unwrap_or_else(no_capabilities);
+    let mut warnings = Vec::new();
     for name in names {
-        let named: std::result::Result<Capability, _> = serde_json::from_value(name.clone().into());
-        let capability =
-            named.map_err(|_| Error::new(Code::Usage, format!("there is no capability {name:?}")))?;
-        add(&mut sets, capability);
+        match serde_json::from_value::<Capability>(name.clone().into()) {
+            Ok(capability) => add(&mut sets, capability),
+            Err(_) => warnings.push(format!("ignoring unknown or unavailable capabilities: {name}")),
+        }
     }
     process.set_capabilities(Some(sets));
-    Ok(())
+    warnings
+}
+
+/// No sets at all; oci-spec's default has three capabilities in each.
+fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    none.set_bounding(None);
+    none.set_effective(None);
+    none.set_inheritable(None);
+    none.set_permitted(None);
+    none.set_ambient(None);
+    none
 }
 
 fn add(sets: &mut LinuxCapabilities, capability: Capability) {
@@ -171,11 +194,26 @@ fn add(sets: &mut LinuxCapabilities, capability: Capability) {
     sets.set_bounding(bounding);
     sets.set_effective(effective);
     sets.set_permitted(permitted);
+    if sets.inheritable().is_some() {
+        let ambient = with(sets.ambient());
+        sets.set_ambient(ambient);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_capability_comes_alone_where_the_container_has_none() {
+        let mut process = Process::default();
+        process.set_capabilities(None);
+        let warnings = add_capabilities(&mut process, &["CAP_KILL", "CAP_FLY"].map(str::to_owned));
+        assert_eq!(warnings, ["ignoring unknown or unavailable capabilities: CAP_FLY"]);
+        let sets = process.capabilities().clone().unwrap();
+        assert_eq!(sets.effective().as_ref().unwrap().len(), 1);
+        assert_eq!((sets.inheritable(), sets.ambient()), (&None, &None));
+    }
 
     #[test]
     fn only_plain_numbers_are_users() {

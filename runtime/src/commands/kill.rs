@@ -23,17 +23,24 @@ pub fn kill(global: &Global, options: &Kill) -> Result<u8> {
             // Also where the first process has ended: others may be left in the cgroup.
             return kill_all(&record, options.signal);
         }
-        let first = record.process.and_then(|first| first.open()).ok_or_else(not_running)?;
-        match process::signal(first.as_fd(), options.signal) {
-            Err(e) if e.errno() == coracle_sys::Errno::ESRCH => return Err(not_running()),
-            other => other?,
-        }
+        let first = record.process.and_then(|first| first.open());
+        let signalled = first.ok_or_else(not_running).and_then(|first| {
+            process::signal(first.as_fd(), options.signal).map_err(|e| match e.errno() {
+                coracle_sys::Errno::ESRCH => not_running(),
+                _ => e.into(),
+            })
+        });
         if options.signal != libc::SIGKILL {
-            return Ok(());
+            return signalled;
         }
-        if record.cgroup.is_some() && !has_pid_namespace(&state) {
-            return kill_all(&record, libc::SIGKILL);
+        // Without a PID namespace of their own, others outlive the first, and are the container's still.
+        if let Some(place) = &record.cgroup
+            && !has_pid_namespace(&state)
+        {
+            let tree = place.open()?;
+            return if tree.is_populated()? { tree.signal_all(libc::SIGKILL) } else { signalled };
         }
+        signalled?;
         record.cgroup.as_ref().map_or(Ok(()), |place| place.open().map(|tree| tree.thaw_to_die()))
     };
     attempt().context(|| format!("signalling container {:?}", options.id))?;

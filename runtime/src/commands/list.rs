@@ -4,7 +4,8 @@ use coracle_sys::file::{self, Resolve};
 use serde_json::Value;
 
 use crate::cli::{Global, List};
-use crate::error::Result;
+use crate::error::{Code, Error};
+use crate::state::record::Told;
 use crate::state::{self, LONGEST, Record, State};
 
 const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"];
@@ -13,20 +14,26 @@ const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"]
 ///
 /// # Errors
 /// Where the directory of states can't be read.
-pub fn list(global: &Global, options: &List) -> Result<u8> {
-    let mut states = Vec::new();
+pub fn list(global: &Global, options: &List) -> crate::error::Result<u8> {
+    let mut found = Vec::new();
     for id in state::ids(&global.root)? {
         // One that is removed meanwhile is not listed.
         let Ok(state) = State::open_unlocked(&global.root, &id) else { continue };
         let record = state.record().ok().flatten().unwrap_or_else(|| Record::new(&id, None));
-        let mut told = record.to_state();
-        told["owner"] = state.owner().map_or_else(|_| String::new(), user_name).into();
-        states.push(told);
+        found.push((record, state.owner().map_or_else(|_| String::new(), user_name)));
     }
+    let mut told: Vec<Told<'_>> = found.iter().map(|(record, _)| record.told()).collect();
+    for (told, (_, owner)) in told.iter_mut().zip(&found) {
+        told.owner.clone_from(owner);
+    }
+    let json = |e: serde_json::Error| Error::new(Code::System, e.to_string());
     crate::print(&match (options.quiet, options.json) {
-        (true, _) => states.iter().map(|state| text(state, "id") + "\n").collect(),
-        (_, true) => format!("{}\n", Value::Array(states)),
-        _ => table(&states),
+        (true, _) => found.iter().map(|(record, _)| record.id.clone() + "\n").collect(),
+        (_, true) => serde_json::to_string(&told).map_err(json)? + "\n",
+        _ => {
+            let states = told.iter().map(serde_json::to_value).collect::<Result<Vec<Value>, _>>();
+            table(&states.map_err(json)?)
+        }
     });
     Ok(0)
 }

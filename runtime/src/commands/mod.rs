@@ -24,11 +24,13 @@ pub mod features;
 
 use std::os::fd::AsFd;
 
+use coracle_sys::pattern::Pattern;
 use coracle_sys::process::Child;
 use coracle_sys::{file, socket};
 
-use crate::cli::{Command, Global};
-use crate::error::{Context, Result};
+use crate::cli::{Command, Global, Kill};
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::plan::Launch;
 use crate::{image, isolators, self_image};
 
 /// Does what the command line asks and returns the exit code.
@@ -42,6 +44,9 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Run(options, image) => run::run(global, &options, image.as_deref()),
         Command::Exec(options) => exec::exec(global, &options),
         Command::State(id) => state::state(global, &id),
+        Command::Kill(options) if options.regex => for_each(global, &options.id, |id| {
+            kill::kill(global, &Kill { id: id.to_owned(), ..options.clone() })
+        }),
         Command::Kill(options) => kill::kill(global, &options),
         Command::Pause(id) => pause::pause(global, &id),
         Command::Resume(id) => pause::resume(global, &id),
@@ -50,13 +55,16 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Checkpoint(options) => checkpoint::checkpoint(global, &options),
         Command::Restore(options, from) => restore::restore(global, &options, &from),
         Command::Events(options) => events::events(global, &options),
-        Command::Delete { id, force } => delete::delete(global, &id, force),
+        Command::Delete { id, force, regex: true } => {
+            for_each(global, &id, |id| delete::delete(global, id, force))
+        }
+        Command::Delete { id, force, regex: false } => delete::delete(global, &id, force),
         Command::Ps(options) => ps::ps(global, &options),
         Command::List(options) => list::list(global, &options),
         Command::Stats(options) => stats::stats(global, &options),
         Command::Isolator(wanted) => isolator::isolator(global, &wanted),
         Command::Recover => recover::recover(global),
-        Command::Spec { bundle, rootless } => spec::spec(&bundle, rootless),
+        Command::Spec { bundle, file, rootless } => spec::spec(&bundle, &file, rootless),
         Command::Plan(bundle) => plan::plan(global, &bundle),
         Command::Features => features::features(),
         Command::Image(args) => Err(self_image::hand_over(image::PROGRAM, args)),
@@ -65,6 +73,27 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
             crate::print(&text);
             Ok(0)
         }
+    }
+}
+
+/// Does `verb` to each container whose ID matches `pattern`, whatever becomes of the others.
+///
+/// # Errors
+/// `Usage` for what is no regular expression; else the first failure.
+fn for_each(global: &Global, pattern: &str, verb: impl Fn(&str) -> Result<u8>) -> Result<u8> {
+    let pattern = Pattern::new(pattern)
+        .map_err(|why| Error::new(Code::Usage, format!("--regex {pattern:?}: {why}")))?;
+    let ids = crate::state::ids(&global.root)?.into_iter().filter(|id| pattern.matches(id));
+    let mut failures = ids.filter_map(|id| verb(&id).err()).collect::<Vec<_>>().into_iter();
+    let first = failures.next();
+    global.warn(failures.map(|failure| failure.to_string()));
+    first.map_or(Ok(0), Err)
+}
+
+/// Logs, under `--debug`, with which flags seccomp(2) will take the system call filter.
+fn debug_filter(global: &Global, launch: &Launch) {
+    if let Some(filter) = &launch.process.seccomp {
+        global.debug(|| format!("seccomp filter flags: {}", filter.flags));
     }
 }
 

@@ -21,7 +21,7 @@ use crate::state::{State, Status};
 /// # Errors
 /// `IllegalState` where the container does not run, `Unsupported` for what only a new container can have.
 pub fn mounts(global: &Global, options: &cli::Mounts) -> Result<u8> {
-    self_image::protect(0, &[])?;
+    self_image::protect(&[], Some(&options.file), &[])?;
     let id = &options.id;
     let attempt = || -> Result<()> {
         let text = file::read(file::CWD, &options.file, spec::LARGEST, Resolve::Host)?;

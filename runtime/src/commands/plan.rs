@@ -17,7 +17,7 @@ use crate::stages::{plan, prepare, spec};
 /// # Errors
 /// As `create` before its first side effect.
 pub fn plan(global: &Global, bundle: &Path) -> Result<u8> {
-    let plan = plan::plan(spec::load(bundle)?, Wish { id: "ID", cgroups: global.cgroups })?;
+    let plan = plan::plan(spec::load(bundle, None)?, Wish { id: "ID", cgroups: global.cgroups })?;
     let (launch, spec, warnings) = prepare::adjust(&plan, &isolators::for_launch(global)?)?;
     global.warn(warnings);
     let json = |value: serde_json::Result<Value>| value.map_err(|e| Error::new(Code::System, e.to_string()));

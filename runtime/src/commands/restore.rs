@@ -25,7 +25,7 @@ use crate::{isolators, self_image};
 /// # Errors
 /// `Unsupported` where there is no CRIU, `System` with CRIU's words; then nothing is left of the container.
 pub fn restore(global: &Global, options: &cli::Launch, from: &cli::Checkpoint) -> Result<u8> {
-    self_image::protect(options.preserve_fds, &[])?;
+    self_image::protect(&options.preserve_fds, options.config.as_deref(), &[])?;
     let id = &options.id;
     let doing = || format!("restoring container {id:?}");
     let isolators = isolators::for_launch(global).context(doing)?;
@@ -45,7 +45,10 @@ fn begin(
     isolators: &Registry,
 ) -> Result<Running> {
     let id = &options.id;
-    let plan = plan::plan(spec::load(&options.bundle)?, Wish { id, cgroups: global.cgroups })?;
+    let plan = plan::plan(
+        spec::load(&options.bundle, options.config.as_deref())?,
+        Wish { id, cgroups: global.cgroups },
+    )?;
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {
         let rootfs = plan.rootfs.clone();

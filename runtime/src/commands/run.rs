@@ -23,7 +23,8 @@ use crate::{image, isolators, self_image};
 /// # Errors
 /// Whatever a stage fails with; then nothing is left of the container.
 pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> Result<u8> {
-    self_image::protect(options.preserve_fds, from.map_or(&[], |image| &image.options.env))?;
+    let variables = from.map_or(&[][..], |image| &image.options.env);
+    self_image::protect(&options.preserve_fds, options.config.as_deref(), variables)?;
     let id = &options.id;
     let doing = || format!("running container {id:?}");
     let isolators = isolators::for_launch(global).context(doing)?;
@@ -67,7 +68,7 @@ fn wait(global: &Global, id: &str, isolators: &Registry, (watch, running): (Watc
 
 fn from_bundle(global: &Global, options: &cli::Launch, isolators: &Registry) -> Result<Running> {
     let id = &options.id;
-    let loaded = spec::load(&options.bundle)?;
+    let loaded = spec::load(&options.bundle, options.config.as_deref())?;
     let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {
@@ -94,7 +95,7 @@ fn from_image(
     cleanup::undo_on_failure(&global.root, id, isolators, || {
         state.write(&Record::new(id, Some(&store)))?;
         let bundle = image::make_bundle(&store, id, wanted)?;
-        let plan = plan::plan(spec::load(&bundle)?, Wish { id, cgroups: global.cgroups })?;
+        let plan = plan::plan(spec::load(&bundle, None)?, Wish { id, cgroups: global.cgroups })?;
         launch(plan, state, &With { global, options, isolators, store: Some(&store) })
     })
 }
@@ -113,8 +114,14 @@ fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
     let claimed = prepare::claim(plan, state, isolators, store)?;
     let mut prepared = prepare::prepare(claimed, isolators)?;
     global.warn(prepared.warnings.drain(..));
+    super::debug_filter(global, &prepared.launch);
+    global.debug(|| "nsexec container setup: cloning its process into cgroups and namespaces".to_owned());
     let waiting = spawn::spawn(prepared, options, false)?;
     let isolated = isolate::isolate(waiting, isolators)?;
-    super::announce(options, &isolated.ready.child, "standard")?;
-    release::release(isolated)
+    let child = &isolated.ready.child;
+    global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
+    super::announce(options, child, "standard")?;
+    let running = release::release(isolated)?;
+    global.debug(|| "init: closing the pipe to signal completion".to_owned());
+    Ok(running)
 }

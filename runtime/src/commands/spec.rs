@@ -6,38 +6,43 @@ use std::path::Path;
 use coracle_sys::file::{self, Resolve};
 use serde_json::{Value, json};
 
+use crate::cgroup;
 use crate::error::{Code, Context, Error, Result};
 
-/// Writes `config.json` into the bundle `bundle`: with `rootless` one that the caller can run without privilege.
+/// Writes the configuration `name` into the bundle `bundle`: with `rootless` one that the caller can run without privilege.
 ///
 /// # Errors
 /// Where one is there already: nobody's work is overwritten.
-pub fn spec(bundle: &Path, rootless: bool) -> Result<u8> {
+pub fn spec(bundle: &Path, name: &Path, rootless: bool) -> Result<u8> {
     let spec = serde_json::to_value(coracle_image::bundle::default_spec()?);
     let mut spec = spec.map_err(|e| Error::new(Code::System, e.to_string()))?;
     sort_capabilities(&mut spec["process"]["capabilities"]);
+    if !cgroup::is_unified()? {
+        // As runc has it: who runs on version 1 knows its cgroups by the host's paths.
+        remove_namespace(&mut spec, "cgroup");
+    }
     if rootless {
         make_rootless(&mut spec);
     }
+    let path = bundle.join(name);
     let attempt = || -> Result<()> {
-        let dir = file::open_dir(bundle)?;
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
-        let file = file::open(dir.as_fd(), "config.json", flags, 0o644, Resolve::BeneathNoLinks)?;
+        let file = file::open(file::CWD, &path, flags, 0o644, Resolve::Host)?;
         Ok(file::write_all(file.as_fd(), format!("{spec:#}\n").as_bytes())?)
     };
-    attempt().context(|| format!("writing {:?}", bundle.join("config.json")))?;
+    attempt().context(|| format!("writing {path:?}"))?;
     Ok(0)
 }
 
 /// What a user without privilege may do, as runc writes it: one user, the caller, who is root inside; the host's
 /// network, and therefore the host's sysfs; no limits, and no groups that the user namespace does not know.
 fn make_rootless(spec: &mut Value) {
+    remove_namespace(spec, "network");
     let linux = &mut spec["linux"];
     let mapping = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 1}]);
     linux["uidMappings"] = mapping(nix::unistd::geteuid().as_raw());
     linux["gidMappings"] = mapping(nix::unistd::getegid().as_raw());
     if let Some(namespaces) = linux["namespaces"].as_array_mut() {
-        namespaces.retain(|namespace| namespace["type"] != "network");
         namespaces.push(json!({"type": "user"}));
     }
     if let Some(linux) = linux.as_object_mut() {
@@ -57,6 +62,12 @@ fn make_rootless(spec: &mut Value) {
     }
     if let Some(mounts) = spec["mounts"].as_array_mut() {
         mounts.retain(|mount| mount["type"] != "cgroup");
+    }
+}
+
+fn remove_namespace(spec: &mut Value, kind: &str) {
+    if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != kind);
     }
 }
 

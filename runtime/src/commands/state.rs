@@ -1,7 +1,7 @@
 //! `state`: prints a container's state as the runtime specification defines it.
 
 use crate::cli::Global;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::state::{Record, State};
 
 /// Prints the state of container `id`.
@@ -11,6 +11,7 @@ use crate::state::{Record, State};
 pub fn state(global: &Global, id: &str) -> Result<u8> {
     let state = State::open_unlocked(&global.root, id)?;
     let record = state.record()?.unwrap_or_else(|| Record::new(id, None));
-    crate::print(&format!("{:#}\n", record.to_state()));
+    let told = serde_json::to_string_pretty(&record.told());
+    crate::print(&(told.map_err(|e| Error::new(Code::System, e.to_string()))? + "\n"));
     Ok(0)
 }

@@ -17,7 +17,7 @@ pub(super) fn open(root: BorrowedFd<'_>, launch: &Launch, birth: &Birth<'_>) -> 
     let plan = &launch.process;
     let Some(socket) = birth.terminal.as_ref().filter(|_| plan.terminal) else { return Ok(()) };
     let attempt = || -> Result<()> {
-        let peer = open_pair(root, plan, socket.as_fd())?;
+        let peer = open_pair(root, birth, plan, socket.as_fd())?;
         if let Some(label) = launch.inside.as_ref().and_then(|inside| inside.mount_label.as_deref()) {
             super::mounts::relabel(peer.as_fd(), label)?;
         }
@@ -34,14 +34,19 @@ pub(super) fn open_in_container(plan: &ProcessPlan, birth: &Birth<'_>) -> Result
     let Some(socket) = birth.terminal.as_ref().filter(|_| plan.terminal) else { return Ok(()) };
     let attempt = || -> Result<()> {
         let root = file::open_dir("/")?;
-        become_terminal(open_pair(root.as_fd(), plan, socket.as_fd())?)
+        become_terminal(open_pair(root.as_fd(), birth, plan, socket.as_fd())?)
     };
     attempt().context(|| "giving the process a terminal")
 }
 
 /// Opens a pair, sends the master away and returns the peer. The peer comes by descriptor: whatever the image
 /// has at the path of its name is not asked (CVE-2025-52565).
-fn open_pair(root: BorrowedFd<'_>, plan: &ProcessPlan, socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+fn open_pair(
+    root: BorrowedFd<'_>,
+    birth: &Birth<'_>,
+    plan: &ProcessPlan,
+    socket: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
     let devpts = file::open(root, "dev/pts", libc::O_DIRECTORY, 0, Resolve::InRoot)
         .map_err(Error::from)
         .map_err(|e| e.hint("a terminal needs a devpts mount at /dev/pts"))?;
@@ -52,6 +57,11 @@ fn open_pair(root: BorrowedFd<'_>, plan: &ProcessPlan, socket: BorrowedFd<'_>) -
     let (master, peer) = tty::open_pair(devpts.as_fd())?;
     if let Some((rows, columns)) = plan.console_size {
         tty::set_size(master.as_fd(), rows, columns)?;
+    }
+    if birth.options.console_socket.is_none() {
+        // It is the runtime that shows it: the caller's own terminal ends lines as it needs to, and a file or a pipe
+        // wants them as they were written.
+        tty::keep_line_ends(peer.as_fd())?;
     }
     if plan.uid != 0 {
         // The group stays: devpts gives it the one that may write to terminals.

@@ -10,6 +10,7 @@ mod cgroups;
 mod devices;
 mod root;
 mod rootfs;
+mod bare;
 mod console;
 mod scheduling;
 mod labels;
@@ -24,6 +25,8 @@ use std::path::Path;
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::landlock::Ruleset;
 use coracle_sys::{identity, namespace, net, process};
+use nix::sys::signal::Signal;
+use oci_spec::runtime::Hook;
 
 use crate::cgroup::Place;
 use crate::cli;
@@ -102,6 +105,10 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
             return 1;
         }
     };
+    if door.is_some() {
+        // Who asks a created container to end must not wait for somebody to start it.
+        let _ = process::end_on(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    }
     let Ok(Some(executing)) = building.ready(door) else { return 1 };
     let error = become_program(launch, birth, &ready, &executing).unwrap_or_else(|error| error);
     executing.failed(&error);
@@ -111,7 +118,7 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
 /// Leaves what is the parent's, and enters what is the container's.
 fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<Labels> {
     process::die_with_parent(true)?;
-    let preserved = 3..3 + birth.options.preserve_fds.cast_signed();
+    let preserved = birth.options.preserve_fds.iter().copied();
     let sources = birth.sources.opened();
     let given = door.into_iter().chain(&birth.terminal).chain(sources).map(AsRawFd::as_raw_fd);
     let kept: Vec<i32> = preserved.chain(given).chain([word.descriptor()]).collect();
@@ -188,7 +195,7 @@ fn build_inside(
     }
     devices::make(root.as_fd(), &inside.devices, launch.namespaces.in_user())?;
     console::open(root.as_fd(), launch, birth)?;
-    hooks::run("createContainer", &inside.create_hooks, state, birth.bundle)?;
+    rootfs::run_hooks(root.as_fd(), inside, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;
     rootfs::mask(&root, inside)?;
     rootfs::enter(root.finish()?, inside, birth.options.no_pivot)
@@ -257,15 +264,28 @@ fn own_state(launch: &Launch, birth: &Birth<'_>) -> serde_json::Value {
 fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared, word: &Executing) -> Result<Error> {
     program::own_streams(&launch.process)?;
     process::reset_signals()?;
-    process::close_on_exec_from(3 + birth.options.preserve_fds)?;
-    for fd in 3..3 + birth.options.preserve_fds.cast_signed() {
-        process::keep_on_exec(fd).context(|| "keeping the descriptors of --preserve-fds")?;
+    process::close_on_exec_from(3)?;
+    for fd in &birth.options.preserve_fds {
+        process::keep_on_exec(*fd).context(|| "keeping the descriptors of --preserve-fds")?;
     }
-    let (args, env) = (program::strings(&launch.process.args)?, program::environment(&launch.process)?);
+    let (args, env) = (
+        program::strings(&launch.process.args)?,
+        program::environment(&launch.process, birth.options.listen_fds)?,
+    );
     confine::confine(&launch.process, ready.landlock.as_ref(), word)?;
     if let Some(inside) = &launch.inside {
         // Programs of the image, so they get no more rights than the user's.
-        hooks::run("startContainer", &inside.start_hooks, &ready.state, Path::new("/"))?;
+        let hooks = start_hooks(inside, &env);
+        hooks::run("startContainer", &hooks, &ready.state, Path::new("/"))?;
     }
     Ok(program::explain(&launch.process.args[0], process::execute(&ready.program, &args, &env)))
+}
+
+/// The hooks that run just before the program. One that names no environment has the program's, as runc's users know it.
+fn start_hooks(inside: &Inside, env: &[CString]) -> Vec<Hook> {
+    let mut hooks = inside.start_hooks.clone();
+    for hook in hooks.iter_mut().filter(|hook| hook.env().is_none()) {
+        hook.set_env(Some(env.iter().map(|variable| variable.to_string_lossy().into_owned()).collect()));
+    }
+    hooks
 }

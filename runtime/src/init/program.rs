@@ -69,7 +69,7 @@ fn executable(path: &Path) -> std::result::Result<(), Errno> {
 /// The user's words for a failed execve(2), and its exit code.
 pub(super) fn explain(name: &str, error: coracle_sys::Error) -> Error {
     let errno = error.errno();
-    let explained = Error::from(error);
+    let explained = Error::from(error).because(format!("exec {name}: {}", coracle_sys::error::reason(errno)));
     let explained = match errno {
         Errno::ENOENT => explained
             .code_is(Code::ProgramNotFound)
@@ -108,10 +108,16 @@ fn is_ours_to_give(stream: BorrowedFd<'_>) -> Result<bool> {
     Ok(kind == libc::S_IFIFO || (kind == libc::S_IFCHR && tty::is_terminal(stream)))
 }
 
-/// The environment of the process: what the configuration says, and `HOME` where it doesn't, as runc's users have it.
-pub(super) fn environment(plan: &ProcessPlan) -> Result<Vec<CString>> {
+/// The environment of the process: what the configuration says, and `HOME` where it says nothing or leaves it empty,
+/// as runc's users have it. With `listen_fds` sockets to listen on, what sd_listen_fds(3) asks for.
+pub(super) fn environment(plan: &ProcessPlan, listen_fds: u32) -> Result<Vec<CString>> {
     let mut env = strings(&plan.env)?;
-    if !plan.env.iter().any(|variable| variable.starts_with("HOME=")) {
+    if listen_fds > 0 {
+        env.push(c_string(format!("LISTEN_FDS={listen_fds}").as_bytes())?);
+        env.push(c_string(format!("LISTEN_PID={}", std::process::id()).as_bytes())?);
+    }
+    env.retain(|variable| variable.as_bytes() != b"HOME=");
+    if !plan.env.iter().any(|variable| variable.starts_with("HOME=") && variable != "HOME=") {
         let root = file::open_dir("/")?;
         let home = coracle_image::bundle::home(root.as_fd(), plan.uid).context(|| "looking for HOME")?;
         env.push(c_string(format!("HOME={home}").as_bytes())?);

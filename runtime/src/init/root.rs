@@ -99,8 +99,9 @@ impl Root {
             if !is_link {
                 return error;
             }
-            Error::new(Code::InvalidSpec, "a symbolic link is in the way")
-                .hint("procfs and sysfs are mounted on real directories only")
+            let why =
+                format!("{path:?} must be mounted on ordinary directory: a symbolic link is in the way");
+            Error::new(Code::InvalidSpec, why).hint("procfs and sysfs are mounted on nothing else")
         })
     }
 
@@ -121,25 +122,58 @@ impl AsFd for Root {
     }
 }
 
-/// The directory or file `path` below `top` to mount on; made where it is missing.
+/// How many links that lead to nothing are followed, as the kernel follows others (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// The directory or file `path` below `top` to mount on; made where it is missing, and where a link leads to what is
+/// missing, there.
 pub(super) fn target(top: BorrowedFd<'_>, path: &Path, is_dir: bool) -> Result<OwnedFd> {
     if is_dir {
         return Ok(file::mkdir_all(top, path, 0o755)?);
     }
-    match file::open(top, path, libc::O_PATH, 0, Resolve::InRoot) {
-        Err(e) if e.errno() == Errno::ENOENT => {}
-        other => return Ok(other?),
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        match file::open(top, &path, libc::O_PATH, 0, Resolve::InRoot) {
+            Err(e) if e.errno() == Errno::ENOENT => {}
+            other => return Ok(other?),
+        }
+        let (parent, name) = place(top, &path)?;
+        match file::mknod(parent.as_fd(), name, libc::S_IFREG | 0o644, 0) {
+            Err(e) if e.errno() == Errno::EEXIST => {}
+            other => other?,
+        }
+        if let Ok(content) = file::read_link(parent.as_fd(), name) {
+            // Where it leads counts from its own directory, and never from above the container's root.
+            path = path.parent().unwrap_or(Path::new("")).join(content);
+        }
     }
-    let (parent, name) = place(top, path)?;
-    match file::mknod(parent.as_fd(), name, libc::S_IFREG | 0o644, 0) {
-        Err(e) if e.errno() != Errno::EEXIST => return Err(e.into()),
-        _ => {}
-    }
-    // A dangling link of that name is followed no further: what it names is not there to be covered.
-    Ok(file::open(top, path, libc::O_PATH, 0, Resolve::InRoot)?)
+    Err(Error::new(Code::InvalidSpec, "too many links are in the way"))
 }
 
 fn place<'a>(top: BorrowedFd<'_>, path: &'a Path) -> Result<(OwnedFd, &'a OsStr)> {
     let name = path.file_name().ok_or_else(|| Error::new(Code::InvalidSpec, "it has no name"))?;
     Ok((file::mkdir_all(top, path.parent().unwrap_or(Path::new("")), 0o755)?, name))
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_a_link_leads_to_is_made_below_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        std::fs::create_dir(at("etc")).unwrap();
+        symlink("/new/hosts", at("etc/hosts")).unwrap();
+        symlink("../../../../above", at("etc/up")).unwrap();
+        symlink("/etc/loop", at("etc/loop")).unwrap();
+        let top = file::open_dir(root.path()).unwrap();
+        target(top.as_fd(), Path::new("etc/hosts"), false).unwrap();
+        target(top.as_fd(), Path::new("etc/up"), false).unwrap();
+        assert!(at("new/hosts").is_file() && at("above").is_file());
+        assert!(target(top.as_fd(), Path::new("etc/loop"), false).is_err());
+    }
 }

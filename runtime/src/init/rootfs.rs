@@ -7,8 +7,10 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, Propagation, attr};
 use coracle_sys::{Errno, namespace};
 
+use super::bare;
 use super::root::Root;
 use crate::error::{Code, Context, Error, Result};
+use crate::hooks;
 use crate::stages::plan::launch::Inside;
 
 const READ_ONLY: Attributes = Attributes { set: attr::RDONLY, clear: 0, propagation: None };
@@ -46,6 +48,32 @@ pub(super) fn attach(inside: &Inside, opened: Option<&OwnedFd>) -> Result<OwnedF
         .map_err(|e| if e.errno() == Some(Errno::ENOTDIR) { e.code_is(Code::InvalidSpec) } else { e })
         .context(|| format!("mounting the root file system {rootfs:?}"))?;
     Ok(root)
+}
+
+/// Runs the createContainer hooks, with the bundle `bundle` as their working directory: in the root they could be made to
+/// load what the image brings (CVE-2025-23266). By what they mount or link at the host's path of the root file system
+/// the container is completed, so for as long as they run its root stands there; but not where the host would see that,
+/// too, or where it is not allowed.
+pub(super) fn run_hooks(
+    root: BorrowedFd<'_>,
+    inside: &Inside,
+    state: &serde_json::Value,
+    bundle: &Path,
+) -> Result<()> {
+    if inside.create_hooks.is_empty() {
+        return Ok(());
+    }
+    let is_seen = matches!(inside.propagation, Some((Propagation::Shared, _)));
+    let go_home = || -> coracle_sys::Result<()> {
+        let home = file::open(file::CWD, &inside.rootfs, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
+        mount::attach(root, home.as_fd())
+    };
+    let is_home = inside.own_mounts && !is_seen && go_home().is_ok();
+    hooks::run("createContainer", &inside.create_hooks, state, bundle)?;
+    if is_home {
+        mount::move_over_root(root).context(|| "moving the root file system back")?;
+    }
+    Ok(())
 }
 
 /// Clones the root file system as a detached tree.
@@ -163,6 +191,7 @@ pub(super) fn enter(root: OwnedFd, inside: &Inside, no_pivot: bool) -> Result<()
         return Ok(namespace::change_dir(Path::new("/"))?);
     }
     if no_pivot {
+        bare::hide(root.as_fd()).context(|| "hiding the host's procfs and sysfs")?;
         namespace::chroot_here()?;
     } else {
         let host = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;

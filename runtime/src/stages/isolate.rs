@@ -7,7 +7,7 @@ use std::time::Duration;
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Child, Exit};
-use coracle_sys::{event, scheduling};
+use coracle_sys::{Errno, event, scheduling};
 
 use super::prepare::Container;
 use super::spawn::{Born, Waiting};
@@ -79,7 +79,15 @@ pub fn go(born: Born) -> Result<ReadyProcess> {
 /// for real-time processes takes none in. The child can't have been awaited, so its PID is still its own.
 fn schedule(pid: i32, plan: &Scheduling) -> Result<()> {
     if let Some(turns) = &plan.turns {
-        scheduling::set_turns(pid, turns).context(|| "setting /process/scheduler")?;
+        scheduling::set_turns(pid, turns)
+            .map_err(Error::from)
+            .map_err(|e| match e.errno() {
+                Some(Errno::EPERM) if turns.policy == libc::SCHED_DEADLINE as u32 => {
+                    e.hint("this process scheduler can't be used together with AllowedCPUs (/linux/resources/cpu/cpus)")
+                }
+                _ => e,
+            })
+            .context(|| "setting /process/scheduler")?;
     }
     if let Some((class, level)) = plan.io_priority {
         scheduling::set_io_priority(pid, class, level).context(|| "setting /process/ioPriority")?;

@@ -28,7 +28,7 @@ pub struct Prepared {
     pub container: Container,
     /// All that its child will do.
     pub launch: Launch,
-    /// What an isolator could not do and did not stop the launch.
+    /// What could not be done and did not stop the launch.
     pub warnings: Vec<String>,
 }
 
@@ -106,7 +106,7 @@ pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
     Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
 }
 
-/// The final launch plan and configuration of `plan`, and what an isolator could not do. No side effects.
+/// The final launch plan and configuration of `plan`, and what could not be done. No side effects.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -115,7 +115,8 @@ pub fn adjust(plan: &Plan, isolators: &Registry) -> Result<(Launch, Spec, Vec<St
     let config =
         Config { id: &plan.id, kind: plan.kind, bundle: &plan.bundle, spec: &plan.spec, cgroup: version };
     let mut adjusted = isolators.prepare(&config).context(|| "preparing the isolators")?;
-    let warnings = std::mem::take(&mut adjusted.warnings);
+    let mut warnings = plan.warnings.clone();
+    warnings.append(&mut adjusted.warnings);
     let (launch, spec) = Launch::adjusted(adjusted, &plan.rootfs)?;
     Ok((launch, spec, warnings))
 }

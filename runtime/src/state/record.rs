@@ -197,6 +197,11 @@ impl Record {
 
     /// The state that the runtime specification defines, with the fields that runc adds.
     pub fn to_state(&self) -> serde_json::Value {
+        serde_json::to_value(self.told()).unwrap_or_default()
+    }
+
+    /// The same, with its members in runc's order, which is what scripts match.
+    pub fn told(&self) -> Told<'_> {
         let status = self.status();
         let pid = match (status, self.process) {
             (Status::Stopped, _) | (_, None) => 0,
@@ -206,18 +211,34 @@ impl Record {
         if !self.warnings.is_empty() {
             annotations.insert(WARNINGS.to_owned(), self.warnings.join("; "));
         }
-        serde_json::json!({
-            "ociVersion": self.oci_version,
-            "id": self.id,
-            "pid": pid,
-            "status": status,
-            "bundle": self.bundle,
-            "rootfs": self.rootfs,
-            "created": self.created,
-            "annotations": annotations,
-            "owner": "",
-        })
+        Told {
+            oci_version: &self.oci_version,
+            id: &self.id,
+            pid,
+            status,
+            bundle: &self.bundle,
+            rootfs: &self.rootfs,
+            created: &self.created,
+            annotations,
+            owner: String::new(),
+        }
     }
+}
+
+/// What is told of a container.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Told<'a> {
+    oci_version: &'a str,
+    id: &'a str,
+    pid: i32,
+    status: Status,
+    bundle: &'a Path,
+    rootfs: &'a Path,
+    created: &'a str,
+    annotations: HashMap<String, String>,
+    /// The name of the user whose container it is; empty where nobody has looked it up.
+    pub owner: String,
 }
 
 #[cfg(test)]

@@ -457,6 +457,26 @@ pub fn reset_signals() -> Result<()> {
     set_mask(&SigSet::empty())
 }
 
+/// Ends the calling process, with 128 and the signal's number, when one of `signals` comes: the first process of a PID
+/// namespace gets only those that it has a handler for (pid_namespaces(7)). Until the next execve(2).
+///
+/// # Errors
+/// `EINVAL` for a signal that can't be caught.
+pub fn end_on(signals: &[nix::sys::signal::Signal]) -> Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, sigaction};
+    extern "C" fn end(signal: i32) {
+        // SAFETY: _exit(2) may be called in a handler and needs nothing of the process.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
+    for signal in signals {
+        // SAFETY: the handler makes one system call that may be made at any moment.
+        let replaced = unsafe { sigaction(*signal, &action) };
+        named(replaced, || format!("sigaction({signal})"))?;
+    }
+    Ok(())
+}
+
 /// Lets the program of `command` start with no signal blocked (it would inherit the runtime's mask, which blocks
 /// all of them while it watches a container), and end when the runtime ends.
 pub fn bind_to_runtime(command: &mut std::process::Command) {

@@ -18,6 +18,18 @@ impl Mask {
         self.0[word] |= 1 << (number % 64);
     }
 
+    /// Every number that a kernel may be built to know (`NR_CPUS` of x86 is at most 8192).
+    pub fn all() -> Self {
+        Self(vec![u64::MAX; 8192 / 64])
+    }
+
+    /// As one hexadecimal number.
+    pub fn to_hex(&self) -> String {
+        let digits: String = self.0.iter().rev().map(|word| format!("{word:016x}")).collect();
+        let digits = digits.trim_start_matches('0');
+        format!("0x{}", if digits.is_empty() { "0" } else { digits })
+    }
+
     /// Whether no number is in it.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
@@ -151,7 +163,14 @@ mod tests {
         }
         assert_eq!(mask.numbers().collect::<Vec<_>>(), [0, 63, 64, 1030]);
         assert_eq!(mask.show(), "{0,63,64,1030}");
+        assert_eq!(mask.to_hex(), format!("0x40{:0224}1{:0>16x}", 0, (1_u64 << 63) | 1));
+        assert_eq!(Mask::default().to_hex(), "0x0");
         assert!(!mask.is_empty() && Mask::default().is_empty());
+    }
+
+    #[test]
+    fn every_processor_is_a_choice() {
+        set_affinity(&Mask::all()).unwrap();
     }
 
     #[test]

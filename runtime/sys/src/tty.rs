@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::termios::{SetArg, Termios};
+use nix::sys::termios::{OutputFlags, SetArg, Termios};
 
 use crate::error::{Result, check, check_fd, named, show};
 use crate::file::{self, Resolve};
@@ -65,7 +65,19 @@ pub fn is_terminal(fd: BorrowedFd<'_>) -> bool {
     nix::unistd::isatty(fd).unwrap_or(false)
 }
 
-/// Lets every byte through the terminal `fd` as it is (cfmakeraw(3)), and returns the settings it had.
+/// Leaves line ends as they are written to the terminal `fd`, which would else put a carriage return before each
+/// (`ONLCR` in termios(3)).
+///
+/// # Errors
+/// `ENOTTY`.
+pub fn keep_line_ends(fd: BorrowedFd<'_>) -> Result<()> {
+    let mut settings = named(nix::sys::termios::tcgetattr(fd), || format!("tcgetattr({})", show(&fd)))?;
+    settings.output_flags.remove(OutputFlags::ONLCR);
+    restore(fd, &settings)
+}
+
+/// Lets every byte that is typed at the terminal `fd` through as it is (cfmakeraw(3)), and returns the settings it had.
+/// What is shown there is still processed: a line end needs its carriage return somewhere.
 ///
 /// # Errors
 /// `ENOTTY`.
@@ -73,6 +85,7 @@ pub fn make_raw(fd: BorrowedFd<'_>) -> Result<Termios> {
     let before = named(nix::sys::termios::tcgetattr(fd), || format!("tcgetattr({})", show(&fd)))?;
     let mut raw = before.clone();
     nix::sys::termios::cfmakeraw(&mut raw);
+    raw.output_flags.insert(before.output_flags & OutputFlags::OPOST);
     restore(fd, &raw)?;
     Ok(before)
 }

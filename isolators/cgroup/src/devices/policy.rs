@@ -161,12 +161,13 @@ fn entry(exception: Exception) -> String {
     format!("{class} {}:{} {access}", number(major), number(minor))
 }
 
-/// A mask of operations for letters.
+/// A mask of operations for letters. An `a` among them, which is a type of devices, means nothing, as with runc.
 fn access(letters: &str) -> Result<u32> {
     let mask = letters.chars().try_fold(0, |mask, letter| match letter {
         'r' => Some(mask | READ),
         'w' => Some(mask | WRITE),
         'm' => Some(mask | MKNOD),
+        'a' => Some(mask),
         _ => None,
     });
     mask.filter(|mask| *mask != 0).ok_or_else(|| Error::new(format!("{letters:?} is not made of r, w and m")))
@@ -272,6 +273,7 @@ mod tests {
     fn what_is_no_device_is_refused_by_name() {
         for (rule, wanted) in [
             (json!({"allow": true, "access": ""}), "access: \"\" is not made of r, w and m"),
+            (json!({"allow": true, "access": "a"}), "access: \"a\" is not made of r, w and m"),
             (json!({"allow": true, "major": -2, "access": "r"}), "major: -2 is no number of a device"),
             (
                 json!({"allow": true, "type": "p", "access": "r"}),

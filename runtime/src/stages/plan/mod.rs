@@ -37,6 +37,8 @@ pub struct Plan {
     pub spec: Spec,
     /// The same, as it was written.
     pub text: Vec<u8>,
+    /// What in the configuration is passed over.
+    pub warnings: Vec<String>,
     /// Where the container's cgroups go; `None` where it gets none.
     pub cgroup: Option<Place>,
 }
@@ -60,10 +62,10 @@ pub fn plan(loaded: Loaded, wish: Wish<'_>) -> Result<Plan> {
     let rootfs = loaded.bundle.join(root);
     let wanted = linux(&loaded.spec)?.cgroups_path().as_deref();
     let cgroup = cgroup::place(wish.id, wanted, wish.cgroups)?;
-    let Loaded { bundle, spec, text } = loaded;
+    let Loaded { bundle, spec, text, warnings } = loaded;
     // Whatever the launch plan can't say is said now, before any side effect.
     Launch::new(&spec, &rootfs)?;
-    Ok(Plan { id: wish.id.to_owned(), kind: Kind::Oci, bundle, rootfs, spec, text, cgroup })
+    Ok(Plan { id: wish.id.to_owned(), kind: Kind::Oci, bundle, rootfs, spec, text, warnings, cgroup })
 }
 
 /// The configuration's `linux` section.

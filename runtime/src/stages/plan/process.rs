@@ -59,6 +59,16 @@ pub struct ProcessPlan {
 /// The umask of a process whose configuration names none: what runc's and crun's users have.
 const UMASK: u32 = 0o022;
 
+/// Each variable once, with the value that it is given last.
+fn last_of_each(env: &[String]) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    let name = |variable: &str| variable.split_once('=').map_or(variable.len(), |(name, _)| name.len());
+    let mut kept: Vec<String> =
+        env.iter().rev().filter(|variable| seen.insert(&variable[..name(variable)])).cloned().collect();
+    kept.reverse();
+    kept
+}
+
 impl ProcessPlan {
     /// The plan of `process` in a container of `linux`, without what isolators decide.
     ///
@@ -70,7 +80,7 @@ impl ProcessPlan {
         let limit = |l: &oci_spec::runtime::PosixRlimit| (l.typ().to_string(), l.soft(), l.hard());
         Ok(Self {
             args: process.args().clone().unwrap_or_default(),
-            env: process.env().clone().unwrap_or_default(),
+            env: last_of_each(process.env().as_deref().unwrap_or_default()),
             cwd: process.cwd().clone(),
             uid: user.uid(),
             gid: user.gid(),
@@ -107,5 +117,16 @@ impl ProcessPlan {
         };
         self.seccomp = adjusted.seccomp.take();
         self.landlock = adjusted.landlock.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let env = ["A=1", "B=2", "A=", "AB=3", "A=4=5"].map(str::to_owned);
+        assert_eq!(last_of_each(&env), ["B=2", "AB=3", "A=4=5"]);
     }
 }

@@ -2,21 +2,24 @@
 
 use coracle_isolator::pointer;
 use serde::de::DeserializeOwned;
-use serde_json::{Deserializer, Value};
+use serde_json::Deserializer;
 use serde_path_to_error::{Path, Segment};
 
+use super::repair::repaired;
 use super::strict::Strict;
 use crate::error::{Code, Error, Result};
 
-/// The document `text` as `T`, which a whole configuration would have at the pointer `base`.
+/// The document `text` as `T`, which a whole configuration would have at the pointer `base`; and what is passed over in
+/// it.
 ///
 /// # Errors
 /// `InvalidSpec`.
-pub(super) fn read<T: DeserializeOwned>(text: &[u8], base: &str) -> Result<T> {
+pub(super) fn read<T: DeserializeOwned>(text: &[u8], base: &str) -> Result<(T, Vec<String>)> {
     if let Ok(read) = quickly(text) {
-        return Ok(read);
+        return Ok((read, Vec::new()));
     }
-    renamed(text).and_then(|text| quickly(&text).ok()).ok_or_else(|| failure::<T>(text, base))
+    let again = repaired(text, base).and_then(|(text, warnings)| Some((quickly(&text).ok()?, warnings)));
+    again.ok_or_else(|| failure::<T>(text, base))
 }
 
 /// The document without a word on what is wrong with it: to keep the pointer at hand costs an allocation for each key.
@@ -24,22 +27,6 @@ fn quickly<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     let mut json = Deserializer::from_slice(text);
     let read = T::deserialize(Strict(&mut json))?;
     json.end().map(|()| read)
-}
-
-/// The same document with the flags of `process.scheduler` renamed to what oci-spec expects, which is not what
-/// the specification calls them; `None` where there are none.
-fn renamed(text: &[u8]) -> Option<Vec<u8>> {
-    let mut document: Value = serde_json::from_slice(text).ok()?;
-    let at = ["/process/scheduler/flags", "/scheduler/flags"];
-    let pointer = at.into_iter().find(|pointer| document.pointer(pointer).is_some())?;
-    for flag in document.pointer_mut(pointer)?.as_array_mut()? {
-        match flag.as_str() {
-            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
-            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
-            _ => {}
-        }
-    }
-    serde_json::to_vec(&document).ok()
 }
 
 /// What is wrong with `text`, which is no `T`.

@@ -1,6 +1,7 @@
 //! Reads a bundle's `config.json`. Parsing only: what it means is the plan's business.
 
 mod json;
+mod repair;
 mod strict;
 
 use std::os::fd::AsFd;
@@ -31,16 +32,19 @@ pub struct Loaded {
     pub spec: Spec,
     /// The same, as it was written.
     pub text: Vec<u8>,
+    /// What in it is passed over.
+    pub warnings: Vec<String>,
 }
 
-/// Reads the configuration of the bundle at `bundle`, relative to the working directory.
+/// Reads the configuration of the bundle at `bundle`: its `config.json`, or the file `config`. Both paths are relative
+/// to the working directory.
 ///
 /// # Errors
 /// `InvalidSpec` where there is none or it is malformed; the error says where.
-pub fn load(bundle: &Path) -> Result<Loaded> {
+pub fn load(bundle: &Path, config: Option<&Path>) -> Result<Loaded> {
     let bundle = std::path::absolute(bundle)
         .map_err(|e| Error::new(Code::InvalidSpec, format!("the bundle's path is no path: {e}")))?;
-    let path = bundle.join("config.json");
+    let path = config.map_or_else(|| bundle.join("config.json"), Path::to_owned);
     let text = match file::read(file::CWD, &path, LARGEST, Resolve::Host) {
         Err(e) if e.errno() == Errno::ENOENT => {
             return Err(Error::from(e).code_is(Code::InvalidSpec).hint("make one with coracle spec"));
@@ -50,8 +54,8 @@ pub fn load(bundle: &Path) -> Result<Loaded> {
         }
         other => other.map_err(Error::from).map_err(|e| e.code_is(Code::InvalidSpec))?,
     };
-    let spec = parse(&text).context(|| format!("reading {path:?}"))?;
-    Ok(Loaded { bundle, spec, text })
+    let (spec, warnings) = json::read(&text, "").context(|| format!("reading {path:?}"))?;
+    Ok(Loaded { bundle, spec, text, warnings })
 }
 
 /// The configuration that `text` holds.
@@ -59,17 +63,17 @@ pub fn load(bundle: &Path) -> Result<Loaded> {
 /// # Errors
 /// `InvalidSpec` with the JSON pointer, line and column of what is malformed.
 pub fn parse(text: &[u8]) -> Result<Spec> {
-    json::read(text, "")
+    Ok(json::read(text, "")?.0)
 }
 
-/// Reads the process that `exec --process` is to run, the `/process` of a configuration, from the file at `path`, which can be a pipe that another program
-/// writes (`/dev/fd/63`), but not for ever.
+/// Reads the process that `exec --process` is to run, the `/process` of a configuration, from the file at `path`, which
+/// can be a pipe that another program writes (`/dev/fd/63`), but not for ever; and what is passed over in it.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_process(path: &Path) -> Result<Process> {
+pub fn load_process(path: &Path) -> Result<(Process, Vec<String>)> {
     let invalid = |why: &str| Error::new(Code::InvalidSpec, why);
-    let attempt = || -> Result<Process> {
+    let attempt = || -> Result<(Process, Vec<String>)> {
         let fd = file::open(file::CWD, path, libc::O_RDONLY | libc::O_NONBLOCK, 0, Resolve::Host)?;
         let text = match file::stat(fd.as_fd())?.st_mode & libc::S_IFMT {
             libc::S_IFREG => file::read_all(fd, LARGEST)?,
@@ -94,9 +98,9 @@ pub fn parse_mounts(text: &[u8]) -> Result<Vec<Mount>> {
         mounts: Vec<Mount>,
     }
     if text.trim_ascii_start().first() == Some(&b'[') {
-        return json::read(text, "/mounts");
+        return Ok(json::read(text, "/mounts")?.0);
     }
-    json::read::<Document>(text, "").map(|document| document.mounts)
+    Ok(json::read::<Document>(text, "")?.0.mounts)
 }
 
 /// The limits that `update` is to set, the `/linux/resources` of a configuration.
@@ -104,7 +108,7 @@ pub fn parse_mounts(text: &[u8]) -> Result<Vec<Mount>> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_resources(text: &[u8]) -> Result<LinuxResources> {
-    json::read(text, "/linux/resources")
+    Ok(json::read(text, "/linux/resources")?.0)
 }
 
 /// What `update` is to change, the `/linux` of a configuration.
@@ -112,7 +116,7 @@ pub fn parse_resources(text: &[u8]) -> Result<LinuxResources> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_linux(text: &[u8]) -> Result<Linux> {
-    json::read(text, "/linux")
+    Ok(json::read(text, "/linux")?.0)
 }
 
 #[cfg(test)]
@@ -128,7 +132,7 @@ mod tests {
                 r#"{{"user": {{"uid": 0, "gid": 0}}, "cwd": "/",
                     "scheduler": {{"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_{flag}"]}}}}"#
             );
-            json::read::<Process>(text.as_bytes(), "").unwrap();
+            json::read::<Process>(text.as_bytes(), "/process").unwrap();
             let text = format!(r#"{{"ociVersion": "1.2.0", "process": {text}}}"#);
             parse(text.as_bytes()).unwrap();
         }
