@@ -174,7 +174,8 @@ mod tests {
         });
         let (sets, warnings) = adjusted(&asked, true);
         assert_eq!(sets.ambient, KILL);
-        assert_eq!(warnings, ["CAP_CHOWN is ambient but not permitted and inheritable, left out"]);
+        let told = "can't raise ambient capability CAP_CHOWN: not permitted and inheritable, left out";
+        assert_eq!(warnings, [told]);
     }
 
     #[test]

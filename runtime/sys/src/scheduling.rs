@@ -163,7 +163,7 @@ mod tests {
         }
         assert_eq!(mask.numbers().collect::<Vec<_>>(), [0, 63, 64, 1030]);
         assert_eq!(mask.show(), "{0,63,64,1030}");
-        assert_eq!(mask.to_hex(), format!("0x40{:0224}1{:0>16x}", 0, (1_u64 << 63) | 1));
+        assert_eq!(mask.to_hex(), format!("0x40{:0239}1{:016x}", 0, (1_u64 << 63) | 1));
         assert_eq!(Mask::default().to_hex(), "0x0");
         assert!(!mask.is_empty() && Mask::default().is_empty());
     }
