@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, Propagation};
 use coracle_sys::process::{self, Exit};
+use coracle_sys::signal;
 
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::Launch;
@@ -52,7 +53,7 @@ impl Call<'_> {
         let env = env.filter_map(|variable| CString::new(variable).ok()).collect::<Vec<_>>();
         let namespaces = if root.is_some() { libc::CLONE_NEWNS } else { 0 };
         let child = process::spawn(namespaces, None, || {
-            let ready = process::reset_signals().map_err(Error::from);
+            let ready = signal::reset_signals().map_err(Error::from);
             if ready.and_then(|()| root.map_or(Ok(()), mount_root)).is_ok() {
                 let _ = process::execute(&program, &args, &env);
             }

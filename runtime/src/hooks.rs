@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use coracle_sys::process;
+use coracle_sys::signal;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use oci_spec::runtime::{Hook, Spec};
 
@@ -66,7 +67,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
     // A file, not a pipe: it holds a state of any size, and a hook that does not read it keeps nobody waiting.
     let input = process::memory_file("state", state.to_string().as_bytes())?;
     command.current_dir(dir).stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-    process::bind_to_runtime(&mut command);
+    signal::bind_to_runtime(&mut command);
     let mut child = command.spawn().map_err(io_error)?;
     let timeout = hook.timeout().and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
     let Some(said) = ends_within(&mut child, timeout)? else {

@@ -47,7 +47,7 @@ fn unpack(store: &Path, reference: &str) -> Result<()> {
     let mut command = Command::new(&program);
     // Its report is not the container's output.
     command.stdout(std::io::stderr());
-    coracle_sys::process::bind_to_runtime(&mut command);
+    coracle_sys::signal::bind_to_runtime(&mut command);
     let status = command.arg("--store").arg(store).arg("unpack").arg(reference).status();
     match status {
         Ok(status) if status.success() => Ok(()),

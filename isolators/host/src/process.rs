@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use coracle_isolator::{Error, Result};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process::{self, Child, Exit};
-use coracle_sys::{event, identity, socket};
+use coracle_sys::{event, identity, signal, socket};
 
 use crate::config::Settings;
 use crate::wire::{Asked, Broken, Channel, Reply};
@@ -44,7 +44,7 @@ impl Process {
                 .and_then(|()| process::keep_on_exec(theirs.as_raw_fd()))
                 // Signals of the caller's terminal are not for it.
                 .and_then(|()| process::new_session())
-                .and_then(|()| process::reset_signals())
+                .and_then(|()| signal::reset_signals())
                 .and_then(|()| process::die_with_parent(true));
             let failure = prepared.err().unwrap_or_else(|| process::execute(&path, &args, &[]));
             let _ = file::write_all(their_words.as_fd(), failure.to_string().as_bytes());

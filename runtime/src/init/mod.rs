@@ -24,7 +24,7 @@ use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::landlock::Ruleset;
-use coracle_sys::{identity, namespace, net, process};
+use coracle_sys::{identity, namespace, net, process, signal};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Hook;
 
@@ -107,7 +107,7 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
     };
     if door.is_some() {
         // Who asks a created container to end must not wait for somebody to start it.
-        let _ = process::end_on(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+        let _ = signal::end_on(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     }
     let Ok(Some(executing)) = building.ready(door) else { return 1 };
     let error = become_program(launch, birth, &ready, &executing).unwrap_or_else(|error| error);
@@ -263,7 +263,7 @@ fn own_state(launch: &Launch, birth: &Birth<'_>) -> serde_json::Value {
 /// Drops what the user's program must not have, and becomes it. Returns only where that failed.
 fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared, word: &Executing) -> Result<Error> {
     program::own_streams(&launch.process)?;
-    process::reset_signals()?;
+    signal::reset_signals()?;
     process::close_on_exec_from(3)?;
     for fd in &birth.options.preserve_fds {
         process::keep_on_exec(*fd).context(|| "keeping the descriptors of --preserve-fds")?;

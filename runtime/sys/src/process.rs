@@ -4,7 +4,6 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::error::{Error, Result, check, check_fd, named, show};
 use crate::mount::EMPTY;
@@ -440,91 +439,6 @@ pub(crate) fn prctl(option: i32, a: u64, b: u64) -> Result<i32> {
 /// `EPERM` where the caller leads a process group already.
 pub fn new_session() -> Result<()> {
     named(nix::unistd::setsid(), || "setsid()".to_owned()).map(drop)
-}
-
-/// Gives every signal its default action and blocks none: the state a new program expects.
-///
-/// # Errors
-/// None that a kernel is known to give.
-pub fn reset_signals() -> Result<()> {
-    for signal in 1..=64 {
-        // Not the function of the C library, which knows some signals as its own.
-        // SAFETY: the kernel's structure, not longer than this, is all zeros for SIG_DFL, which installs no handler.
-        unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, [0_u64; 4].as_ptr(), std::ptr::null::<u64>(), 8)
-        };
-    }
-    set_mask(&SigSet::empty())
-}
-
-/// Ends the calling process, with 128 and the signal's number, when one of `signals` comes: the first process of a PID
-/// namespace gets only those that it has a handler for (pid_namespaces(7)). Until the next execve(2).
-///
-/// # Errors
-/// `EINVAL` for a signal that can't be caught.
-pub fn end_on(signals: &[nix::sys::signal::Signal]) -> Result<()> {
-    use nix::sys::signal::{SaFlags, SigAction, SigHandler, sigaction};
-    extern "C" fn end(signal: i32) {
-        // SAFETY: _exit(2) may be called in a handler and needs nothing of the process.
-        unsafe { libc::_exit(128 + signal) }
-    }
-    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
-    for signal in signals {
-        // SAFETY: the handler makes one system call that may be made at any moment.
-        let replaced = unsafe { sigaction(*signal, &action) };
-        named(replaced, || format!("sigaction({signal})"))?;
-    }
-    Ok(())
-}
-
-/// Lets the program of `command` start with no signal blocked (it would inherit the runtime's mask, which blocks
-/// all of them while it watches a container), and end when the runtime ends.
-pub fn bind_to_runtime(command: &mut std::process::Command) {
-    use std::os::unix::process::CommandExt;
-    let prepare = || {
-        die_with_parent(true)?;
-        set_mask(&SigSet::empty())
-    };
-    // SAFETY: between fork and execve the closure makes system calls only; it allocates only to tell of a failure,
-    // and prctl(2) and sigprocmask(2) with these arguments have none.
-    unsafe { command.pre_exec(move || prepare().map_err(|e| std::io::Error::from(e.errno()))) };
-}
-
-/// Sets the mask of blocked signals (sigprocmask(2)).
-///
-/// # Errors
-/// None that a kernel is known to give.
-pub fn set_mask(mask: &SigSet) -> Result<()> {
-    named(nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None), || {
-        "sigprocmask()".to_owned()
-    })
-}
-
-/// Blocks every signal that can be forwarded and returns a descriptor that tells of them (signalfd(2)).
-///
-/// # Errors
-/// `EMFILE`.
-pub fn signal_fd() -> Result<nix::sys::signalfd::SignalFd> {
-    use nix::sys::signalfd::{SfdFlags, SignalFd};
-    // The C library's own "all" leaves out some that it takes for its own, one of which (34) may be forwarded.
-    const BITS: usize = size_of::<libc::sigset_t>();
-    // SAFETY: a sigset_t is bits, and any of them may be set.
-    let all = unsafe { std::mem::transmute::<[u8; BITS], libc::sigset_t>([u8::MAX; BITS]) };
-    // SAFETY: as above: every bit of it is defined.
-    let mut mask = unsafe { SigSet::from_sigset_t_unchecked(all) };
-    for fault in [
-        nix::sys::signal::SIGSEGV,
-        nix::sys::signal::SIGBUS,
-        nix::sys::signal::SIGFPE,
-        nix::sys::signal::SIGILL,
-        nix::sys::signal::SIGABRT,
-    ] {
-        mask.remove(fault);
-    }
-    set_mask(&mask)?;
-    named(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK), || {
-        "signalfd()".to_owned()
-    })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod terminal;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use coracle_sys::process::{self, Exit};
+use coracle_sys::signal;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signalfd::SignalFd;
 
@@ -36,7 +37,7 @@ impl Watch {
     /// # Errors
     /// `EMFILE`.
     pub fn begin() -> Result<Self> {
-        Ok(Self { signals: process::signal_fd()? })
+        Ok(Self { signals: signal::signal_fd()? })
     }
 
     /// Watches `running` until it ends, and what plugins watch meanwhile.
