@@ -30,7 +30,7 @@ impl Controller for Cpu {
     fn settings(&self, group: &Cgroup, resources: &LinuxResources) -> Result<Vec<Setting>> {
         match (resources.cpu(), group.version()) {
             (None, _) => Ok(Vec::new()),
-            (Some(cpu), CgroupVersion::V1) => Ok(version_1(cpu)),
+            (Some(cpu), CgroupVersion::V1) => version_1(cpu, group),
             (Some(cpu), CgroupVersion::V2) => version_2(cpu, group),
         }
     }
@@ -45,8 +45,11 @@ impl Controller for Cpu {
     }
 }
 
-fn version_1(cpu: &LinuxCpu) -> Vec<Setting> {
+fn version_1(cpu: &LinuxCpu, group: &Cgroup) -> Result<Vec<Setting>> {
     let mut settings = Vec::new();
+    // Each write makes the kernel look at every group of the machine (`tg_set_bandwidth`); a new one has the usual period.
+    let standing = text(group, "cpu", "cpu.cfs_period_us")?;
+    let period = nonzero(cpu.period()).filter(|period| standing.as_deref().map(str::trim) != Some(period));
     let mut set = |file, value: Option<String>, field| {
         settings.extend(value.map(|value| Setting::new("cpu", file, value, field)));
     };
@@ -56,12 +59,12 @@ fn version_1(cpu: &LinuxCpu) -> Vec<Setting> {
     set("cpu.idle", cpu.idle().filter(|_| wakes).map(text_of), "cpu.idle");
     set("cpu.shares", shares, "cpu.shares");
     set("cpu.idle", cpu.idle().filter(|_| !wakes).map(text_of), "cpu.idle");
-    set("cpu.cfs_period_us", nonzero(cpu.period()), "cpu.period");
+    set("cpu.cfs_period_us", period, "cpu.period");
     set("cpu.cfs_quota_us", nonzero(cpu.quota()), "cpu.quota");
     set("cpu.cfs_burst_us", cpu.burst().map(text_of), "cpu.burst");
     set("cpu.rt_period_us", nonzero(cpu.realtime_period()), "cpu.realtimePeriod");
     set("cpu.rt_runtime_us", nonzero(cpu.realtime_runtime()), "cpu.realtimeRuntime");
-    settings
+    Ok(settings)
 }
 
 fn version_2(cpu: &LinuxCpu, group: &Cgroup) -> Result<Vec<Setting>> {

@@ -16,24 +16,22 @@ const SAFE: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
 /// For a container without cgroups of its own: it shows those of the runtime's caller, in which it lives, and lets nobody
 /// change them.
-pub(super) fn mount_callers(root: &Root, plan: &MountPlan, in_namespace: bool) -> Result<()> {
+pub(super) fn mount_callers(root: &Root, plan: &MountPlan) -> Result<()> {
     let attributes = Attributes { set: plan.attributes.set | attr::RDONLY, ..plan.attributes };
-    mount(root, &MountPlan { attributes, ..plan.clone() }, &Place::callers()?, in_namespace)
+    mount(root, &MountPlan { attributes, ..plan.clone() }, &Place::callers()?)
 }
 
 /// Mounts the hierarchies as the host has them: the unified tree alone on version 2 and where only it is asked for,
-/// else a directory each. Each shows the container's own cgroup as its root: by itself in a cgroup namespace
-/// (`in_namespace`), which only has to be looked at from inside, else by binding that directory alone.
-pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: bool) -> Result<()> {
+/// else a directory each. Each shows the container's own cgroup as its root, by binding that directory alone. In a cgroup
+/// namespace a mount of its own would show no more (both are views of the host's one file system, and mountinfo(5) names
+/// the same root), but for each hierarchy the kernel would look at every cgroup of the machine (`cgroup1_get_tree`).
+pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<()> {
     let top = root.target(&plan.target, true)?;
     let read_only = (plan.attributes.set | plan.recursive.set) & attr::RDONLY;
-    let make = |hierarchy: &Hierarchy, path: &Path| {
-        if in_namespace { new(hierarchy, SAFE | read_only) } else { bound(path, SAFE | read_only) }
-    };
     let all: Vec<_> = place.paths().collect();
     let is_alone = plan.source == Source::Cgroups { unified: true } || all.len() == 1;
-    if let Some((unified, path)) = all.iter().find(|(hierarchy, _)| is_alone && hierarchy.unified) {
-        let made = make(unified, path)?;
+    if let Some((_, path)) = all.iter().find(|(hierarchy, _)| is_alone && hierarchy.unified) {
+        let made = bound(path, SAFE | read_only)?;
         return attach(made.as_fd(), top.as_fd(), plan.attributes, plan.recursive);
     }
     if plan.source == (Source::Cgroups { unified: true }) {
@@ -49,7 +47,7 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place, in_namespace: 
     // Attached first: kernels before 6.15 mount nothing on what is still detached.
     mount::attach(tmpfs.as_fd(), top.as_fd())?;
     for (hierarchy, path) in &all {
-        let made = make(hierarchy, path);
+        let made = bound(path, SAFE | read_only);
         made.and_then(|made| one(tmpfs.as_fd(), hierarchy, &made))
             .context(|| format!("mounting cgroup hierarchy {:?}", hierarchy.name))?;
     }
@@ -74,21 +72,4 @@ fn bound(path: &Path, attributes: u64) -> Result<OwnedFd> {
     let tree = mount::clone_tree(file::CWD, path, false)?;
     mount::set_attributes(tree.as_fd(), Attributes { set: attributes, ..Attributes::default() }, false)?;
     Ok(tree)
-}
-
-fn new(hierarchy: &Hierarchy, attributes: u64) -> Result<OwnedFd> {
-    if hierarchy.unified {
-        return Ok(mount::Context::open("cgroup2")?.mount(attributes)?);
-    }
-    let context = mount::Context::open("cgroup")?;
-    for controller in hierarchy.controllers() {
-        match controller.strip_prefix("name=") {
-            Some(name) => {
-                context.set_flag("none")?;
-                context.set("name", name.as_bytes())?;
-            }
-            None => context.set_flag(&controller)?,
-        }
-    }
-    Ok(context.mount(attributes)?)
 }

@@ -57,8 +57,6 @@ pub struct Birth<'a> {
     pub mounts_of: Option<&'a Joined>,
     /// Where the container's cgroups are; `None` where it has none.
     pub place: Option<&'a Place>,
-    /// Whether it sees them from a cgroup namespace of its own.
-    pub in_cgroup_namespace: bool,
     /// Whether it is in a user namespace of the container, made or joined.
     pub in_user_namespace: bool,
     /// What the runtime opened because the child could not.

@@ -45,8 +45,8 @@ pub(super) fn mount(
         (Source::Bind { path, .. }, None) => bind(root, plan, path),
         (Source::New { .. }, None) => new(root, plan).or_else(|e| hosts(root, plan, birth, e)).map(Some),
         (Source::Cgroups { .. }, _) => match birth.place {
-            Some(place) => cgroups::mount(root, plan, place, birth.in_cgroup_namespace).map(|()| None),
-            None => cgroups::mount_callers(root, plan, birth.in_cgroup_namespace).map(|()| None),
+            Some(place) => cgroups::mount(root, plan, place).map(|()| None),
+            None => cgroups::mount_callers(root, plan).map(|()| None),
         },
         (Source::Present, _) => change(root, plan).map(|()| None),
     };
