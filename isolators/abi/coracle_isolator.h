@@ -119,7 +119,7 @@ typedef struct coracle_isolator {
     // isolators that set one field are an error that names both.
     int32_t (*prepare)(const struct coracle_call *call, const char *config);
     // For each process before it is started in the container: the first one, after prepare, and each `exec` later.
-    // Returns an adjustment that sets fields of `process` and linux.seccomp alone. No side effects.
+    // Returns an adjustment that sets fields of `process`, linux.seccomp and linux.landlock alone. No side effects.
     int32_t (*process)(const struct coracle_call *call, const char *config);
     // Once a launch: the final configuration, all adjustments applied. Failing refuses it. No side effects.
     int32_t (*validate)(const struct coracle_call *call, const char *spec);
@@ -150,6 +150,11 @@ typedef struct coracle_isolator {
     // container that the isolator does not know: neither is a failure, nor is what is gone already. After a failure the
     // other isolators are cleaned up all the same, and the next `delete` calls again.
     int32_t (*cleanup)(const struct coracle_call *call, const char *id);
+    // Any number of times while the container lives: new values of linux.intelRdt. What is absent stays as it is. After
+    // a failure nothing may have changed: the runtime can't put it back.
+    int32_t (*update_intel_rdt)(const struct coracle_call *call,
+                                const struct coracle_handles *container,
+                                const char *rdt);
 } coracle_isolator;
 
 #ifdef __cplusplus

@@ -94,6 +94,31 @@ fn a_container_that_is_out_of_memory_is_told_of() {
 }
 
 #[test]
+fn named_events_are_counted_by_the_second() {
+    privileged(|host| {
+        if !host.needs_coracle("an annotation for events that are counted") {
+            return;
+        }
+        let busy = Spec::new().set("/annotations/io.coracle.perf", "task-clock,page-faults");
+        let container = host.bundle(busy.script("while :; do :; done")).start();
+        // Nanoseconds of a processor, which others may have some of the time.
+        command::eventually("time of a processor", || {
+            let stats = container.call("stats").succeeds().json();
+            stats["other"]["cgroups/perf/task-clock"].as_f64().unwrap() > 1e8
+        });
+        let told = container.verb_with("stats", &["--format", "prometheus"]).succeeds().text();
+        assert!(told.contains("cgroups/perf/page-faults"), "{told}");
+        container.remove();
+        let unknown = Spec::new().set("/annotations/io.coracle.perf", "cakes");
+        host.bundle(unknown).try_create().fails_with(&[
+            "cgroups/perf",
+            "/annotations/io.coracle.perf",
+            "\"cakes\" is no event",
+        ]);
+    });
+}
+
+#[test]
 fn a_container_that_does_not_run_has_none() {
     privileged(|host| {
         let container = host.bundle(Spec::new()).start();

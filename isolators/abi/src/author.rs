@@ -118,6 +118,7 @@ fn table(about: About) -> Isolator {
         usage: Some(usage),
         status: Some(status),
         cleanup: Some(cleanup),
+        update_intel_rdt: Some(update_intel_rdt),
     }
 }
 
@@ -161,6 +162,15 @@ unsafe extern "C" fn watch(call: *const Call, container: *const Handles, fd: *mu
 unsafe extern "C" fn update(call: *const Call, container: *const Handles, resources: *const c_char) -> i32 {
     // SAFETY: the host calls with what the contract says, which is what `run` asks for.
     unsafe { run(Verb::Update, call, (resources, container), std::ptr::null_mut()) }
+}
+
+unsafe extern "C" fn update_intel_rdt(
+    call: *const Call,
+    container: *const Handles,
+    rdt: *const c_char,
+) -> i32 {
+    // SAFETY: the host calls with what the contract says, which is what `run` asks for.
+    unsafe { run(Verb::UpdateIntelRdt, call, (rdt, container), std::ptr::null_mut()) }
 }
 
 /// Makes one call. No panic leaves it.

@@ -99,7 +99,7 @@ pub struct Isolator {
     /// isolators that set one field are an error that names both.
     pub prepare: Option<unsafe extern "C" fn(call: *const Call, config: *const c_char) -> i32>,
     /// For each process before it is started in the container: the first one, after prepare, and each `exec` later.
-    /// Returns an adjustment that sets fields of `process` and linux.seccomp alone. No side effects.
+    /// Returns an adjustment that sets fields of `process`, linux.seccomp and linux.landlock alone. No side effects.
     pub process: Option<unsafe extern "C" fn(call: *const Call, config: *const c_char) -> i32>,
     /// Once a launch: the final configuration, all adjustments applied. Failing refuses it. No side effects.
     pub validate: Option<unsafe extern "C" fn(call: *const Call, spec: *const c_char) -> i32>,
@@ -129,6 +129,10 @@ pub struct Isolator {
     /// container that the isolator does not know: neither is a failure, nor is what is gone already. After a failure the
     /// other isolators are cleaned up all the same, and the next `delete` calls again.
     pub cleanup: Option<unsafe extern "C" fn(call: *const Call, id: *const c_char) -> i32>,
+    /// Any number of times while the container lives: new values of linux.intelRdt. What is absent stays as it is. After
+    /// a failure nothing may have changed: the runtime can't put it back.
+    pub update_intel_rdt:
+        Option<unsafe extern "C" fn(call: *const Call, container: *const Handles, rdt: *const c_char) -> i32>,
 }
 
 // SAFETY: a table is constant, and what it points to is too, for as long as the plugin is loaded: the contract says so.

@@ -30,6 +30,8 @@ pub enum Verb {
     Status,
     /// The container is gone.
     Cleanup,
+    /// There are new shares of the processor's cache.
+    UpdateIntelRdt,
 }
 
 /// What a call is given.
@@ -45,7 +47,7 @@ pub enum Given {
 
 impl Verb {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Configure,
         Self::Recover,
         Self::Prepare,
@@ -59,6 +61,7 @@ impl Verb {
         Self::Usage,
         Self::Status,
         Self::Cleanup,
+        Self::UpdateIntelRdt,
     ];
 
     /// The verb with this number.
@@ -87,6 +90,7 @@ impl Verb {
             Self::Usage => "usage",
             Self::Status => "status",
             Self::Cleanup => "cleanup",
+            Self::UpdateIntelRdt => "update_intel_rdt",
         }
     }
 
@@ -102,7 +106,7 @@ impl Verb {
             Self::Isolate | Self::Join | Self::Watch | Self::Limitation | Self::Usage | Self::Status => {
                 Given::Container
             }
-            Self::Update => Given::Both,
+            Self::Update | Self::UpdateIntelRdt => Given::Both,
         }
     }
 }
@@ -117,6 +121,6 @@ mod tests {
             assert_eq!(verb.number() as usize, number);
             assert_eq!(Verb::of_number(verb.number()), Some(verb));
         }
-        assert_eq!(Verb::of_number(13), None);
+        assert_eq!(Verb::of_number(14), None);
     }
 }

@@ -27,6 +27,7 @@ mod net;
 mod devices;
 mod unified;
 mod pressure;
+mod perf;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]
@@ -51,5 +52,6 @@ pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
         Box::new(Limits(unified::Unified)),
         Box::new(pressure::MEMORY),
         Box::new(pressure::IO),
+        Box::new(perf::Perf),
     ]
 }

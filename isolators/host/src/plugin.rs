@@ -10,7 +10,7 @@ use coracle_isolator::{
     Status, Usage,
 };
 use coracle_isolator_abi::Verb;
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Spec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -313,6 +313,10 @@ impl Isolator for Plugin {
 
     fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {
         self.call_with_container(Verb::Update, container, &text(resources)?).map(drop)
+    }
+
+    fn update_intel_rdt(&self, container: &Handles<'_>, rdt: &LinuxIntelRdt) -> Result<()> {
+        self.call_with_container(Verb::UpdateIntelRdt, container, &text(rdt)?).map(drop)
     }
 
     fn usage(&self, container: &Handles<'_>) -> Result<Usage> {

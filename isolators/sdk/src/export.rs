@@ -119,6 +119,7 @@ fn with_container(
             isolator.limitation(&handles)?.map_or_else(|| Ok(nothing()), |limitation| document(&limitation))
         }
         Verb::Update => isolator.update(&handles, &parse(text)?).map(|()| nothing()),
+        Verb::UpdateIntelRdt => isolator.update_intel_rdt(&handles, &parse(text)?).map(|()| nothing()),
         Verb::Usage => isolator.usage(&handles).and_then(|usage| document(&usage)),
         Verb::Status => isolator.status(&handles).and_then(|status| document(&status)),
         other => Err(Error::new(format!("{} is given a container", other.name()))),

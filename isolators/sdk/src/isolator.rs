@@ -150,7 +150,7 @@ pub trait Isolator {
     }
 
     /// Called any number of times while the container is alive: new values of `linux.intelRdt`, in which an absent field
-    /// stays as it is. Built-in isolators alone are asked: the table of version 1 has no place for it.
+    /// stays as it is.
     ///
     /// # Errors
     /// Where the kernel refuses; then the isolator has put back what it changed.

@@ -24,6 +24,7 @@ pub mod scheduling;
 pub mod landlock;
 pub mod seccomp;
 pub mod bpf;
+pub mod perf;
 pub mod socket;
 pub mod tty;
 pub mod net;

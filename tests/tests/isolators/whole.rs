@@ -204,6 +204,7 @@ fn each_built_in_isolator_does_the_same_through_the_c_abi() {
                 .set("/linux/resources", resources.clone())
                 .set("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]))
                 .set("/process/noNewPrivileges", json!(true))
+                .set("/annotations/io.coracle.perf", "task-clock")
                 .set(
                     "/linux/seccomp",
                     json!({"defaultAction": "SCMP_ACT_ALLOW",
@@ -230,8 +231,24 @@ fn each_built_in_isolator_does_the_same_through_the_c_abi() {
         assert_eq!(ours["memory"]["limit"], theirs["memory"]["limit"]);
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&ours), keys(&theirs));
+        assert_eq!(keys(&ours["other"]), ["cgroups/perf/task-clock"]);
         inside.remove();
         outside.remove();
+    });
+}
+
+/// The table's last function, which those of older plugins do not have.
+#[test]
+fn new_shares_of_the_cache_reach_the_plugin_that_looks_after_them() {
+    privileged(|host| {
+        let object =
+            plugin::compiled(host, super::HOSTILE, &["-DNAME=\"linux/rdt\"", "-DIN=\"update_intel_rdt\""]);
+        let host = host.with_plugin("linux/rdt", &object, "");
+        let container = host.sleeper();
+        let refused = container.verb_with("update", &["--l3-cache-schema", "L3:0=f"]);
+        refused.fails_with(&["linux/rdt", "update", r#"{"l3CacheSchema":"L3:0=f"}"#]);
+        container.verb_with("update", &["--pids-limit", "9"]).succeeds();
+        container.remove();
     });
 }
 

@@ -112,8 +112,11 @@ fn with_handles(plugin: &Plugin, verb: Verb, arguments: Arguments<'_>) -> Option
         Verb::Status => table.status,
         // SAFETY: the handles and the text are whole, and they and `fd` live as long as the call.
         Verb::Watch => return table.watch.map(|watch| unsafe { watch(call, handles, fd) }),
-        // SAFETY: as above.
-        Verb::Update => return table.update.map(|update| unsafe { update(call, handles, text.as_ptr()) }),
+        Verb::Update | Verb::UpdateIntelRdt => {
+            let update = if verb == Verb::Update { table.update } else { table.update_intel_rdt };
+            // SAFETY: as above.
+            return update.map(|update| unsafe { update(call, handles, text.as_ptr()) });
+        }
         _ => None,
     };
     // SAFETY: the handles are whole, and live as long as the call.

@@ -139,6 +139,7 @@ pub(crate) fn has(table: &Isolator, verb: Verb) -> bool {
         Verb::Usage => table.usage.is_some(),
         Verb::Status => table.status.is_some(),
         Verb::Cleanup => table.cleanup.is_some(),
+        Verb::UpdateIntelRdt => table.update_intel_rdt.is_some(),
     }
 }
 
