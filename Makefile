@@ -10,6 +10,8 @@ MUSL := $(shell uname -m)-unknown-linux-musl
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 BIN := $(CURDIR)/target/bin
 PREFIX ?= /usr/local
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+DEB_ARCH = $(shell dpkg --print-architecture)
 # Where the tests write down what they could not run, and what they have counted; and the end of what is told of it.
 SKIPS := $(CURDIR)/target/skipped
 TELL = touch $(SKIPS); sort $(SKIPS); echo "skipped tests: $$(grep -c ^skipped $(SKIPS) || true)"
@@ -49,7 +51,7 @@ define want
 	done
 endef
 
-.PHONY: help build demo test unit-test test-vm test-faults test-clients lint bench install clean
+.PHONY: help build demo test unit-test test-vm test-faults test-clients lint bench install deb clean
 
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -79,6 +81,7 @@ test: build unit-test ## Run all tests, the privileged ones too (root); says wha
 	$(call want,$(TEST_WANTS))
 	@rm -f $(SKIPS)
 	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in
+	@! command -v dpkg-deb >/dev/null || $(MAKE) --no-print-directory deb >/dev/null
 	@cargo test --quiet --no-fail-fast -p coracle-tests -- --test-threads=2
 	@$(TELL)
 
@@ -120,9 +123,27 @@ bench: build ## Measure starts and unpacking beside crun, runc, a bare C program
 	@cargo build --quiet --release -p coracle-tests --bin coracle-bench
 	@$(TARGET)/release/coracle-bench $(BENCH)
 
-install: build ## Install the binaries and the header for plugins below PREFIX (/usr/local)
-	@install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/coracle $(BIN)/coracle-image $(BIN)/coracle-isolator-host
-	@install -D -m 644 -t $(DESTDIR)$(PREFIX)/include isolators/abi/coracle_isolator.h
+install: build ## Install binaries, manual page, completions, unit and header below PREFIX (/usr/local)
+	@to=$(DESTDIR)$(PREFIX); \
+	install -D -m 755 -t $$to/bin $(BIN)/coracle $(BIN)/coracle-image $(BIN)/coracle-isolator-host; \
+	install -D -m 644 -t $$to/include isolators/abi/coracle_isolator.h; \
+	install -D -m 644 packaging/completions/coracle.bash $$to/share/bash-completion/completions/coracle; \
+	install -D -m 644 -t $$to/share/zsh/vendor-completions packaging/completions/_coracle; \
+	install -D -m 644 -t $$to/share/fish/vendor_completions.d packaging/completions/coracle.fish; \
+	install -D -m 644 -t $$to/share/doc/coracle README.md CHANGELOG.md LICENSE docs/*.md packaging/config.toml; \
+	install -D -m 644 -t $$to/share/doc/coracle/examples/template-c isolators/template-c/*.c; \
+	install -D -m 644 -t $$to/share/doc/coracle/examples/template-rust isolators/template-rust/Cargo.toml; \
+	install -D -m 644 -t $$to/share/doc/coracle/examples/template-rust/src isolators/template-rust/src/*.rs; \
+	mkdir -p $$to/lib/systemd/system $$to/share/man/man1; \
+	sed 's,@PREFIX@,$(PREFIX),' packaging/coracle.service >$$to/lib/systemd/system/coracle.service; \
+	$(BIN)/coracle help | awk -v version=$(VERSION) -f packaging/man.awk >$$to/share/man/man1/coracle.1
+
+deb: build ## Make a package of all that install installs: target/coracle_VERSION_ARCHITECTURE.deb
+	@rm -rf target/deb && mkdir -p target/deb/DEBIAN
+	@$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/target/deb PREFIX=/usr
+	@gzip -9n target/deb/usr/share/man/man1/coracle.1
+	@sed 's/@VERSION@/$(VERSION)/; s/@ARCHITECTURE@/$(DEB_ARCH)/' packaging/control >target/deb/DEBIAN/control
+	@dpkg-deb --root-owner-group --build target/deb target/coracle_$(VERSION)_$(DEB_ARCH).deb
 
 clean: ## Remove all that was built
 	@cargo clean --quiet

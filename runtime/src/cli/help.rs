@@ -4,7 +4,7 @@
 pub(super) const HELP: &str = include_str!("help.txt");
 
 /// The commands that runc does not have.
-const OWN: [&str; 7] = ["image", "mounts", "plan", "stats", "isolator", "recover", "help"];
+const OWN: [&str; 8] = ["image", "mounts", "plan", "stats", "isolator", "recover", "complete", "help"];
 
 /// Whether help is asked for before the first word that is no option: what comes later can belong to a program.
 pub(super) fn is_wanted(parser: &mut lexopt::Parser) -> bool {
@@ -14,6 +14,13 @@ pub(super) fn is_wanted(parser: &mut lexopt::Parser) -> bool {
         bytes.starts_with(b"-") && bytes != b"--"
     });
     options.into_iter().any(|arg| arg == "-h" || arg == "--help" || arg == "-?")
+}
+
+/// The names of the commands that it tells of, in its order.
+pub(super) fn commands() -> impl Iterator<Item = &'static str> {
+    let lines = HELP.lines().take_while(|line| !line.starts_with("global options"));
+    let names = lines.filter_map(|line| line.strip_prefix("  ")?.split([' ', ',']).next());
+    names.filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()))
 }
 
 /// What the text says of one command: its lines, and the paragraphs of options whose heading names it.

@@ -8,6 +8,7 @@ mod look;
 mod update;
 mod checkpoint;
 mod isolator;
+mod complete;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use help::HELP;
 use words::{need_id, only_id, text, usage};
 
 pub use checkpoint::Checkpoint;
+pub use complete::candidates;
 pub use exec::Exec;
 pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch};
@@ -111,6 +113,8 @@ pub enum Command {
     Image(Vec<OsString>),
     /// Hands over to `coracle-isolator-host`.
     IsolatorHost(Vec<OsString>),
+    /// Prints what may stand in the place of the last of these words: completion for shells.
+    Complete(Vec<String>),
     /// Prints a text and is done.
     Print(String),
 }
@@ -210,6 +214,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "features" => words::nothing(parser).map(|()| Command::Features),
         "image" => Ok(Command::Image(parser.raw_args()?.collect())),
         "isolator-host" => Ok(Command::IsolatorHost(parser.raw_args()?.collect())),
+        "complete" => words::rest(parser).map(Command::Complete),
         "help" => help(parser),
         "version" => Ok(Command::Print(version())),
         other => Err(no_command(other)),
@@ -329,8 +334,12 @@ fn no_command(name: &str) -> Error {
     usage(format!("there is no command {name:?}")).hint("see coracle help")
 }
 
+/// What is built in, as crun tells it.
+const BUILT_IN: &str = "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +LANDLOCK +EBPF +CRIU";
+
 fn version() -> String {
-    format!("coracle version {}\nspec: {}\n", env!("CARGO_PKG_VERSION"), crate::stages::spec::SPEC_VERSION)
+    let (own, spec) = (env!("CARGO_PKG_VERSION"), crate::stages::spec::SPEC_VERSION);
+    format!("coracle version {own}\nspec: {spec}\n{BUILT_IN}\n")
 }
 
 #[cfg(test)]

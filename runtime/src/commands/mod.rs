@@ -28,7 +28,7 @@ use coracle_sys::pattern::Pattern;
 use coracle_sys::process::Child;
 use coracle_sys::{file, socket};
 
-use crate::cli::{Command, Global, Kill};
+use crate::cli::{self, Command, Global, Kill};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::Launch;
 use crate::{image, isolators, self_image};
@@ -69,6 +69,13 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Features => features::features(),
         Command::Image(args) => Err(self_image::hand_over(image::PROGRAM, args)),
         Command::IsolatorHost(args) => Err(self_image::hand_over(isolators::HOST, args)),
+        Command::Complete(words) => {
+            let ids = || crate::state::ids(&global.root).unwrap_or_default();
+            crate::print(
+                &cli::candidates(&words, ids).into_iter().map(|word| word + "\n").collect::<String>(),
+            );
+            Ok(0)
+        }
         Command::Print(text) => {
             crate::print(&text);
             Ok(0)
@@ -102,7 +109,7 @@ fn debug_filter(global: &Global, launch: &Launch) {
 ///
 /// # Errors
 /// Where the file can't be written or nobody listens.
-fn announce(options: &crate::cli::Launch, child: &Child, kind: &str) -> Result<()> {
+fn announce(options: &cli::Launch, child: &Child, kind: &str) -> Result<()> {
     if let Some(path) = &options.pidfd_socket {
         let sent = socket::connect_stream(path)
             .and_then(|socket| socket::send(socket.as_fd(), kind.as_bytes(), &[child.pidfd.as_fd()]));
