@@ -8,7 +8,7 @@ use coracle_image::store::Store;
 
 use crate::cli::ImageRun;
 use crate::error::{Code, Context, Error, Result};
-use crate::self_image;
+use crate::{self_image, state};
 
 /// The image tool, beside the runtime.
 pub const PROGRAM: &str = "coracle-image";
@@ -19,7 +19,7 @@ pub const PROGRAM: &str = "coracle-image";
 /// `NotFound` where the store has no such image.
 pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf> {
     let attempt = || -> coracle_image::Result<Bundle> {
-        bundle::make(&Store::open(store)?, &wanted.reference, id, &wanted.options)
+        bundle::make(&Store::open(store)?, &wanted.reference, &state::name(id), &wanted.options)
     };
     let made = match attempt() {
         Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
@@ -36,7 +36,7 @@ pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf>
 /// # Errors
 /// `EBUSY` where the snapshot's files are in use.
 pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
-    let removed = Store::open(store).and_then(|store| bundle::remove(&store, id));
+    let removed = Store::open(store).and_then(|store| bundle::remove(&store, &state::name(id)));
     removed.context(|| format!("removing the snapshot of container {id:?}"))
 }
 

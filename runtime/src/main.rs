@@ -15,7 +15,7 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 fn main() -> ExitCode {
     let (global, command) = cli::parse(std::env::args_os().skip(1).collect());
     let failed: fn(Code) -> u8 = match command {
-        Ok(Command::Run(..)) => Code::of_run,
+        Ok(Command::Run(..) | Command::Debug(_)) => Code::of_run,
         // Runc's, which a program in the container is the least likely to exit with.
         Ok(Command::Exec(_)) => |_| 255,
         _ => |_| 1,

@@ -17,6 +17,7 @@ use crate::snapshot::{self, Access};
 use crate::store::Store;
 
 pub use options::{Network, Options, Seccomp};
+pub use seccomp::default_seccomp;
 pub use spec::{SPEC_VERSION, default_spec, spec};
 
 /// A bundle, ready for a runtime.

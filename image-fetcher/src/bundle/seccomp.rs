@@ -85,6 +85,14 @@ pub(crate) fn profile(seccomp: &Seccomp, capabilities: &BTreeSet<&str>) -> Resul
     }
 }
 
+/// The built-in filter of a process with these capabilities, as `linux.seccomp` has it.
+///
+/// # Errors
+/// None that is known.
+pub fn default_seccomp(capabilities: &BTreeSet<String>) -> Result<Option<Value>> {
+    profile(&Seccomp::Default, &capabilities.iter().map(String::as_str).collect())
+}
+
 fn resolve(text: &str, capabilities: &BTreeSet<&str>) -> Result<Value> {
     let profile: Profile = crate::image::parse(text.as_bytes(), "the profile")?;
     let mut architectures = profile.architectures;

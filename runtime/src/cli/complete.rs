@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn commands_come_first_then_their_options_and_containers() {
-        assert_eq!(offered("de"), ["delete"]);
+        assert_eq!(offered("de"), ["debug", "delete"]);
         assert_eq!(offered("--roo"), ["--root", "--rootless"]);
         assert_eq!(offered("--root /x isol"), ["isolator"]);
         assert_eq!(offered("run --pid"), ["--pid-file", "--pidfd-socket", "--pids"]);

@@ -204,7 +204,7 @@ fn instead_of(option: &str) -> &'static str {
     }
 }
 
-fn cpus(text: &str) -> Result<f64> {
+pub(super) fn cpus(text: &str) -> Result<f64> {
     let number = parsed::<f64>("cpus", text)?;
     let some = Some(number).filter(|n| n.is_finite() && *n > 0.0);
     some.ok_or_else(|| usage(format!("--cpus {text:?} is no number of processors")).hint("write it like 1.5"))

@@ -4,6 +4,7 @@ mod words;
 mod help;
 mod launch;
 mod exec;
+mod debug;
 mod look;
 mod update;
 mod checkpoint;
@@ -23,6 +24,7 @@ use words::{need_id, only_id, text, usage};
 
 pub use checkpoint::Checkpoint;
 pub use complete::candidates;
+pub use debug::{Debug, Debugging, Files, Wanted};
 pub use exec::Exec;
 pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch};
@@ -59,6 +61,8 @@ pub enum Command {
     Run(Launch, Option<Box<ImageRun>>),
     /// Runs one more process in a container.
     Exec(Box<Exec>),
+    /// Looks into a container, or at who does.
+    Debug(Debugging),
     /// Prints a container's state as JSON.
     State(String),
     /// Sends a signal.
@@ -192,6 +196,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "run" => launch::parse(parser, "run").map(|(launch, image)| Command::Run(launch, image)),
         "start" => Ok(Command::Start(only_id(parser, "start")?)),
         "exec" => exec::parse(parser).map(|e| Command::Exec(Box::new(e))),
+        "debug" => debug::parse(parser).map(Command::Debug),
         "state" => Ok(Command::State(only_id(parser, "state")?)),
         "stats" => isolator::stats(parser).map(Command::Stats),
         "isolator" => isolator::isolator(parser).map(Command::Isolator),

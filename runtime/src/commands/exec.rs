@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use coracle_isolator::{CgroupVersion, Config, Handles, Kind};
+use coracle_isolator::{CgroupVersion, Config, Handles};
 use coracle_isolator_host::Registry;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
 
@@ -86,7 +86,8 @@ fn not_running(status: Status) -> Error {
 
 fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) -> Result<Launch> {
     let version = record.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
-    let config = Config { id: &record.id, kind: Kind::Oci, bundle: &record.bundle, spec, cgroup: version };
+    let config =
+        Config { id: &record.id, kind: record.kind(), bundle: &record.bundle, spec, cgroup: version };
     let mut adjusted = isolators.process(&config)?;
     global.warn(adjusted.warnings.drain(..).chain(isolators.take_warnings()));
     let process = adjusted.spec.process().as_ref();
@@ -136,7 +137,7 @@ fn process(options: &cli::Exec, spec: &Spec) -> Result<(Process, Vec<String>)> {
 
 /// `UID[:GID]`, in decimal digits and nothing else: what a shell, or an image, would make of `0x3e8` or ` 1000`
 /// must not end as root (CVE-2026-30892).
-fn parse_user(text: &str, own: &User) -> Result<User> {
+pub(super) fn parse_user(text: &str, own: &User) -> Result<User> {
     let number = |digits: &str| {
         let is_plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
         digits.parse::<u32>().ok().filter(|n| is_plain && *n != u32::MAX).ok_or_else(|| {

@@ -4,6 +4,7 @@ pub mod create;
 pub mod start;
 pub mod run;
 pub mod exec;
+pub mod debug;
 pub mod state;
 pub mod kill;
 pub mod pause;
@@ -43,6 +44,7 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Start(id) => start::start(global, &id),
         Command::Run(options, image) => run::run(global, &options, image.as_deref()),
         Command::Exec(options) => exec::exec(global, &options),
+        Command::Debug(wanted) => debug::debug(global, &wanted),
         Command::State(id) => state::state(global, &id),
         Command::Kill(options) if options.regex => for_each(global, &options.id, |id| {
             kill::kill(global, &Kill { id: id.to_owned(), ..options.clone() })

@@ -1,15 +1,15 @@
-//! `recover`: removes what launches left that were cut off.
+//! `recover`: removes what launches left that were cut off, and debug containers whose session is over.
 
-use coracle_isolator::{Kind, State as Told, States};
+use coracle_isolator::{State as Told, States};
 
 use crate::cli::Global;
 use crate::error::{Error, Result};
 use crate::isolators;
 use crate::stages::cleanup;
-use crate::state::{self, Phase, Record, State};
+use crate::state::{self, Record, State};
 
-/// Tells the isolators which containers there are, removes each whose launch was cut off, and prints its ID. A container
-/// that somebody is at work on is left alone.
+/// Tells the isolators which containers there are, removes each whose launch was cut off or whose session is over, and
+/// prints its ID. A container that somebody is at work on is left alone.
 ///
 /// # Errors
 /// The first container that can't be removed; the others are, and each that can't is tried again by the next `recover`.
@@ -19,7 +19,7 @@ pub fn recover(global: &Global) -> Result<u8> {
     for id in state::ids(&global.root)? {
         let Some(state) = State::open_idle(&global.root, &id)? else { continue };
         match state.record() {
-            Ok(Some(record)) if record.phase != Phase::Creating => found.states.push(told(&record)),
+            Ok(Some(record)) if !record.is_orphan() => found.states.push(told(&record)),
             Ok(_) => {
                 found.orphans.push(id);
                 cut_off.push(state);
@@ -45,7 +45,7 @@ pub fn recover(global: &Global) -> Result<u8> {
 fn told(record: &Record) -> Told {
     Told {
         id: record.id.clone(),
-        kind: Kind::Oci,
+        kind: record.kind(),
         bundle: record.bundle.clone(),
         pid: record.process.filter(|first| first.is_alive()).map(|first| first.pid),
     }

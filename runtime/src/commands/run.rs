@@ -45,7 +45,12 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
 
 /// Waits for the container's end, and meanwhile for what plugins find it to run into. One that should watch and can't
 /// ends the container.
-fn wait(global: &Global, id: &str, isolators: &Registry, (watch, running): (Watch, Running)) -> Result<Exit> {
+pub(super) fn wait(
+    global: &Global,
+    id: &str,
+    isolators: &Registry,
+    (watch, running): (Watch, Running),
+) -> Result<Exit> {
     if !isolators.has_watching_plugins() {
         return watch.watch(running, Limits::none());
     }

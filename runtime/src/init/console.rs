@@ -9,21 +9,26 @@ use coracle_sys::{mount, process, socket, tty};
 
 use super::Birth;
 use crate::error::{Code, Context, Error, Result};
-use crate::stages::plan::Launch;
+use crate::stages::plan::launch::Inside;
 use crate::stages::plan::process::ProcessPlan;
 
-/// Opens the terminal of a container's first process and mounts it on `/dev/console`.
-pub(super) fn open(root: BorrowedFd<'_>, launch: &Launch, birth: &Birth<'_>) -> Result<()> {
-    let plan = &launch.process;
+/// Opens the terminal of a container's first process and mounts it on `/dev/console`, where `inside` says so.
+pub(super) fn open(
+    root: BorrowedFd<'_>,
+    (plan, inside): (&ProcessPlan, &Inside),
+    birth: &Birth<'_>,
+) -> Result<()> {
     let Some(socket) = birth.terminal.as_ref().filter(|_| plan.terminal) else { return Ok(()) };
     let attempt = || -> Result<()> {
         let peer = open_pair(root, birth, plan, socket.as_fd())?;
-        if let Some(label) = launch.inside.as_ref().and_then(|inside| inside.mount_label.as_deref()) {
+        if let Some(label) = &inside.mount_label {
             super::mounts::relabel(peer.as_fd(), label)?;
         }
-        let source = mount::clone_tree(peer.as_fd(), Path::new(""), false)?;
-        let target = super::root::target(root, Path::new("dev/console"), false)?;
-        mount::attach(source.as_fd(), target.as_fd())?;
+        if inside.console {
+            let source = mount::clone_tree(peer.as_fd(), Path::new(""), false)?;
+            let target = super::root::target(root, Path::new("dev/console"), false)?;
+            mount::attach(source.as_fd(), target.as_fd())?;
+        }
         become_terminal(peer)
     };
     attempt().context(|| "giving the process a terminal")

@@ -192,7 +192,7 @@ fn build_inside(
         mounts::mount(&mut root, mount, birth, birth.sources.mount(index))?;
     }
     devices::make(root.as_fd(), &inside.devices, launch.namespaces.in_user())?;
-    console::open(root.as_fd(), launch, birth)?;
+    console::open(root.as_fd(), (&launch.process, inside), birth)?;
     rootfs::run_hooks(root.as_fd(), inside, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;
     rootfs::mask(&root, inside)?;

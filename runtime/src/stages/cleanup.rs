@@ -39,7 +39,7 @@ pub fn undo_on_failure<T>(
     })
 }
 
-/// Removes the container: kills what is left of it, lets the isolators clean up, removes cgroups, snapshot and
+/// Removes the container, those below it first: kills what is left of it, lets the isolators clean up, removes cgroups, snapshot and
 /// state, and runs the poststop hooks. A poststop hook that fails doesn't keep the container; what it says is
 /// returned (runtime-spec 1.3, runtime.md, "Lifecycle", step 13). With `force`, a record that can't be read doesn't
 /// keep it either: what such a container must have made is removed. Nor does an isolator that can't clean up: that is
@@ -57,9 +57,16 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
         return Ok(Vec::new());
     };
     let mut failures: Vec<Error> = Vec::new();
+    let mut warnings = Vec::new();
+    for child in if record.has_children { state.children()? } else { Vec::new() } {
+        match remove(child, isolators, force) {
+            Ok(said) => warnings.extend(said),
+            Err(failure) => failures.push(failure),
+        }
+    }
     failures.extend(kill(&record).err());
     let left = isolators.cleanup(&record.id, &record.isolators);
-    let mut warnings = isolators.take_warnings();
+    warnings.extend(isolators.take_warnings());
     match force {
         true => warnings.extend(left.iter().map(ToString::to_string)),
         false => failures.extend(left.into_iter().map(Error::from)),

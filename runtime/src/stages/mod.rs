@@ -10,6 +10,8 @@ pub mod prepare;
 pub mod spawn;
 pub mod isolate;
 pub mod release;
+pub mod reach;
+pub mod keep;
 pub mod remount;
 pub mod watch;
 pub mod cleanup;

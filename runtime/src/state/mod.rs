@@ -1,6 +1,6 @@
 //! A container on disk.
 //!
-//! `ROOT/ID/` holds `record.json` (what was done and must be undone), `config.json` (the spec as it was when the
+//! `ROOT/NAME/` (the ID, with `~` for each `/`) holds `record.json` (what was done and must be undone), `config.json` (the spec as it was when the
 //! container was created) and `start.sock` while the container waits for `start`. The directory itself is the
 //! lock. The record is written before each step that it tells of, by replacing the file as a whole, so whoever
 //! comes after a crash finds at least what was done.
@@ -15,7 +15,7 @@ use coracle_sys::Errno;
 use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, Resolve};
 
-pub use record::{Phase, Record, Status};
+pub use record::{Phase, Record, Session, Status};
 
 use crate::error::{Code, Context, Error, Result};
 
@@ -37,14 +37,26 @@ pub struct State {
 }
 
 impl State {
-    /// Takes the ID `id` for a new container.
+    /// Takes the ID `id`, one name, for a new container.
     ///
     /// # Errors
     /// `Exists` where the ID is taken.
     pub fn create(root: &Path, id: &str) -> Result<Self> {
+        if id.contains('/') {
+            return Err(no_id(id));
+        }
+        Self::create_below(root, id)
+    }
+
+    /// Takes the ID `id` for a new container, which may be below another (`web/debug-1`).
+    ///
+    /// # Errors
+    /// `Exists` where the ID is taken.
+    pub fn create_below(root: &Path, id: &str) -> Result<Self> {
         check_id(id)?;
         let root = open_root(root)?;
-        match file::mkdir(root.as_fd(), id, 0o700) {
+        let name = name(id);
+        match file::mkdir(root.as_fd(), &name, 0o700) {
             Err(e) if e.errno() == Errno::EEXIST => {
                 return Err(Error::new(Code::Exists, format!("container with id {id:?} already exists"))
                     .hint("delete it, or choose another id"));
@@ -54,7 +66,7 @@ impl State {
         match open_locked(root.as_fd(), id) {
             Ok(dir) => Ok(Self { root, dir, id: id.to_owned() }),
             Err(failure) => {
-                let _ = file::rmdir(root.as_fd(), id); // an empty state would keep the ID taken
+                let _ = file::rmdir(root.as_fd(), &name); // an empty state would keep the ID taken
                 Err(failure).context(|| format!("taking the state of container {id:?}"))
             }
         }
@@ -69,7 +81,7 @@ impl State {
         let state = Self::open_unlocked(root, id)?;
         lock(state.dir.as_fd(), id)?;
         // Whoever had the lock may have removed the container.
-        let still_there = file::stat_at(state.root.as_fd(), id).map(|s| s.st_ino).ok();
+        let still_there = file::stat_at(state.root.as_fd(), name(id)).map(|s| s.st_ino).ok();
         if still_there != Some(file::stat(state.dir.as_fd())?.st_ino) {
             return Err(not_found(id));
         }
@@ -89,7 +101,7 @@ impl State {
             Err(e) if e.errno() == Errno::EWOULDBLOCK => return Ok(None),
             other => other?,
         }
-        let still_there = file::stat_at(state.root.as_fd(), id).map(|s| s.st_ino).ok();
+        let still_there = file::stat_at(state.root.as_fd(), name(id)).map(|s| s.st_ino).ok();
         Ok((still_there == Some(file::stat(state.dir.as_fd())?.st_ino)).then_some(state))
     }
 
@@ -103,7 +115,7 @@ impl State {
             Err(e) if e.errno() == Errno::ENOENT => return Err(not_found(id)),
             other => other?,
         };
-        match file::open(root.as_fd(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+        match file::open(root.as_fd(), name(id), libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => Err(not_found(id)),
             dir => Ok(Self { root, dir: dir?, id: id.to_owned() }),
         }
@@ -169,6 +181,23 @@ impl State {
             .context(|| format!("reading the configuration of container {:?}", self.id))
     }
 
+    /// The containers below this one, each once nobody else has it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn children(&self) -> Result<Vec<Self>> {
+        let prefix = name(&self.id) + "~";
+        let names = file::list(self.root.as_fd())?;
+        let names = names.into_iter().filter_map(|name| name.into_string().ok());
+        let children = names.filter(|name| name.starts_with(&prefix)).map(|name| {
+            let (root, id) = (file::duplicate(self.root.as_fd())?, name.replace('~', "/"));
+            let dir = open_locked(root.as_fd(), &id)?;
+            Ok(Self { root, dir, id })
+        });
+        let is_gone = |e: &Error| e.errno() == Some(Errno::ENOENT);
+        children.filter(|child| !child.as_ref().is_err_and(is_gone)).collect()
+    }
+
     /// Takes the socket away that a container waited on.
     pub fn close_door(&self) {
         let _ = file::unlink(self.dir.as_fd(), crate::handshake::DOOR);
@@ -183,7 +212,7 @@ impl State {
         for name in [CONFIG, crate::handshake::DOOR] {
             remove_tree(self.dir.as_fd(), name)?;
         }
-        remove_tree(self.root.as_fd(), &self.id)
+        remove_tree(self.root.as_fd(), name(&self.id))
             .context(|| format!("removing the state of container {:?}", self.id))
     }
 }
@@ -198,15 +227,15 @@ pub fn ids(root: &Path) -> Result<Vec<String>> {
         other => other?,
     };
     let names = file::list(dir.as_fd())?;
-    let mut ids: Vec<String> =
-        names.into_iter().filter_map(|n| n.into_string().ok()).filter(|n| check_id(n).is_ok()).collect();
+    let ids = names.into_iter().filter_map(|n| n.into_string().ok()).map(|name| name.replace('~', "/"));
+    let mut ids: Vec<String> = ids.filter(|id| check_id(id).is_ok()).collect();
     ids.sort();
     Ok(ids)
 }
 
 /// The state root. What is above it may be searched by all, as user namespaces need; what is in it may not.
 fn open_locked(root: BorrowedFd<'_>, id: &str) -> Result<OwnedFd> {
-    let dir = file::open(root, id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+    let dir = file::open(root, name(id), libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
     lock(dir.as_fd(), id)?;
     Ok(dir)
 }
@@ -251,15 +280,23 @@ fn not_ours(error: coracle_sys::Error) -> Error {
 /// The longest ID: its state's directory has its name (`NAME_MAX`).
 const LONGEST_ID: usize = 255;
 
-/// A container's ID is a name, nothing that a path could make more of.
+/// A container's ID is a name, or names with `/` between them where it is below others; nothing that a path could make
+/// more of.
 fn check_id(id: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
-    if id.is_empty() || id.len() > LONGEST_ID || id.starts_with('.') || !id.chars().all(good) {
-        let shown: String = id.chars().take(80).collect();
-        return Err(Error::new(Code::Usage, format!("{shown:?} is no container ID"))
-            .hint("use letters, digits and _ + - . (not first), at most 255"));
-    }
-    Ok(())
+    let is_name = |name: &str| !name.is_empty() && !name.starts_with('.') && name.chars().all(good);
+    if id.len() > LONGEST_ID || !id.split('/').all(is_name) { Err(no_id(id)) } else { Ok(()) }
+}
+
+fn no_id(id: &str) -> Error {
+    let shown: String = id.chars().take(80).collect();
+    Error::new(Code::Usage, format!("{shown:?} is no container ID"))
+        .hint("use letters, digits and _ + - . (not first), at most 255")
+}
+
+/// The name that the files of container `id` go by: its ID, of which `/` can't be part of a name.
+pub fn name(id: &str) -> String {
+    id.replace('/', "~")
 }
 
 fn not_found(id: &str) -> Error {
@@ -272,10 +309,12 @@ mod tests {
 
     #[test]
     fn an_id_is_no_path() {
-        for bad in ["", ".", "..", ".hidden", "a/b", "../x", "a\nb", "a b", "ü", &"x".repeat(256)] {
+        for bad in ["", ".", "..", ".hidden", "/a", "a/", "a//b", "../x", "a/..", "a\nb", "a b", "a~b", "ü"]
+        {
             assert!(check_id(bad).is_err(), "{bad:?}");
         }
-        for good in ["web", "0", "-a", "_x.y+z", "A-1"] {
+        assert!(check_id(&"x".repeat(256)).is_err());
+        for good in ["web", "0", "-a", "_x.y+z", "A-1", "web/nginx/debug-1"] {
             assert!(check_id(good).is_ok(), "{good:?}");
         }
     }
@@ -289,6 +328,16 @@ mod tests {
         assert!(error.to_string().contains("already exists"));
         state.remove().unwrap();
         State::create(root.path(), "web").unwrap();
+    }
+
+    #[test]
+    fn only_those_that_are_made_below_others_have_more_than_one_name() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(State::create(root.path(), "web/a").unwrap_err().code(), Code::Usage);
+        let below = State::create_below(root.path(), "web/a").unwrap();
+        assert_eq!(ids(root.path()).unwrap(), ["web/a"]);
+        below.remove().unwrap();
+        assert!(ids(root.path()).unwrap().is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coracle_isolator::Kind;
 use coracle_sys::{event, process};
 use serde::{Deserialize, Serialize};
 
@@ -140,6 +141,21 @@ pub struct Record {
     pub mounts_over: Option<u64>,
     /// The image store that its snapshot is mounted from, for a container that was run from an image.
     pub store: Option<PathBuf>,
+    /// For a debug container, whose session it is.
+    #[serde(default)]
+    pub session: Option<Session>,
+    /// Whether there may be containers below it (`web/debug-1`), which go before it.
+    #[serde(default)]
+    pub has_children: bool,
+}
+
+/// The two that a debug container must not outlive.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Session {
+    /// The command that somebody looks into a container by.
+    pub client: Process,
+    /// The first process of that container; none where it has ended.
+    pub target: Option<Process>,
 }
 
 impl Record {
@@ -160,7 +176,19 @@ impl Record {
             paused: false,
             mounts_over: None,
             store: store.map(Path::to_owned),
+            session: None,
+            has_children: false,
         }
+    }
+
+    /// What kind of container it is to isolators.
+    pub fn kind(&self) -> Kind {
+        if self.session.is_some() { Kind::Debug } else { Kind::Oci }
+    }
+
+    /// Whether its launch was cut off, or whoever it was for is gone: nobody else will remove it.
+    pub fn is_orphan(&self) -> bool {
+        self.phase == Phase::Creating || self.session.is_some_and(|session| !session.client.is_alive())
     }
 
     /// Its status now. The freezer is asked only where the container was paused.

@@ -65,6 +65,11 @@ pub fn is_terminal(fd: BorrowedFd<'_>) -> bool {
     nix::unistd::isatty(fd).unwrap_or(false)
 }
 
+/// The settings of `fd`, where it is a terminal (tcgetattr(3)).
+pub fn settings(fd: BorrowedFd<'_>) -> Option<Termios> {
+    nix::sys::termios::tcgetattr(fd).ok()
+}
+
 /// Leaves line ends as they are written to the terminal `fd`, which would else put a carriage return before each
 /// (`ONLCR` in termios(3)).
 ///

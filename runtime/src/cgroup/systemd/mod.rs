@@ -75,6 +75,11 @@ impl Unit {
         Ok(Self { name, slice: slice.to_owned(), user })
     }
 
+    /// The slice that it is in.
+    pub fn slice(&self) -> &str {
+        &self.slice
+    }
+
     /// Its cgroup's path below a hierarchy's root.
     pub fn path(&self) -> PathBuf {
         let base = self.user.map_or_else(PathBuf::new, |user| {

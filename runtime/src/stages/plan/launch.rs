@@ -48,6 +48,8 @@ pub struct Inside {
     pub mounts: Vec<MountPlan>,
     /// The device nodes; none at all, and no links beside them, where `/dev` is the host's or another's.
     pub devices: Vec<Device>,
+    /// Whether the process's terminal is mounted on `/dev/console`.
+    pub console: bool,
     /// Hooks that run in the container's namespaces before its root is entered.
     #[serde(skip)]
     pub create_hooks: Vec<Hook>,
@@ -151,6 +153,7 @@ impl Inside {
                 .transpose()?,
             devices: devices(spec, &mounts)?,
             mounts,
+            console: true,
             create_hooks: hooks.create_container().clone().unwrap_or_default(),
             mount_label,
             masked_paths: paths(linux.masked_paths()),

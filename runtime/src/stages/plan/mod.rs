@@ -19,6 +19,7 @@ use oci_spec::runtime::{Linux, Spec};
 use crate::cgroup::{self, Management, Place};
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::Loaded;
+use crate::state::Session;
 
 pub use launch::Launch;
 
@@ -29,6 +30,8 @@ pub struct Plan {
     pub id: String,
     /// What kind of container it is to isolators.
     pub kind: Kind,
+    /// For a debug container, whose session it is.
+    pub session: Option<Session>,
     /// The bundle's absolute path.
     pub bundle: PathBuf,
     /// The root file system's absolute path.
@@ -65,7 +68,17 @@ pub fn plan(loaded: Loaded, wish: Wish<'_>) -> Result<Plan> {
     let Loaded { bundle, spec, text, warnings } = loaded;
     // Whatever the launch plan can't say is said now, before any side effect.
     Launch::new(&spec, &rootfs)?;
-    Ok(Plan { id: wish.id.to_owned(), kind: Kind::Oci, bundle, rootfs, spec, text, warnings, cgroup })
+    Ok(Plan {
+        id: wish.id.to_owned(),
+        kind: Kind::Oci,
+        session: None,
+        bundle,
+        rootfs,
+        spec,
+        text,
+        warnings,
+        cgroup,
+    })
 }
 
 /// The configuration's `linux` section.

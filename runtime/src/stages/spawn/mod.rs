@@ -1,5 +1,6 @@
 //! Makes the container's cgroups and clones its first process, which waits.
 
+mod opened;
 mod joins;
 mod sources;
 mod owners;
@@ -24,6 +25,8 @@ use crate::init::{Birth, Sources};
 use crate::stages::plan::Launch;
 use crate::stages::plan::scheduling::Scheduling;
 use crate::state::record::Process;
+
+pub use opened::Opened;
 
 /// How long a child that has failed may take to end.
 const ENDING: Duration = Duration::from_millis(50);
@@ -60,11 +63,18 @@ pub struct Born {
 /// # Errors
 /// `Exists` where a cgroup is in use, `System` where the kernel refuses.
 pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Waiting> {
+    let opened = Opened::by_plan(&prepared.launch)?;
+    spawn_with(prepared, opened, options, door)
+}
+
+/// The same, with what is opened already of what it joins and shows.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, door: bool) -> Result<Waiting> {
     let Prepared { mut container, launch, .. } = prepared;
+    let Opened { joins, mounts_of, sources } = opened;
     let (tree, holder) = make_cgroups(&mut container)?;
-    let (joins, mounts_of) = joins::open(&launch.namespaces)?;
-    let joined_user = joins.iter().find(|joined| joined.kinds == libc::CLONE_NEWUSER);
-    let sources = sources::open(&launch, joined_user.map(|joined| joined.fd.as_fd()))?;
     let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {

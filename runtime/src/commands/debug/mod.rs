@@ -1,0 +1,284 @@
+//! `debug`: looks into a container of this runtime or of any other, and leaves nothing behind.
+//!
+//! A session is a container of its own, below the target's: it has files, cgroup and record of its own, and joins the
+//! target's namespaces but for that of its mounts. So it goes through the stages of any other.
+
+mod compose;
+mod foreign;
+mod target;
+
+use coracle_isolator::Kind;
+use coracle_isolator_host::Registry;
+use serde_json::{Value, json};
+
+use self::compose::Session;
+use self::target::{First, Target};
+use super::run;
+use crate::cgroup::Manager;
+use crate::cli::{self, Debugging, Files, Global, ImageRun, Launch};
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::keep::{Ends, Keeper};
+use crate::stages::plan::mounts::{Link, MountPlan, Source};
+use crate::stages::plan::{Plan, Wish};
+use crate::stages::release::Running;
+use crate::stages::spawn::Opened;
+use crate::stages::spec::Loaded;
+use crate::stages::watch::Watch;
+use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
+use crate::state::record::{self, Process};
+use crate::state::{self, Record, State};
+use crate::{image, isolators, self_image};
+use coracle_sys::identity;
+use coracle_sys::mount::{Attributes, attr};
+
+/// Does what `wanted` says, and returns the exit code: of a session, the program's.
+///
+/// # Errors
+/// `NotFound` where there is no such target; whatever a stage fails with, and then nothing is left.
+pub fn debug(global: &Global, wanted: &Debugging) -> Result<u8> {
+    match wanted {
+        Debugging::Session(options) => session(global, options),
+        Debugging::List => list(global),
+        Debugging::RemoveAll => remove_all(global),
+    }
+}
+
+fn session(global: &Global, options: &cli::Debug) -> Result<u8> {
+    let variables = [&options.env[..], &["TERM".to_owned()]].concat();
+    self_image::protect(&[], None, &variables)?;
+    if identity::caller() != 0 {
+        return Err(Error::new(Code::Unsupported, "debug is for root: it enters what others have made"));
+    }
+    let isolators = isolators::for_launch(global)?;
+    let watch = Watch::begin()?;
+    let target = Target::find(global, &options.target).context(|| "looking for the target")?;
+    let state = claim(global, &target.name)?;
+    let id = state.id().to_owned();
+    let doing = || format!("debugging {:?} as {id:?}", target.name);
+    let keeper = keep(global, &id, &target).context(doing)?;
+    let launched = cleanup::undo_on_failure(&global.root, &id, &isolators, || {
+        launch(state, &target, &With { global, options, isolators: &isolators })
+    });
+    let exit = launched.map_err(|e| missing(e, options)).and_then(|running| {
+        let exit = run::wait(global, &id, &isolators, (watch, running));
+        remove(global, &id, &isolators).and(exit)
+    });
+    keeper.dismiss()?;
+    let exit = exit.context(doing)?;
+    if target.has_ended() {
+        global.warn([format!("{} has ended, and the session with it", target.name)]);
+    }
+    Ok(u8::try_from(exit.code()).unwrap_or(255))
+}
+
+/// Takes an ID for a session, and has the target's record tell of it, for `delete`. A target that another command is at
+/// work on is not waited for: that may be what is to be looked into.
+fn claim(global: &Global, target: &str) -> Result<State> {
+    let above = match State::open_idle(&global.root, target) {
+        Ok(Some(above)) => above.record()?.map(|record| (above, record)),
+        _ => None,
+    };
+    if let Some((above, mut record)) = above.filter(|(_, record)| !record.has_children) {
+        record.has_children = true;
+        above.write(&record)?;
+    }
+    let mut number = 1;
+    loop {
+        match State::create_below(&global.root, &format!("{target}/debug-{number}")) {
+            Err(e) if e.code() == Code::Exists => number += 1,
+            other => return other,
+        }
+    }
+}
+
+fn keep(global: &Global, id: &str, target: &Target) -> Result<Keeper> {
+    let open = || State::open_unlocked(&global.root, id).and_then(|state| state.record());
+    let kill = || {
+        if let Ok(Some(Record { cgroup: Some(cgroup), .. })) = open() {
+            let _ = cgroup.kill();
+        }
+    };
+    let undo = || {
+        if let Ok(isolators) = isolators::all(global) {
+            let _ = remove(global, id, &isolators);
+        }
+    };
+    let target = target.first.as_ref().map(First::pidfd);
+    Keeper::start(&Ends { target, kill: &kill, remove: &undo })
+}
+
+/// Removes a session. Whoever else did so already has done no wrong.
+fn remove(global: &Global, id: &str, isolators: &Registry) -> Result<()> {
+    let removed = State::open(&global.root, id).and_then(|state| cleanup::remove(state, isolators, true));
+    match removed {
+        Err(e) if e.code() == Code::NotFound => Ok(()),
+        other => other.map(|warnings| global.warn(warnings)),
+    }
+}
+
+/// What a launch needs beside the target.
+struct With<'a> {
+    global: &'a Global,
+    options: &'a cli::Debug,
+    isolators: &'a Registry,
+}
+
+fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
+    let With { global, options, isolators } = *with;
+    let first = target.first.as_ref();
+    let session =
+        record::Session { client: Process::now(own_pid())?, target: first.map(|first| first.process) };
+    let store = options
+        .image
+        .is_some()
+        .then(|| options.store.clone().unwrap_or_else(coracle_image::store::default_root));
+    let id = state.id().to_owned();
+    state.write(&Record { session: Some(session), ..Record::new(&id, store.as_deref()) })?;
+    let image = store.as_deref().map(|store| image::make_bundle(store, &id, &image_run(target, options)));
+    let bundle = image.transpose()?;
+    let cgroup = options
+        .cgroup
+        .clone()
+        .unwrap_or_else(|| target::cgroup_beside(target, &id, global.cgroups.by == Manager::Systemd));
+    let config = bundle.as_deref().map(|bundle| spec::load(bundle, None)).transpose()?;
+    let config = config.map(|loaded| as_value(&loaded.text)).transpose()?;
+    let config = Session { target, options, cgroup, image: config }.compose()?;
+    let loaded = loaded(bundle.as_deref().unwrap_or(&target.bundle), &config)?;
+    let plan = plan::plan(loaded, Wish { id: &id, cgroups: global.cgroups })?;
+    let plan = Plan { kind: Kind::Debug, session: Some(session), ..plan };
+    if plan.cgroup.is_none() {
+        return Err(Error::new(Code::Unsupported, "a session needs a cgroup, to be found and ended by")
+            .hint("leave --cgroup-manager disabled out"));
+    }
+    let mut prepared =
+        prepare::prepare(prepare::claim(plan, state, isolators, store.as_deref())?, isolators)?;
+    global.warn(prepared.warnings.drain(..));
+    super::debug_filter(global, &prepared.launch);
+    let opened = open(&mut prepared, target, options)?;
+    let waiting = spawn::spawn_with(prepared, opened, &Launch::default(), false)?;
+    let isolated = isolate::isolate(waiting, isolators)?;
+    release::release(isolated)
+}
+
+fn own_pid() -> i32 {
+    std::process::id().cast_signed()
+}
+
+/// A program that the target lacks can be brought along.
+fn missing(error: Error, options: &cli::Debug) -> Error {
+    if error.code() == Code::ProgramNotFound && options.image.is_none() {
+        return error.hint("bring tools with --image REFERENCE");
+    }
+    error
+}
+
+fn as_value(text: &[u8]) -> Result<Value> {
+    serde_json::from_slice(text).map_err(|e| Error::new(Code::System, e.to_string()))
+}
+
+fn loaded(bundle: &std::path::Path, config: &Value) -> Result<Loaded> {
+    let text = config.to_string().into_bytes();
+    let spec = spec::parse(&text).context(|| "composing the configuration of the session")?;
+    Ok(Loaded { bundle: bundle.to_owned(), spec, text, warnings: Vec::new() })
+}
+
+/// How the bundle of the tools is made.
+fn image_run(target: &Target, options: &cli::Debug) -> ImageRun {
+    let hostname = target.config["hostname"].as_str().unwrap_or(&target.name).to_owned();
+    let term = std::env::var("TERM").ok().filter(|_| options.tty).map(|term| format!("TERM={term}"));
+    ImageRun {
+        reference: options.image.clone().unwrap_or_default(),
+        store: None,
+        options: coracle_image::bundle::Options {
+            args: options.args.clone(),
+            env: term.into_iter().chain(options.env.iter().cloned()).collect(),
+            user: options.user.clone(),
+            working_dir: options.cwd.as_ref().map(|cwd| cwd.to_string_lossy().into_owned()),
+            hostname: Some(hostname),
+            terminal: options.tty,
+            ..Default::default()
+        },
+    }
+}
+
+/// Opens what the session joins and is shown: of a target that runs its namespaces, by its pidfd, and its files.
+fn open(prepared: &mut prepare::Prepared, target: &Target, options: &cli::Debug) -> Result<Opened> {
+    let launch = &mut prepared.launch;
+    let Some(first) = &target.first else { return Opened::by_plan(launch) };
+    let joined = first.kinds & options.join;
+    let duplicate = |fd| coracle_sys::file::duplicate(fd).map_err(Error::from);
+    let root = duplicate(std::os::fd::AsFd::as_fd(&first.reach.root))?;
+    if options.files == Files::Target {
+        if let Some(inside) = &mut launch.inside {
+            // Nothing is made in files that are the target's.
+            inside.devices.clear();
+            inside.console = false;
+        }
+        return Opened::in_root(root, first.pidfd(), joined);
+    }
+    let mut opened = Opened::by_process(launch, first.pidfd(), joined)?;
+    if options.files == Files::Image {
+        opened.mount(launch, shown("the target's files", Files::PLACE.trim_start_matches('/'), 0), root);
+    }
+    for (name, tree) in &first.reach.files {
+        let plan = shown("a file of the target", &name.to_string_lossy(), attr::RDONLY);
+        opened.mount(launch, plan, duplicate(std::os::fd::AsFd::as_fd(tree))?);
+    }
+    Ok(opened)
+}
+
+/// The plan of a mount whose source is open already.
+fn shown(what: &str, place: &str, attributes: u64) -> MountPlan {
+    MountPlan {
+        field: what.to_owned(),
+        target: place.into(),
+        on_link: false,
+        source: Source::Bind { path: "/".into(), recursive: true, link: Link::Followed },
+        attributes: Attributes { set: attributes, ..Attributes::default() },
+        recursive: Attributes::default(),
+        copy_up: false,
+        id_map: None,
+        label: None,
+        options: Vec::new(),
+    }
+}
+
+/// Prints all sessions: their IDs, clients and programs.
+fn list(global: &Global) -> Result<u8> {
+    let mut lines = vec![["ID", "PID", "CLIENT", "STATUS", "CREATED"].map(str::to_owned)];
+    for (state, record) in sessions(global)? {
+        let told = json!(record.told());
+        let client = record.session.map_or(0, |session| session.client.pid);
+        let text = |key: &str| told[key].as_str().map_or_else(|| told[key].to_string(), str::to_owned);
+        lines.push([state.id().to_owned(), text("pid"), client.to_string(), text("status"), text("created")]);
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].len() + 2).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    for line in &lines {
+        let cells: String = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        crate::print(&format!("{}\n", cells.trim_end()));
+    }
+    Ok(0)
+}
+
+/// Ends all sessions, and prints their IDs.
+fn remove_all(global: &Global) -> Result<u8> {
+    let isolators = isolators::all(global)?;
+    let mut failures = Vec::new();
+    for (state, _) in sessions(global)? {
+        let id = state.id().to_owned();
+        drop(state);
+        match remove(global, &id, &isolators) {
+            Ok(()) => crate::print(&format!("{id}\n")),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    failures.into_iter().next().map_or(Ok(0), Err)
+}
+
+fn sessions(global: &Global) -> Result<Vec<(State, Record)>> {
+    let ids = state::ids(&global.root)?;
+    let states = ids.iter().filter_map(|id| State::open_unlocked(&global.root, id).ok());
+    let records = states.filter_map(|state| state.record().ok().flatten().map(|record| (state, record)));
+    Ok(records.filter(|(_, record)| record.session.is_some()).collect())
+}
