@@ -3,10 +3,9 @@
 use coracle_isolator::pointer;
 use serde::de::DeserializeOwned;
 use serde_json::Deserializer;
-use serde_path_to_error::{Path, Segment};
 
 use super::repair::repaired;
-use super::strict::Strict;
+use super::strict::{Strict, Trail};
 use crate::error::{Code, Error, Result};
 
 /// The document `text` as `T`, which a whole configuration would have at the pointer `base`; and what is passed over in
@@ -15,36 +14,29 @@ use crate::error::{Code, Error, Result};
 /// # Errors
 /// `InvalidSpec`.
 pub(super) fn read<T: DeserializeOwned>(text: &[u8], base: &str) -> Result<(T, Vec<String>)> {
-    if let Ok(read) = quickly(text) {
-        return Ok((read, Vec::new()));
-    }
-    let again = repaired(text, base).and_then(|(text, warnings)| Some((quickly(&text).ok()?, warnings)));
-    again.ok_or_else(|| failure::<T>(text, base))
+    let failure = match exactly(text, base) {
+        Ok(read) => return Ok((read, Vec::new())),
+        Err(failure) => failure,
+    };
+    let again =
+        repaired(text, base).and_then(|(text, warnings)| Some((exactly(&text, base).ok()?, warnings)));
+    again.ok_or(failure)
 }
 
-/// The document without a word on what is wrong with it: to keep the pointer at hand costs an allocation for each key.
-fn quickly<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+/// The document with nothing passed over.
+fn exactly<T: DeserializeOwned>(text: &[u8], base: &str) -> Result<T> {
     let mut json = Deserializer::from_slice(text);
-    let read = T::deserialize(Strict(&mut json))?;
-    json.end().map(|()| read)
+    let read = strictly(&mut json, base).map_err(|failure| no_text(text).unwrap_or(failure))?;
+    let one = json.end().map_err(|e| invalid(e.to_string()).hint("one document is all that a file may hold"));
+    one.map(|()| read)
 }
 
-/// What is wrong with `text`, which is no `T`.
-fn failure<T: DeserializeOwned>(text: &[u8], base: &str) -> Error {
-    if let Some(error) = no_text(text) {
-        return error;
-    }
-    let mut json = Deserializer::from_slice(text);
-    match serde_path_to_error::deserialize::<_, T>(Strict(&mut json)) {
-        Ok(_) => match json.end() {
-            Ok(()) => invalid("it is malformed"),
-            Err(e) => invalid(e.to_string()).hint("one document is all that a file may hold"),
-        },
-        Err(error) => {
-            let (at, why) = located(base, error.path(), &error.inner().to_string());
-            invalid(if at.is_empty() { why } else { format!("{at}: {why}") })
-        }
-    }
+fn strictly<'de, T: DeserializeOwned, D: serde::Deserializer<'de>>(source: D, base: &str) -> Result<T> {
+    let trail = Trail::default();
+    T::deserialize(Strict(source, &trail)).map_err(|e| {
+        let (at, why) = located(base.to_owned() + &trail.into_pointer(), &e.to_string());
+        invalid(if at.is_empty() { why } else { format!("{at}: {why}") })
+    })
 }
 
 /// What can't be JSON at all, said plainly.
@@ -63,13 +55,9 @@ fn invalid(why: impl Into<String>) -> Error {
     Error::new(Code::InvalidSpec, why)
 }
 
-/// Where it is wrong, and why. A field that is missing, or stands twice, is pointed at itself, not at what holds it.
-fn located(base: &str, path: &Path, why: &str) -> (String, String) {
-    let at = path.iter().fold(base.to_owned(), |at, segment| match segment {
-        Segment::Seq { index } => format!("{at}/{index}"),
-        Segment::Map { key } => pointer(&at, key),
-        Segment::Enum { .. } | Segment::Unknown => at,
-    });
+/// What is wrong at the pointer `at` because of `why`. A field that is missing, or stands twice, is pointed at itself,
+/// not at what holds it.
+fn located(at: String, why: &str) -> (String, String) {
     let quoted = |prefix: &str| why.strip_prefix(prefix)?.split_once('`');
     if let Some((field, rest)) = quoted("missing field `") {
         return (pointer(&at, field), format!("it is missing{rest}"));
