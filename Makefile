@@ -95,6 +95,7 @@ test-vm: build ## Run what depends on cgroups in virtual machines: a unified tre
 	$(call need,$(VM_NEEDS))
 	@cargo test --quiet $(VM_CRATES) --no-run
 	@cargo build --quiet -p coracle-tests --bins
+	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in
 	@cargo test $(VM_CRATES) --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' >target/test-binaries
 	@PARTS='$(PARTS)' tests/vm/all target/test-binaries $(FLAVOURS)
 

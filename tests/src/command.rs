@@ -8,8 +8,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long any one command may take.
+/// How long any one command may take, where the machine is quick.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How much longer everything may take on this machine than on a quick one: `CORACLE_PATIENCE`, once where it is not set.
+pub fn patience() -> u32 {
+    std::env::var("CORACLE_PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
 
 /// How a command ended and what it wrote.
 #[derive(Clone, Debug)]
@@ -92,19 +97,20 @@ pub fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// Waits for a child, at most a minute.
+/// Waits for a child, at most a minute, times [`patience`].
 ///
 /// # Panics
 /// When it takes longer; it is killed then.
 pub fn wait(child: &mut Child, what: &str) -> ExitStatus {
-    let end = Instant::now() + LIMIT;
+    let limit = LIMIT * patience();
+    let end = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().expect("wait for a child") {
             return status;
         }
         if Instant::now() > end {
             let _ = child.kill();
-            panic!("{what} did not end within {} seconds", LIMIT.as_secs());
+            panic!("{what} did not end within {} seconds", limit.as_secs());
         }
         thread::sleep(Duration::from_millis(2));
     }
@@ -148,15 +154,16 @@ pub fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// Waits until `what` holds, at most ten seconds.
+/// Waits until `what` holds, at most ten seconds, times [`patience`].
 ///
 /// # Panics
 /// When it does not come true.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let seconds = 10 * patience();
+    let end = Instant::now() + Duration::from_secs(seconds.into());
     while !holds() {
-        assert!(Instant::now() < end, "did not come true within ten seconds: {what}");
+        assert!(Instant::now() < end, "did not come true within {seconds} seconds: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

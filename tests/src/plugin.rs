@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::host::{Host, repository};
 
@@ -38,14 +39,19 @@ pub fn source(path: &str) -> String {
 /// each would have what it uses built with other features.
 const CRATES: [&str; 4] = ["--package", "coracle-isolator-template", "--package", "coracle-fixture-built-in"];
 
-/// The shared object of a crate of the workspace that is a plugin, `lib` being its name.
+/// The shared object of a crate of the workspace that is a plugin, `lib` being its name. Built now, unless
+/// `CORACLE_PREBUILT` says that it has been: a machine that is emulated takes its time.
 ///
 /// # Panics
 /// When it can't be built.
 pub fn built(lib: &str) -> PathBuf {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let executable = std::env::current_exe().expect("the path of the tests");
     let target = executable.ancestors().nth(3).expect("tests are built three levels deep");
+    let object = target.join("debug").join(format!("lib{lib}.so"));
+    if std::env::var_os("CORACLE_PREBUILT").is_some() {
+        return object;
+    }
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
         .args(["build", "--quiet", "--offline", "--locked"])
         .args(CRATES)
@@ -55,7 +61,20 @@ pub fn built(lib: &str) -> PathBuf {
         .output()
         .expect("run cargo");
     assert!(output.status.success(), "{lib}: {}", String::from_utf8_lossy(&output.stderr));
-    target.join("debug").join(format!("lib{lib}.so"))
+    object
+}
+
+/// Marks `source`, a file of the repository, as changed, and tells how long its plugin `lib` then takes to build: what an
+/// author waits for.
+///
+/// # Panics
+/// When it can't be built.
+pub fn rebuilt(lib: &str, source: &str) -> Duration {
+    let file = fs::File::open(repository().join(source)).expect("open a file of the repository");
+    file.set_modified(SystemTime::now()).expect("mark a file as changed");
+    let begun = Instant::now();
+    built(lib);
+    begun.elapsed()
 }
 
 impl Host {

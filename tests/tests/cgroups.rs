@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use coracle_tests::cgroup::{hierarchies_of, is_unified, members, read};
 use coracle_tests::user::as_user;
-use coracle_tests::{Bundle, Host, Spec, privileged, privileged_v1};
+use coracle_tests::{Bundle, Host, Spec, command, privileged, privileged_v1};
 use serde_json::json;
 
 fn sleeping() -> Spec {
@@ -127,7 +127,11 @@ fn a_lock_that_any_user_can_take_keeps_no_container_from_starting() {
         let holder = host.shell(&lock).succeeds().text();
         let begin = Instant::now();
         host.bundle(Spec::new()).run().succeeds();
-        assert!(begin.elapsed() < Duration::from_secs(15), "it waited for {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(15) * command::patience(),
+            "it waited for {:?}",
+            begin.elapsed()
+        );
         host.shell(&format!("kill {holder}")).succeeds();
     });
 }

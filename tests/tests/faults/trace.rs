@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coracle_tests::{Bundle, Host};
+use coracle_tests::{Bundle, Host, command};
 
 /// A system call, and the how-maniest of its kind.
 pub(crate) type Step = (String, usize);
@@ -33,7 +33,7 @@ pub(crate) fn steps(trace: &str) -> Vec<Step> {
 pub(crate) fn traced(host: &Host, bundle: &Bundle<'_>, options: &str, verb: &str) -> i32 {
     let (directory, id) = (bundle.directory().display(), bundle.id());
     let command = format!("strace {options} $RUNTIME {verb} {id} </dev/null >/dev/null 2>&1");
-    host.shell(&format!("cd {directory} && exec timeout -s KILL 20 {command}")).code
+    host.shell(&format!("cd {directory} && exec timeout -s KILL {} {command}", 4 * patience())).code
 }
 
 /// Of how many steps one is taken, times as many as `CORACLE_STRIDE` says: a slow machine takes a sample.
@@ -41,9 +41,9 @@ pub(crate) fn stride(own: usize) -> usize {
     own * std::env::var("CORACLE_STRIDE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
-/// After how many seconds a command hangs: on a machine that takes a sample, more.
+/// After how many seconds a command hangs.
 pub(crate) fn patience() -> u32 {
-    if stride(1) > 1 { 60 } else { 5 }
+    5 * command::patience()
 }
 
 /// Whether this machine and the runtime under test can be swept.
