@@ -155,6 +155,9 @@ typedef struct coracle_isolator {
     int32_t (*update_intel_rdt)(const struct coracle_call *call,
                                 const struct coracle_handles *container,
                                 const char *rdt);
+    // When a launch fails after isolate, in the process that made that call, whether or not the container's process is
+    // still there: gives back what would go with its namespaces. cleanup follows in any case.
+    int32_t (*give_back)(const struct coracle_call *call, const char *id);
 } coracle_isolator;
 
 #ifdef __cplusplus

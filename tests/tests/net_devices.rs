@@ -82,6 +82,35 @@ fn what_is_not_there_is_refused_and_nothing_moves() {
     });
 }
 
+/// The kernel would end them with the network namespace.
+#[test]
+fn where_a_launch_fails_they_come_back_as_they_were() {
+    privileged(|host| {
+        if !host.needs_coracle("interfaces that come back") {
+            return;
+        }
+        pair("inner", "outer");
+        ip(&["addr", "add", "10.11.0.1/24", "dev", "inner"]);
+        ip(&["link", "set", "inner", "up"]);
+        let devices = json!({"inner": {"name": "eth0"}, "outer": {}});
+        let spec = || moving(devices.clone());
+        let first = host.sleeper();
+        let network = format!("/proc/{}/ns/net", first.pid());
+        run(host, spec().args(["/not/there"])).fails_with(&["/not/there"]);
+        run(host, spec().hook("createRuntime", &["/bin/false"])).fails_with(&["createRuntime"]);
+        run(host, spec().join("network", &network).args(["/not/there"])).fails_with(&["/not/there"]);
+        host.bundle(spec().mount("/data", "bind", "/not/there", &["bind"]))
+            .try_create()
+            .fails_with(&["/not/there"]);
+        first.remove();
+        let told = tool("busybox", &["ip", "addr", "show"]);
+        assert!(told.contains("inet 10.11.0.1/24 scope global inner"), "{told}");
+        let state = |name: &str| tool("busybox", &["ip", "link", "show", name]).contains(",UP");
+        assert_eq!((state("inner"), state("outer")), (true, false));
+        ip(&["link", "delete", "inner"]);
+    });
+}
+
 #[test]
 fn without_a_network_of_its_own_nothing_moves() {
     privileged(|host| {

@@ -119,6 +119,7 @@ fn table(about: About) -> Isolator {
         status: Some(status),
         cleanup: Some(cleanup),
         update_intel_rdt: Some(update_intel_rdt),
+        give_back: Some(give_back),
     }
 }
 
@@ -152,6 +153,7 @@ functions! {
     usage Usage none container,
     status Status none container,
     cleanup Cleanup text none,
+    give_back GiveBack text none,
 }
 
 unsafe extern "C" fn watch(call: *const Call, container: *const Handles, fd: *mut i32) -> i32 {

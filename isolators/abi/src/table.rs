@@ -133,6 +133,9 @@ pub struct Isolator {
     /// a failure nothing may have changed: the runtime can't put it back.
     pub update_intel_rdt:
         Option<unsafe extern "C" fn(call: *const Call, container: *const Handles, rdt: *const c_char) -> i32>,
+    /// When a launch fails after isolate, in the process that made that call, whether or not the container's process is
+    /// still there: gives back what would go with its namespaces. cleanup follows in any case.
+    pub give_back: Option<unsafe extern "C" fn(call: *const Call, id: *const c_char) -> i32>,
 }
 
 // SAFETY: a table is constant, and what it points to is too, for as long as the plugin is loaded: the contract says so.

@@ -32,6 +32,8 @@ pub enum Verb {
     Cleanup,
     /// There are new shares of the processor's cache.
     UpdateIntelRdt,
+    /// A launch has failed.
+    GiveBack,
 }
 
 /// What a call is given.
@@ -47,7 +49,7 @@ pub enum Given {
 
 impl Verb {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Configure,
         Self::Recover,
         Self::Prepare,
@@ -62,6 +64,7 @@ impl Verb {
         Self::Status,
         Self::Cleanup,
         Self::UpdateIntelRdt,
+        Self::GiveBack,
     ];
 
     /// The verb with this number.
@@ -91,6 +94,7 @@ impl Verb {
             Self::Status => "status",
             Self::Cleanup => "cleanup",
             Self::UpdateIntelRdt => "update_intel_rdt",
+            Self::GiveBack => "give_back",
         }
     }
 
@@ -102,7 +106,8 @@ impl Verb {
             | Self::Prepare
             | Self::Process
             | Self::Validate
-            | Self::Cleanup => Given::Text,
+            | Self::Cleanup
+            | Self::GiveBack => Given::Text,
             Self::Isolate | Self::Join | Self::Watch | Self::Limitation | Self::Usage | Self::Status => {
                 Given::Container
             }
@@ -121,6 +126,6 @@ mod tests {
             assert_eq!(verb.number() as usize, number);
             assert_eq!(Verb::of_number(verb.number()), Some(verb));
         }
-        assert_eq!(Verb::of_number(14), None);
+        assert_eq!(Verb::of_number(15), None);
     }
 }

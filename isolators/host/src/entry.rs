@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 
 use coracle_isolator::{Error, Isolator, Result};
+use coracle_isolator_abi::Verb;
 
 use crate::about::About;
 use crate::config::Settings;
@@ -57,6 +58,14 @@ impl Entry {
 
     pub(crate) fn is_out(&self) -> bool {
         self.is_out.get()
+    }
+
+    /// Whether it is called at `verb`: every isolator that is built in, and a plugin that is in use and has the call.
+    pub(crate) fn implements(&self, verb: Verb) -> bool {
+        match &self.about {
+            Some((about, _)) => !self.is_out() && about.implements(verb),
+            None => !self.is_plugin(),
+        }
     }
 
     /// What `make` makes of the isolator, its failure with its name and that of the call.

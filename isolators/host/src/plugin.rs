@@ -327,6 +327,10 @@ impl Isolator for Plugin {
         document(&self.call_with_container(Verb::Status, container, "")?, "status")
     }
 
+    fn give_back(&self, id: &str) -> Result<()> {
+        self.call_with_text(Verb::GiveBack, id).map(drop)
+    }
+
     fn cleanup(&self, id: &str) -> Result<()> {
         self.call_with_text(Verb::Cleanup, id).map(drop)
     }

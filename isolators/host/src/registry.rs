@@ -188,6 +188,16 @@ impl Registry {
         self.each("join", |isolator| isolator.join(container))
     }
 
+    /// Lets each isolator give back what it took into a container whose launch has failed, in reverse order, each
+    /// whatever the others did, and returns what is lost.
+    pub fn give_back(&self, id: &str) -> Vec<Error> {
+        let mut lost = Vec::new();
+        for entry in self.entries.iter().rev().filter(|entry| entry.implements(Verb::GiveBack)) {
+            lost.extend(entry.call("give back", |isolator| isolator.give_back(id)).err());
+        }
+        lost
+    }
+
     /// Gives each isolator the new limits.
     ///
     /// # Errors
@@ -259,9 +269,8 @@ impl Registry {
 
     /// Whether a plugin watches containers.
     pub fn has_watching_plugins(&self) -> bool {
-        let mut told =
-            self.entries.iter().filter(|entry| !entry.is_out()).filter_map(|entry| entry.about.as_ref());
-        told.any(|(about, _)| about.implements(Verb::Watch))
+        let mut plugins = self.entries.iter().filter(|entry| entry.is_plugin());
+        plugins.any(|entry| entry.implements(Verb::Watch))
     }
 
     /// What plugins alone watch.

@@ -23,7 +23,7 @@ pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
         Box::new(capabilities::Capabilities),
         Box::new(landlock::Landlock),
         Box::new(lsm::Lsm),
-        Box::new(net_devices::NetDevices),
+        Box::new(net_devices::NetDevices::default()),
         Box::new(rdt::Rdt::default()),
         Box::new(rlimits::Rlimits),
         Box::new(seccomp::Seccomp),

@@ -1,5 +1,6 @@
 //! `linux/net-devices`: interfaces of the host that move into the container's network namespace.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -14,9 +15,19 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 /// (runtime-spec 1.3, config-linux.md, "Network Devices").
 ///
 /// Nothing is to be cleaned up: with the network namespace, the kernel ends an interface that was made by software and
-/// gives one of hardware back to the host.
+/// gives one of hardware back to the host. Where a launch fails, each comes back as it was.
+#[derive(Debug, Default)]
+pub struct NetDevices(RefCell<Option<Moved>>);
+
+/// What was moved, and both networks, which live as long as this does.
 #[derive(Debug)]
-pub struct NetDevices;
+struct Moved {
+    here: Netlink,
+    there: Netlink,
+    own: OwnedFd,
+    /// Each with its name on the host and in the container, and whether it was up.
+    links: Vec<(String, String, bool)>,
+}
 
 impl Isolator for NetDevices {
     fn name(&self) -> &str {
@@ -54,20 +65,34 @@ impl Isolator for NetDevices {
         let target = target(container)?;
         let here = Netlink::open().map_err(failed)?;
         let there = in_namespace(&target, &own)?;
-        // Moved as a whole or not at all, as far as can be told before: one made by software would not come back.
+        // Moved as a whole or not at all, as far as can be told before.
         let mut links = Vec::with_capacity(wanted.len());
         for (name, new) in &wanted {
-            let link = here.index(name).map_err(|e| missing(e, name))?;
-            if there.index(new).is_ok() {
+            let link = here.link(name).map_err(|e| missing(e, name))?;
+            if there.link(new).is_ok() {
                 let why = format!("the container's network has an interface {new:?} already");
                 return Err(Error::new(why).at(field(name)));
             }
             links.push(link);
         }
-        for ((name, new), link) in wanted.iter().zip(links) {
-            move_one(&here, &there, link, (new, &target)).map_err(|e| hinted(e).at(field(name)))?;
-        }
-        Ok(())
+        let mut moved = Moved { here, there, own, links: Vec::new() };
+        let result = wanted.iter().zip(links).try_for_each(|((name, new), (link, is_up))| {
+            moved.links.push(((*name).to_owned(), (*new).to_owned(), is_up));
+            let going = Going { link, name: new, is_up: true };
+            move_one(&moved.here, &moved.there, &going, &target).map_err(|e| hinted(e).at(field(name)))
+        });
+        self.0.replace(Some(moved));
+        result
+    }
+
+    fn give_back(&self, _: &str) -> Result<()> {
+        let Some(Moved { here, there, own, links }) = self.0.take() else { return Ok(()) };
+        links.into_iter().rev().try_for_each(|(old, new, is_up)| {
+            // The one that failed to move is still here.
+            let Ok((link, _)) = there.link(&new) else { return Ok(()) };
+            let going = Going { link, name: &old, is_up };
+            move_one(&there, &here, &going, &own).map_err(|e| hinted(e).at(field(&old)))
+        })
     }
 }
 
@@ -140,25 +165,27 @@ fn in_namespace(target: &OwnedFd, own: &OwnedFd) -> Result<Netlink> {
     opened.map_err(failed)
 }
 
-/// Moves the interface `link` to the namespace `target`, where it is called `new`.
-fn move_one(
-    here: &Netlink,
-    there: &Netlink,
+/// An interface, what it is to be called, and whether it is to be up.
+struct Going<'a> {
     link: i32,
-    (new, target): (&str, &OwnedFd),
-) -> coracle_sys::Result<()> {
+    name: &'a str,
+    is_up: bool,
+}
+
+/// Moves an interface from the one network to the other, whose namespace `target` is.
+fn move_one(from: &Netlink, to: &Netlink, going: &Going<'_>, target: &OwnedFd) -> coracle_sys::Result<()> {
     // Read first: IPv6 takes them away from an interface that goes down.
-    let addresses = here.addresses(link)?;
-    here.set_up(link, false)?;
-    here.move_to(link, target.as_fd(), new)?;
-    let link = there.index(new)?;
+    let addresses = from.addresses(going.link)?;
+    from.set_up(going.link, false)?;
+    from.move_to(going.link, target.as_fd(), going.name)?;
+    let (link, _) = to.link(going.name)?;
     for address in addresses.iter().filter(|address| Address::is_global(address)) {
-        match there.add_address(link, address) {
+        match to.add_address(link, address) {
             Err(e) if e.errno() == Errno::EEXIST => {}
             other => other?,
         }
     }
-    there.set_up(link, true)
+    to.set_up(link, going.is_up)
 }
 
 fn failed(error: coracle_sys::Error) -> Error {
@@ -189,7 +216,7 @@ mod tests {
             "ociVersion": "1.3.0", "linux": {"netDevices": devices, "namespaces": namespaces},
         });
         let spec: Spec = serde_json::from_value(spec).unwrap();
-        NetDevices.prepare(&Config {
+        NetDevices::default().prepare(&Config {
             id: "c",
             kind: coracle_isolator::Kind::Oci,
             bundle: Path::new("/b"),

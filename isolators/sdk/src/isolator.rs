@@ -177,6 +177,16 @@ pub trait Isolator {
         Ok(Status::default())
     }
 
+    /// Called when a launch fails after `isolate`, on the isolator that made that call, whether or not the container's
+    /// process is still there: gives back what would go with its namespaces. `cleanup` follows in any case.
+    ///
+    /// # Errors
+    /// Where something is lost. The others give back all the same.
+    fn give_back(&self, id: &str) -> Result<()> {
+        let _ = id;
+        Ok(())
+    }
+
     /// Called after the container's last process is gone if `prepare` was called, whatever came of it; perhaps
     /// more than once, perhaps for a container that the isolator does not know. A second call does no harm.
     ///

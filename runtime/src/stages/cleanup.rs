@@ -28,6 +28,8 @@ pub fn undo_on_failure<T>(
         if failure.errno() == Some(Errno::EMFILE) {
             let _ = identity::raise_to_hard_limit("RLIMIT_NOFILE"); // undoing needs descriptors, too
         }
+        let lost = isolators.give_back(id);
+        let failure = lost.iter().fold(failure, |failure, lost| failure.hint(lost.to_string()));
         let undone = State::open(root, id).and_then(|state| remove(state, isolators, false));
         match undone {
             Ok(_) => failure,

@@ -75,16 +75,17 @@ impl Netlink {
         Ok(Self(fd))
     }
 
-    /// The number of the interface `name`.
+    /// The number of the interface `name`, and whether it is up.
     ///
     /// # Errors
     /// `ENODEV` where there is none.
-    pub fn index(&self, name: &str) -> Result<i32> {
+    pub fn link(&self, name: &str) -> Result<(i32, bool)> {
         let request = Request::link(RTM_GETLINK, 0, 0, 0).attribute(IFLA_IFNAME, &c_string(name));
         let call = || format!("netlink(RTM_GETLINK, {name:?})");
         let told = self.ask(request, ACK, call)?;
-        let index = told.first().and_then(|link| link.get(4..8)).map(number);
-        index.ok_or_else(|| Error::new(call(), Errno::ENODEV))
+        let link = told.first().and_then(|link| link.get(4..12));
+        let link = link.map(|link| (number(link), number(&link[4..]) & libc::IFF_UP != 0));
+        link.ok_or_else(|| Error::new(call(), Errno::ENODEV))
     }
 
     /// The addresses of interface `index`.
@@ -253,8 +254,8 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_the_first() {
         let netlink = Netlink::open().unwrap();
-        assert_eq!(netlink.index("lo").unwrap(), 1);
-        let error = netlink.index("no-such").unwrap_err();
+        assert_eq!(netlink.link("lo").unwrap().0, 1);
+        let error = netlink.link("no-such").unwrap_err();
         assert_eq!(error.errno(), Errno::ENODEV);
         assert!(
             error.to_string().starts_with("netlink(RTM_GETLINK, \"no-such\"): no such device"),

@@ -90,6 +90,7 @@ fn with_text(plugin: &Plugin, verb: Verb) -> Option<WithText> {
         Verb::Process => table.process,
         Verb::Validate => table.validate,
         Verb::Cleanup => table.cleanup,
+        Verb::GiveBack => table.give_back,
         _ => None,
     }
 }

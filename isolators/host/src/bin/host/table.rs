@@ -140,6 +140,7 @@ pub(crate) fn has(table: &Isolator, verb: Verb) -> bool {
         Verb::Status => table.status.is_some(),
         Verb::Cleanup => table.cleanup.is_some(),
         Verb::UpdateIntelRdt => table.update_intel_rdt.is_some(),
+        Verb::GiveBack => table.give_back.is_some(),
     }
 }
 
