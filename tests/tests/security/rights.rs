@@ -110,9 +110,9 @@ fn c30_what_a_process_says_without_end_is_not_kept() {
         // program that is executed by descriptor has the descriptor's number for a name, so it is found by its arguments.
         for options in ["", "--tty"] {
             let run = host.shell(&format!(
-                "mkfifo pipe; (timeout 3 $RUNTIME exec {options} {} yes >pipe 2>/dev/null </dev/null &
-                    sleep 2; grep VmHWM /proc/$(pgrep -n -f \"^$RUNTIME exec\")/status >{}; wait) &
-                 exec 3<pipe; head -c 1000000 <&3 >/dev/null; wait",
+                "mkfifo pipe; timeout 60 $RUNTIME exec {options} {} yes >pipe 2>/dev/null </dev/null &
+                 exec 3<pipe; head -c 1000000 <&3 >/dev/null; sleep 1
+                 grep VmHWM /proc/$(pgrep -n -f \"^$RUNTIME exec\")/status >{}; kill $!; exec 3<&-; wait",
                 container.id(),
                 told.display()
             ));
