@@ -108,7 +108,7 @@ fn cpu_time_is_throttled() {
     privileged(|host| {
         let spec = Spec::new().cpu(100).cgroup("/throttled").script("while :; do :; done");
         let container = host.bundle(spec).start();
-        coracle_tests::command::eventually("throttled periods", || {
+        command::eventually("throttled periods", || {
             let stat = read("/throttled", "cpu.stat").unwrap();
             let count = stat.lines().find_map(|line| line.strip_prefix("nr_throttled ")).unwrap().to_owned();
             count != "0"
