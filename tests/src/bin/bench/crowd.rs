@@ -15,6 +15,8 @@ struct Times {
     bare: Duration,
     list: Duration,
     state: Duration,
+    /// Of `stats` and `recover`, which are ours alone.
+    own: Option<[Duration; 2]>,
 }
 
 /// Measures `run`, `list` and `state` of ours and the peer, each among so many of its own, and `run` among none; and
@@ -33,19 +35,7 @@ pub(crate) fn measure(all: &[&Subject], runs: usize, report: &mut Report) -> Res
     let (bare_alone, alone) = alone.split_first().ok_or("nothing is measured")?;
     let mut among = Vec::new();
     for subject in &subjects {
-        among.push(with_crowd(subject, count, |id| {
-            let median_of = |one: &dyn Fn() -> Result<Duration, String>| {
-                (0..runs).map(|_| one()).collect::<Result<Vec<_>, _>>().map(median)
-            };
-            let pair = [*subject, *bare];
-            let runs = alternate(&pair, runs, |subject| timed(&mut subject.run(Bundle::Plain)))?;
-            Ok(Times {
-                run: runs[0],
-                bare: runs[1],
-                list: median_of(&|| timed(&mut subject.verb("list")))?,
-                state: median_of(&|| timed(&mut subject.on("state", id)))?,
-            })
-        })?);
+        among.push(with_crowd(subject, count, |id| in_crowd(subject, bare, id, runs))?);
     }
     let mut add = |what: &str, times: Vec<Duration>| {
         report.add(rows(what, "ms", &subjects, &milliseconds(&times), PEER));
@@ -54,6 +44,13 @@ pub(crate) fn measure(all: &[&Subject], runs: usize, report: &mut Report) -> Res
     add(&format!("run, {count} alive"), among.iter().map(|times| times.run).collect());
     add(&format!("list of {count}"), among.iter().map(|times| times.list).collect());
     add(&format!("state of one of {count}"), among.iter().map(|times| times.state).collect());
+    for (subject, [stats, recover]) in subjects.iter().zip(&among).filter_map(|(s, t)| Some((s, t.own?))) {
+        for (what, time) in
+            [(format!("stats of one of {count}"), stats), (format!("recover among {count}"), recover)]
+        {
+            report.add(rows(&what, "ms", &[*subject], &milliseconds(&[time]), PEER));
+        }
+    }
     let over = |who: &str, what: &str, among: Duration, alone: &Duration| Row {
         what: format!("{what}, {count} alive, over none alive"),
         subject: who.to_owned(),
@@ -69,6 +66,25 @@ pub(crate) fn measure(all: &[&Subject], runs: usize, report: &mut Report) -> Res
         ]);
     }
     Ok(())
+}
+
+/// Measures `subject`, and the bare C program, among containers of which one is `id`.
+fn in_crowd(subject: &Subject, bare: &Subject, id: &str, runs: usize) -> Result<Times, String> {
+    let median_of = |one: &dyn Fn() -> Result<Duration, String>| {
+        (0..runs).map(|_| one()).collect::<Result<Vec<_>, _>>().map(median)
+    };
+    let own = || -> Result<_, String> {
+        let stats = median_of(&|| timed(&mut subject.on("stats", id)))?;
+        Ok([stats, median_of(&|| timed(&mut subject.verb("recover")))?])
+    };
+    let pair = alternate(&[subject, bare], runs, |subject| timed(&mut subject.run(Bundle::Plain)))?;
+    Ok(Times {
+        run: pair[0],
+        bare: pair[1],
+        list: median_of(&|| timed(&mut subject.verb("list")))?,
+        state: median_of(&|| timed(&mut subject.on("state", id)))?,
+        own: (subject.name != PEER).then(own).transpose()?,
+    })
 }
 
 /// Starts so many containers, does `work` among them, with the ID of one, and deletes them.
