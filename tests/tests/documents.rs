@@ -107,3 +107,16 @@ fn tests_that_the_threat_model_names_exist() {
         assert!(tests.contains(&format!("fn {name}")), "there is no test {name}");
     }
 }
+
+#[test]
+fn tests_that_the_guarantees_name_exist() {
+    let tests = repository().join("tests/tests");
+    let page = fs::read_to_string(repository().join("docs/guarantees.md")).expect("the guarantees");
+    for name in code(&page) {
+        if name.ends_with(".rs") || name.ends_with('/') && !name.contains(' ') {
+            assert!(tests.join(name).exists(), "there is no {name}");
+        } else if name.matches('_').count() > 3 {
+            assert!(sources(&tests).contains(&format!("fn {name}")), "there is no test {name}");
+        }
+    }
+}
