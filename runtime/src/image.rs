@@ -40,18 +40,33 @@ pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
     removed.context(|| format!("removing the snapshot of container {id:?}"))
 }
 
-/// Unpacking takes threads and decompressors, which the runtime doesn't link: the image tool does it.
+/// Fetches an image into the store.
+///
+/// # Errors
+/// `System` with what the image tool ended with; it has told why.
+pub fn pull(store: &Path, reference: &str) -> Result<()> {
+    tool(store, "pull", reference)
+}
+
 fn unpack(store: &Path, reference: &str) -> Result<()> {
+    tool(store, "unpack", reference)
+}
+
+/// Unpacking takes threads and decompressors, and fetching a network client, which the runtime doesn't link: the image
+/// tool does both.
+fn tool(store: &Path, verb: &str, reference: &str) -> Result<()> {
     let program = self_image::origin()?.with_file_name(PROGRAM);
     #[expect(clippy::disallowed_methods, reason = "the runtime's own helper, before any container exists")]
     let mut command = Command::new(&program);
     // Its report is not the container's output.
     command.stdout(std::io::stderr());
     coracle_sys::signal::bind_to_runtime(&mut command);
-    let status = command.arg("--store").arg(store).arg("unpack").arg(reference).status();
+    let status = command.arg("--store").arg(store).arg(verb).arg(reference).status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(Error::new(Code::System, format!("unpacking {reference:?} failed with {status}"))),
+        Ok(status) => {
+            Err(Error::new(Code::System, format!("coracle-image {verb} {reference:?} failed with {status}")))
+        }
         Err(e) => Err(Error::new(Code::System, format!("{program:?} can't be run: {e}"))),
     }
 }

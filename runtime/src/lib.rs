@@ -19,6 +19,7 @@ pub mod hooks;
 pub mod seccomp_agent;
 pub mod cgroup;
 pub mod state;
+pub mod pod;
 pub mod image;
 pub mod criu;
 pub mod prometheus;

@@ -8,6 +8,13 @@ pub fn now() -> String {
     format(since.as_secs(), since.subsec_millis())
 }
 
+/// The same to the nanosecond, as the log format of Kubernetes' CRI has it.
+pub fn now_to_the_nanosecond() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let to_the_second = format(since.as_secs(), 0);
+    format!("{}.{:09}Z", &to_the_second[..19], since.subsec_nanos())
+}
+
 fn format(seconds: u64, millis: u32) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Years are counted from March, so that the leap day is a year's last; an era is 400 years.

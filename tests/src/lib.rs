@@ -20,6 +20,7 @@ pub mod terminal;
 pub mod user;
 pub mod cgroup;
 pub mod plugin;
+pub mod pod;
 
 pub use bundle::{Bundle, Container};
 pub use command::Outcome;

@@ -10,6 +10,7 @@ mod update;
 mod checkpoint;
 mod isolator;
 mod complete;
+mod pod;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ pub use exec::Exec;
 pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch};
 pub use look::{Events, List, Ps};
+pub use pod::{Attach, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;
 
 /// What stands before the command.
@@ -100,6 +102,8 @@ pub enum Command {
     Isolator(Isolators),
     /// Removes what launches left that were cut off.
     Recover,
+    /// Does something with pods.
+    Pod(PodVerb),
     /// Writes a `config.json` to start from.
     Spec {
         /// The bundle.
@@ -201,6 +205,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "stats" => isolator::stats(parser).map(Command::Stats),
         "isolator" => isolator::isolator(parser).map(Command::Isolator),
         "recover" => words::nothing(parser).map(|()| Command::Recover),
+        "pod" => pod::parse(parser),
         "kill" => kill(parser),
         "pause" => Ok(Command::Pause(only_id(parser, "pause")?)),
         "resume" => Ok(Command::Resume(only_id(parser, "resume")?)),

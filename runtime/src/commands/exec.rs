@@ -27,14 +27,18 @@ pub fn exec(global: &Global, options: &cli::Exec) -> Result<u8> {
     self_image::protect(&options.launch.preserve_fds, options.process.as_deref(), &[])?;
     let id = &options.id;
     let watch = (!options.launch.detach).then(Watch::begin).transpose()?;
-    let running = launch(global, options).context(|| format!("executing in container {id:?}"))?;
+    // Looked at only: a long `start` of one process must not keep others out.
+    let running = State::open_unlocked(&global.root, id).and_then(|state| launch(global, &state, options));
+    let running = running.context(|| format!("executing in container {id:?}"))?;
     let Some(watch) = watch else { return Ok(0) };
     Ok(u8::try_from(watch.watch(running, Limits::none())?.code()).unwrap_or(255))
 }
 
-fn launch(global: &Global, options: &cli::Exec) -> Result<release::Running> {
-    // Looked at only: a long `start` of one process must not keep others out.
-    let state = State::open_unlocked(&global.root, &options.id)?;
+/// Launches the process in the container of `state`.
+///
+/// # Errors
+/// `IllegalState` where the container has stopped.
+pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<release::Running> {
     let record = state.record()?.ok_or_else(|| not_running(Status::Creating))?;
     let (status, first) = (record.status(), record.process);
     let first = first.and_then(|first| first.open()).filter(|_| status != Status::Creating);

@@ -22,6 +22,7 @@ pub mod events;
 pub mod spec;
 pub mod plan;
 pub mod features;
+pub mod pod;
 
 use std::os::fd::AsFd;
 
@@ -65,6 +66,7 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::List(options) => list::list(global, &options),
         Command::Stats(options) => stats::stats(global, &options),
         Command::Isolator(wanted) => isolator::isolator(global, &wanted),
+        Command::Pod(verb) => pod::execute(global, &verb),
         Command::Recover => recover::recover(global),
         Command::Spec { bundle, file, rootless } => spec::spec(&bundle, &file, rootless),
         Command::Plan(bundle) => plan::plan(global, &bundle),

@@ -43,7 +43,7 @@ pub struct ReadyProcess {
 pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
     let Waiting { mut container, born, cgroup, holder } = waiting;
     let handles = Handles {
-        id: container.state.id(),
+        id: &container.record.id,
         pidfd: Some(born.child.pidfd.as_fd()),
         cgroup: &cgroup,
         spec: &container.spec,

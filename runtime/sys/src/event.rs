@@ -65,10 +65,21 @@ pub fn counter() -> Result<OwnedFd> {
 /// # Errors
 /// `ENOENT` where there is no such file, `ENOSPC` where the user watches too many.
 pub fn modifications(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    watch(&format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+}
+
+/// The same for a file that is open.
+///
+/// # Errors
+/// As [`modifications`].
+pub fn changes_of(file: BorrowedFd<'_>) -> Result<OwnedFd> {
+    watch(&format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn watch(path: &str) -> Result<OwnedFd> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
     let watch = named(Inotify::init(flags), || "inotify_init1()".to_owned())?;
-    let path = format!("/proc/self/fd/{}/{name}", dir.as_raw_fd());
-    let added = watch.add_watch(path.as_str(), AddWatchFlags::IN_MODIFY);
+    let added = watch.add_watch(path, AddWatchFlags::IN_MODIFY);
     named(added, || format!("inotify_add_watch({path:?})"))?;
     Ok(watch.into())
 }

@@ -256,6 +256,33 @@ pub fn wait(pidfd: BorrowedFd<'_>) -> Result<Exit> {
     }
 }
 
+/// How the process of `pidfd` ended, whoever awaited it; `None` while it lives, or is not awaited yet (`PIDFD_GET_INFO`
+/// with `PIDFD_INFO_EXIT`, Linux 6.15). The descriptor must have been open before it was awaited.
+///
+/// # Errors
+/// `EINVAL` or `ENOTTY` on older kernels, `ESRCH` where the kernel has forgotten it.
+pub fn exit_of(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    /// The first version of the kernel's `struct pidfd_info` (`include/uapi/linux/pidfd.h`).
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    // _IOWR(0xFF, 11, struct pidfd_info)
+    const PIDFD_GET_INFO: u64 = 3 << 30 | (size_of::<Info>() as u64) << 16 | 0xFF << 8 | 11;
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: the kernel reads and writes one structure of the size that the request names, which outlives the call.
+    let ret = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    check(ret, || format!("ioctl({}, PIDFD_GET_INFO)", show(&pidfd)))?;
+    let (signal, code) = (info.exit_code & 0x7f, info.exit_code >> 8 & 0xff);
+    let exit = if signal == 0 { Exit::Code(code) } else { Exit::Signal(signal) };
+    Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(exit))
+}
+
 /// Reaps every child that has ended, without waiting (waitpid(2)).
 pub fn reap_all() {
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -390,6 +417,36 @@ pub fn die_with_parent(yes: bool) -> Result<()> {
 pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     let flags = nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NONBLOCK;
     named(nix::unistd::pipe2(flags), || "pipe2()".to_owned())
+}
+
+/// Two ends of a pipe for the standard stream of a program: the program's own waits, the other does not, which is the
+/// end to be read, or with `for_input` the one to be written (pipe2(2)). Returns ours, then the program's.
+///
+/// # Errors
+/// `EMFILE`.
+pub fn stream_pipe(for_input: bool) -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = named(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC), || "pipe2()".to_owned())?;
+    let (ours, theirs) = if for_input { (write, read) } else { (read, write) };
+    crate::file::set_nonblocking(ours.as_fd())?;
+    Ok((ours, theirs))
+}
+
+/// Reaps every child that has ended but those that `is_known` names, without waiting (waitid(2) with `WNOWAIT`). One
+/// that is known stops it: whoever knows it asks how it ended first. True where one did.
+pub fn reap_unknown(is_known: impl Fn(i32) -> bool) -> bool {
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    loop {
+        let pid = match waitid(Id::All, peek) {
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => pid,
+            Err(Errno::EINTR) => continue,
+            _ => return false,
+        };
+        if is_known(pid.as_raw()) {
+            return true;
+        }
+        let _ = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    }
 }
 
 /// Forbids other processes to look into the caller's memory, descriptors and `/proc/PID/exe`

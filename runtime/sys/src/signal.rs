@@ -40,6 +40,18 @@ pub fn end_on(signals: &[nix::sys::signal::Signal]) -> Result<()> {
     Ok(())
 }
 
+/// Has the kernel reap the caller's children: nobody will ask how they ended (`SIGCHLD` ignored, wait(2)).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn ignore_children() -> Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, Signal, sigaction};
+    let action = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler is installed.
+    let replaced = unsafe { sigaction(Signal::SIGCHLD, &action) };
+    named(replaced, || "sigaction(SIGCHLD)".to_owned()).map(drop)
+}
+
 /// Lets the program of `command` start with no signal blocked (it would inherit the runtime's mask, which blocks
 /// all of them while it watches a container), and end when the runtime ends.
 pub fn bind_to_runtime(command: &mut std::process::Command) {
@@ -60,6 +72,28 @@ pub fn bind_to_runtime(command: &mut std::process::Command) {
 pub fn set_mask(mask: &SigSet) -> Result<()> {
     named(nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None), || {
         "sigprocmask()".to_owned()
+    })
+}
+
+/// Blocks no signal.
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn unblock() -> Result<()> {
+    set_mask(&SigSet::empty())
+}
+
+/// Blocks `SIGWINCH` and returns a descriptor that tells of it: the caller's terminal has another size (signalfd(2)).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn resizes() -> Result<nix::sys::signalfd::SignalFd> {
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    let mut mask = SigSet::empty();
+    mask.add(nix::sys::signal::SIGWINCH);
+    set_mask(&mask)?;
+    named(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK), || {
+        "signalfd()".to_owned()
     })
 }
 

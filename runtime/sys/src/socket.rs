@@ -143,14 +143,26 @@ pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Option<(Vec<u8>, O
 /// # Errors
 /// `EADDRINUSE` where the name is taken.
 pub fn listen(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    listen_as(dir, name, SockType::SeqPacket)
+}
+
+/// The same for connections that are streams of bytes.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_stream(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    listen_as(dir, name, SockType::Stream)
+}
+
+fn listen_as(dir: BorrowedFd<'_>, name: &str, kind: SockType) -> Result<OwnedFd> {
     let call = || format!("bind({}, {name:?})", show(&dir));
-    let socket = named(
-        nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None),
-        || "socket()".to_owned(),
-    )?;
+    let socket =
+        named(nix::sys::socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None), || {
+            "socket()".to_owned()
+        })?;
     let address = named(UnixAddr::new(in_dir(dir, name).as_str()), call)?;
     named(nix::sys::socket::bind(socket.as_raw_fd(), &address), call)?;
-    let backlog = named(Backlog::new(8), call)?;
+    let backlog = named(Backlog::new(64), call)?;
     named(nix::sys::socket::listen(&socket, backlog), || format!("listen({})", show(&socket)))?;
     Ok(socket)
 }
@@ -168,6 +180,20 @@ pub fn accept(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
             Ok(raw) => return Ok(unsafe { OwnedFd::from_raw_fd(raw) }),
         }
     }
+}
+
+/// Tells the peer that nothing more will come (shutdown(2), `SHUT_WR`); nothing where `socket` is none.
+pub fn end_writing(socket: BorrowedFd<'_>) {
+    let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+}
+
+/// The user at the other end of a connection, as it was when that was made (`SO_PEERCRED`, unix(7)).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn peer_user(socket: BorrowedFd<'_>) -> Result<u32> {
+    let credentials = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
+    named(credentials, || format!("getsockopt({}, SO_PEERCRED)", show(&socket))).map(|peer| peer.uid())
 }
 
 /// Connects to the socket `name` in the directory `dir` (connect(2)).
@@ -197,6 +223,7 @@ fn connect_as(path: &str, kind: SockType) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn in_dir(dir: BorrowedFd<'_>, name: &str) -> String {
+/// The path of the file `name` in `dir` that fits a socket's address.
+pub fn in_dir(dir: BorrowedFd<'_>, name: &str) -> String {
     format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())
 }

@@ -78,7 +78,7 @@ pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, doo
     let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {
-        id: container.state.id(),
+        id: &container.record.id,
         bundle: &container.record.bundle,
         state: container.record.to_state(),
         host: None,

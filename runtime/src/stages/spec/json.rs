@@ -23,12 +23,23 @@ pub(super) fn read<T: DeserializeOwned>(text: &[u8], base: &str) -> Result<(T, V
     again.ok_or(failure)
 }
 
-/// The document with nothing passed over.
-fn exactly<T: DeserializeOwned>(text: &[u8], base: &str) -> Result<T> {
+/// The document `text` as `T`, which a whole one would have at the pointer `base`, with nothing passed over.
+///
+/// # Errors
+/// `InvalidSpec`.
+pub fn exactly<T: DeserializeOwned>(text: &[u8], base: &str) -> Result<T> {
     let mut json = Deserializer::from_slice(text);
     let read = strictly(&mut json, base).map_err(|failure| no_text(text).unwrap_or(failure))?;
     let one = json.end().map_err(|e| invalid(e.to_string()).hint("one document is all that a file may hold"));
     one.map(|()| read)
+}
+
+/// The same of a document that was read from another notation.
+///
+/// # Errors
+/// `InvalidSpec`.
+pub fn from_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T> {
+    strictly(value, "")
 }
 
 fn strictly<'de, T: DeserializeOwned, D: serde::Deserializer<'de>>(source: D, base: &str) -> Result<T> {
@@ -65,6 +76,10 @@ fn located(at: String, why: &str) -> (String, String) {
     if let Some((field, rest)) = quoted("duplicate field `") {
         let at = if at.ends_with(&pointer("", field)) { at } else { pointer(&at, field) };
         return (at, format!("it stands twice{rest}"));
+    }
+    if let Some((field, _)) = quoted("unknown field `") {
+        let at = if at.ends_with(&pointer("", field)) { at } else { pointer(&at, field) };
+        return (at, "it is unknown or not supported".to_owned());
     }
     (at, why.to_owned())
 }

@@ -1,6 +1,6 @@
 //! Reads a bundle's `config.json`. Parsing only: what it means is the plan's business.
 
-mod json;
+pub mod json;
 mod repair;
 mod strict;
 

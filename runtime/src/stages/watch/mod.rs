@@ -14,6 +14,7 @@ use nix::sys::signalfd::SignalFd;
 use super::release::Running;
 use crate::error::{Error, Result};
 pub use limits::Limits;
+pub use terminal::Flow;
 use terminal::Terminal;
 
 /// What is set up before the process exists, so that no signal is lost: signals become readable.

@@ -108,7 +108,7 @@ impl Drop for Terminal {
 
 /// Bytes on their way from one side to the other: read only when those before them are gone.
 #[derive(Debug)]
-struct Flow {
+pub struct Flow {
     waiting: Vec<u8>,
     open: bool,
 }
@@ -117,21 +117,29 @@ struct Flow {
 const CHUNK: usize = 4096;
 
 impl Flow {
-    fn new() -> Self {
+    /// One that has passed nothing on yet.
+    pub fn new() -> Self {
         Self { waiting: Vec::with_capacity(CHUNK), open: true }
     }
 
-    fn reads(&self) -> bool {
+    /// Whether more can come.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Whether it is to be read into.
+    pub fn reads(&self) -> bool {
         self.open && self.waiting.is_empty()
     }
 
-    fn writes(&self) -> bool {
+    /// Whether something waits to be passed on.
+    pub fn writes(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Any failure but that nothing is there now is the end: `EIO` says that the last process has closed the
+    /// Takes what there is of `from`. Any failure but that nothing is there now is the end: `EIO` says that the last process has closed the
     /// terminal.
-    fn read(&mut self, from: BorrowedFd<'_>) {
+    pub fn read(&mut self, from: BorrowedFd<'_>) {
         if !self.reads() {
             return;
         }
@@ -143,7 +151,11 @@ impl Flow {
         }
     }
 
-    fn write(&mut self, to: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    /// Passes on what waits.
+    ///
+    /// # Errors
+    /// `EPIPE` where nobody takes it any more; then nothing is read any more.
+    pub fn write(&mut self, to: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
         if !self.writes() {
             return Ok(());
         }

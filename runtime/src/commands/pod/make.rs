@@ -1,0 +1,78 @@
+//! `pod run`, `pod create`, `pod plan`.
+
+use serde_json::json;
+
+use super::{ask, read};
+use crate::cli::{Global, Make};
+use crate::error::{Code, Context, Error, Result};
+use crate::pod::document::{self, Container, Metadata, Pod, PodSpec, RestartPolicy};
+use crate::pod::plan;
+use crate::pod::supervisor;
+use crate::self_image;
+
+/// Makes the pod and starts it. What can't be launched at all is told; the pod stays, to be looked at.
+pub(super) fn run(global: &Global, options: &Make) -> Result<u8> {
+    let name = make(global, options)?;
+    let started = super::call(global, &name, "Start", json!({}));
+    let started = match started {
+        Ok(started) => started,
+        Err(error) => {
+            // A pod that could not even begin has nothing to look at.
+            let _ = ask(global, &name, "Remove", json!({ "force": true }));
+            return Err(error);
+        }
+    };
+    let containers = started["containers"].as_array().cloned().unwrap_or_default();
+    let failed = containers.iter().find(|container| container["exit"]["reason"] == "LaunchFailed");
+    if let Some(container) = failed {
+        let why = container["exit"]["message"].as_str().unwrap_or_default().to_owned();
+        let error = Error::new(Code::System, why).doing(format!("launching {}", container["name"]));
+        return Err(error
+            .doing(format!("running pod {name:?}"))
+            .hint(format!("see coracle pod inspect {name}")));
+    }
+    Ok(0)
+}
+
+pub(super) fn create(global: &Global, options: &Make) -> Result<u8> {
+    make(global, options).map(|_| 0)
+}
+
+pub(super) fn plan(global: &Global, options: &Make) -> Result<u8> {
+    let wish = plan::Wish { cgroups: global.cgroups, parent: options.parent.as_deref() };
+    let plan = plan::plan(&document(options)?, &wish)?;
+    let plan = serde_json::to_value(plan).map_err(|e| Error::new(Code::System, e.to_string()))?;
+    super::print(&plan)
+}
+
+fn make(global: &Global, options: &Make) -> Result<String> {
+    self_image::protect(&[], None, &[])?;
+    let document = document(options)?;
+    let name = document.metadata.name.clone();
+    let store = options.store.clone().unwrap_or_else(coracle_image::store::default_root);
+    let store = std::path::absolute(&store).unwrap_or(store);
+    supervisor::begin(global, document, store, options.parent.clone())
+        .context(|| format!("making pod {name:?}"))?;
+    Ok(name)
+}
+
+fn document(options: &Make) -> Result<Pod> {
+    if let Some(path) = &options.file {
+        return document::parse(&read(path)?).context(|| format!("reading {path:?}"));
+    }
+    let name = options.name.clone().unwrap_or_default();
+    let container = Container {
+        name: "main".to_owned(),
+        image: options.image.clone().unwrap_or_default(),
+        args: options.args.clone(),
+        ..Container::default()
+    };
+    let restart_policy = RestartPolicy::Never;
+    let pod = Pod {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        metadata: Metadata { name, ..Metadata::default() },
+        spec: PodSpec { containers: vec![container], restart_policy, ..PodSpec::default() },
+    };
+    document::check(&pod).map(|()| pod)
+}

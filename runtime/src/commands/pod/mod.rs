@@ -1,0 +1,130 @@
+//! `pod`: what the command line asks of pods. It speaks to their supervisors by their API and knows nothing else of them;
+//! only to make a pod it starts a supervisor.
+
+mod attach;
+mod exec;
+mod list;
+mod logs;
+mod make;
+mod relay;
+mod stats;
+
+use coracle_sys::Errno;
+use coracle_sys::file::{self, Resolve};
+use serde_json::{Value, json};
+
+use crate::cli::{Global, PodVerb, Target};
+use crate::error::{Code, Context, Error, Result};
+use crate::pod::document;
+use crate::pod::record::{Directory, SOCKET};
+use crate::pod::varlink::client::{self, Client};
+
+/// Does what the command line asks and returns the exit code.
+///
+/// # Errors
+/// What the supervisor says, or that there is none.
+pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
+    match verb {
+        PodVerb::Run(make) => make::run(global, make),
+        PodVerb::Create(make) => make::create(global, make),
+        PodVerb::Plan(make) => make::plan(global, make),
+        PodVerb::Start(pod) => ask(global, pod, "Start", json!({})),
+        PodVerb::Stop { pod, grace } => ask(global, pod, "Stop", json!({ "graceSeconds": grace })),
+        PodVerb::Remove { pod, force } => match ask(global, pod, "Remove", json!({ "force": force })) {
+            Err(e) if *force && e.code() == Code::NotFound => Ok(0),
+            removed => removed,
+        },
+        PodVerb::List { quiet, json } => list::list(global, *quiet, *json),
+        PodVerb::Inspect(pod) => print(&call(global, pod, "Inspect", json!({}))?["pod"]),
+        PodVerb::Logs(options) => logs::logs(global, options),
+        PodVerb::Attach(options) => attach::attach(global, options),
+        PodVerb::Exec(options) => exec::exec(global, options),
+        PodVerb::Wait(target) => wait(global, target),
+        PodVerb::Kill(target, signal) => {
+            let container = container(global, target)?;
+            ask(global, &target.pod, "Kill", json!({ "container": container, "signal": signal }))
+        }
+        PodVerb::Stats { pods, top } => stats::stats(global, pods, *top),
+        PodVerb::Update(target, path) => {
+            let resources: document::Resources = document::read(&read(path)?)?;
+            let given = json!({ "container": target.container, "resources": resources });
+            ask(global, &target.pod, "Update", given)
+        }
+        PodVerb::Launch(target, path) => {
+            let launched = document::parse_container(&read(path)?)?;
+            let given = json!({ "parent": container(global, target)?, "container": launched });
+            ask(global, &target.pod, "Launch", given)
+        }
+        PodVerb::Forget(target) => {
+            ask(global, &target.pod, "Forget", json!({ "container": target.container }))
+        }
+        PodVerb::Watch(pod) => watch(global, pod),
+    }
+}
+
+/// The largest document that is read, in bytes.
+fn read(path: &std::path::Path) -> Result<Vec<u8>> {
+    let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path };
+    file::read(file::CWD, from, document::LARGEST, Resolve::Host).context(|| format!("reading {path:?}"))
+}
+
+/// A connection to the supervisor of `pod`.
+fn connect(global: &Global, pod: &str) -> Result<Client> {
+    let dir = Directory::open(&global.root, pod)?;
+    match client::connect(dir.fd(), SOCKET) {
+        Err(e) if matches!(e.errno(), Some(Errno::ECONNREFUSED | Errno::ENOENT)) => {
+            let why = format!("pod {pod:?} has no supervisor");
+            Err(Error::new(Code::System, why).hint("coracle recover starts another"))
+        }
+        connected => connected,
+    }
+}
+
+/// What the method `method` of `pod` replies.
+fn call(global: &Global, pod: &str, method: &str, parameters: Value) -> Result<Value> {
+    let reply = connect(global, pod)?.call(&format!("io.coracle.Pod.{method}"), parameters);
+    reply.map(|(reply, _)| reply).context(|| format!("pod {pod:?}"))
+}
+
+/// The same for a reply that nobody reads.
+fn ask(global: &Global, pod: &str, method: &str, parameters: Value) -> Result<u8> {
+    call(global, pod, method, parameters).map(|_| 0)
+}
+
+/// The path of the container that `target` names: the first of the pod's own where it names none.
+fn container(global: &Global, target: &Target) -> Result<String> {
+    if let Some(container) = &target.container {
+        return Ok(container.clone());
+    }
+    let told = call(global, &target.pod, "Inspect", json!({}))?;
+    let containers = told["pod"]["containers"].as_array().cloned().unwrap_or_default();
+    let main = containers.iter().find(|container| container["role"] == "main");
+    let name = main.and_then(|container| container["name"].as_str());
+    name.map(str::to_owned).ok_or_else(|| Error::new(Code::NotFound, "the pod has no container"))
+}
+
+fn print(value: &Value) -> Result<u8> {
+    crate::print(&format!("{value:#}\n"));
+    Ok(0)
+}
+
+/// Exits as the container did, or as the first of the pod's that failed.
+fn wait(global: &Global, target: &Target) -> Result<u8> {
+    let told = call(global, &target.pod, "Wait", json!({ "container": target.container }))?;
+    let one = std::slice::from_ref(&told["container"]);
+    let containers = told["containers"].as_array().map_or(one, Vec::as_slice);
+    let code = |container: &Value| container["exit"]["exitCode"].as_i64();
+    let counts = |container: &&Value| matches!(container["role"].as_str(), Some("main" | "nested" | "init"));
+    let failed = containers.iter().filter(|c| counts(c) || target.container.is_some()).map(code);
+    let failed = failed.map(|code| code.unwrap_or(255)).find(|code| *code != 0);
+    Ok(u8::try_from(failed.unwrap_or(0)).unwrap_or(255))
+}
+
+fn watch(global: &Global, pod: &str) -> Result<u8> {
+    let mut client = connect(global, pod)?;
+    client.begin("io.coracle.Pod.Watch", json!({}), &[], true)?;
+    while let Ok((reply, _)) = client.reply() {
+        crate::print(&format!("{}\n", reply.parameters["event"]));
+    }
+    Ok(0)
+}

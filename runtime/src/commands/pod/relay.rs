@@ -1,0 +1,98 @@
+//! Passing bytes between the caller's streams and a container's, until the container's are at their end.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use coracle_sys::{signal, tty};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use crate::error::{Error, Result};
+use crate::stages::watch::Flow;
+
+/// From where to where bytes go.
+pub(super) struct Way<'f> {
+    from: BorrowedFd<'f>,
+    to: BorrowedFd<'f>,
+    flow: Flow,
+    /// Whether the relay ends with it.
+    counts: bool,
+    /// Whether the other side learns of its end.
+    ends: bool,
+}
+
+impl<'f> Way<'f> {
+    /// To the caller: when all of these have ended, all is done.
+    pub(super) fn out(from: BorrowedFd<'f>, to: BorrowedFd<'f>) -> Self {
+        Self { from, to, flow: Flow::new(), counts: true, ends: false }
+    }
+
+    /// From the caller, whose end is told by closing half of the socket `to`.
+    pub(super) fn into(from: BorrowedFd<'f>, to: BorrowedFd<'f>) -> Self {
+        Self { from, to, flow: Flow::new(), counts: false, ends: true }
+    }
+
+    fn is_over(&self) -> bool {
+        !self.flow.is_open() && !self.flow.writes()
+    }
+
+    fn step(&mut self) {
+        self.flow.read(self.from);
+        let _ = self.flow.write(self.to);
+        if self.ends && self.is_over() {
+            self.ends = false;
+            coracle_sys::socket::end_writing(self.to);
+        }
+    }
+}
+
+/// Passes bytes on until all ways to the caller are at their end, or `last` is readable and nothing is left. `resized` is
+/// called when the caller's terminal has another size.
+///
+/// # Errors
+/// Where waiting fails.
+pub(super) fn relay(
+    mut ways: Vec<Way<'_>>,
+    last: Option<BorrowedFd<'_>>,
+    mut resized: impl FnMut(u16, u16),
+) -> Result<()> {
+    let signals = signal::resizes()?;
+    while ways.iter().any(|way| way.counts && !way.is_over()) {
+        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut stepped = vec![None];
+        if let Some(last) = last {
+            fds.push(PollFd::new(last, PollFlags::POLLIN));
+            stepped.push(None);
+        }
+        for (index, way) in ways.iter().enumerate() {
+            if way.flow.writes() {
+                fds.push(PollFd::new(way.to, PollFlags::POLLOUT));
+                stepped.push(Some(index));
+            } else if way.flow.reads() {
+                fds.push(PollFd::new(way.from, PollFlags::POLLIN));
+                stepped.push(Some(index));
+            }
+        }
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(errno) => return Err(Error::from(coracle_sys::Error::new("poll()", errno))),
+            Ok(_) => {}
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        drop(fds);
+        if ready[0]
+            && matches!(signals.read_signal(), Ok(Some(_)))
+            && let Ok((rows, columns)) = tty::size(std::io::stdin().as_fd())
+        {
+            resized(rows, columns);
+        }
+        let is_last = last.is_some() && ready[1];
+        let mut moved = false;
+        for index in stepped.iter().zip(&ready).filter(|(_, ready)| **ready).filter_map(|(index, _)| *index) {
+            ways[index].step();
+            moved |= ways[index].counts;
+        }
+        if is_last && !moved {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! `pod stats` and `pod top`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cli::Global;
+use crate::error::Result;
+use crate::pod::record;
+
+/// How often `top` looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Prints what pods use: as JSON, or with `top` as a table, again and again.
+pub(super) fn stats(global: &Global, pods: &[String], top: bool) -> Result<u8> {
+    let names = if pods.is_empty() { record::names(&global.root)? } else { pods.to_vec() };
+    if !top {
+        let usage: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
+        return super::print(&Value::Array(usage));
+    }
+    let mut before: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
+    loop {
+        std::thread::sleep(EVERY);
+        let now: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
+        if now.is_empty() {
+            return Ok(0);
+        }
+        crate::print(&table(&before, &now));
+        before = now;
+    }
+}
+
+/// What a pod uses, and each of its containers that runs.
+fn usage(global: &Global, pod: &str) -> Vec<Value> {
+    let Ok(told) = super::call(global, pod, "Inspect", json!({})) else { return Vec::new() };
+    let containers = told["pod"]["containers"].as_array().cloned().unwrap_or_default();
+    let running = containers.iter().filter(|container| container["state"] == "running");
+    let paths = running.filter_map(|container| container["name"].as_str());
+    let one = |container: Option<&str>| {
+        let usage = super::call(global, pod, "Usage", json!({ "container": container })).ok()?;
+        Some(json!({ "pod": pod, "container": container, "usage": usage["usage"] }))
+    };
+    std::iter::once(None).chain(paths.map(Some)).filter_map(one).collect()
+}
+
+fn table(before: &[Value], now: &[Value]) -> String {
+    let mut text = format!("{:40} {:>7} {:>12} {:>7}\n", "POD/CONTAINER", "CPU %", "MEMORY", "PIDS");
+    for one in now {
+        let is_same = |other: &&Value| other["pod"] == one["pod"] && other["container"] == one["container"];
+        let total = |of: &Value| of["usage"]["cpu"]["total"].as_f64().unwrap_or(0.0);
+        let used = before.iter().find(is_same).map_or(0.0, |earlier| total(one) - total(earlier));
+        let name = [one["pod"].as_str(), one["container"].as_str()].into_iter().flatten().collect::<Vec<_>>();
+        text.push_str(&format!(
+            "{:40} {:>7.1} {:>12} {:>7}\n",
+            name.join("/"),
+            used / 1e9 / EVERY.as_secs_f64() * 100.0,
+            one["usage"]["memory"]["usage"].as_u64().unwrap_or(0),
+            one["usage"]["pids"]["current"].as_u64().unwrap_or(0),
+        ));
+    }
+    text + "\n"
+}

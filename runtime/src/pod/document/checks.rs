@@ -1,0 +1,243 @@
+//! What a document must keep to beside the shape of its fields.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path};
+
+use super::types::*;
+use crate::error::{Code, Error, Result};
+
+/// The annotations that steer a pod.
+const STEERING: [&str; 4] =
+    ["io.coracle/termination-policy", "io.coracle/back-off", "io.coracle/log-size", "io.coracle/log-files"];
+
+fn invalid(at: &str, why: impl AsRef<str>) -> Error {
+    Error::new(Code::InvalidSpec, format!("{at}: {}", why.as_ref()))
+}
+
+pub(super) fn check(pod: &Pod) -> Result<()> {
+    if (pod.api_version.as_str(), pod.kind.as_str()) != ("v1", "Pod") {
+        return Err(invalid("/kind", "it is no v1 Pod"));
+    }
+    check_pod_name(&pod.metadata.name)?;
+    check_annotations(&pod.metadata)?;
+    let spec = &pod.spec;
+    if spec.containers.is_empty() {
+        return Err(invalid("/spec/containers", "there must be one"));
+    }
+    let mut names = BTreeSet::new();
+    for (index, volume) in spec.volumes.iter().enumerate() {
+        check_volume(volume, &format!("/spec/volumes/{index}"), &mut names)?;
+    }
+    let mut names = BTreeSet::new();
+    for (list, containers) in [("initContainers", &spec.init_containers), ("containers", &spec.containers)] {
+        for (index, container) in containers.iter().enumerate() {
+            let at = format!("/spec/{list}/{index}");
+            check_container(container, &at, &spec.volumes)?;
+            if !names.insert(&container.name) {
+                return Err(invalid(&format!("{at}/name"), format!("{:?} stands twice", container.name)));
+            }
+            check_place(container, list == "initContainers", &at)?;
+        }
+    }
+    check_amounts(&spec.resources, "/spec/resources")?;
+    if spec.share_process_namespace && spec.host_pid {
+        return Err(invalid("/spec/shareProcessNamespace", "it excludes hostPID"));
+    }
+    Ok(())
+}
+
+/// A name as the labels of DNS are (RFC 1123).
+fn is_label(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=63).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// Whether `name` can be a pod's.
+///
+/// # Errors
+/// `InvalidSpec`.
+pub(super) fn check_pod_name(name: &str) -> Result<()> {
+    if name.len() <= 200 && name.split('.').all(is_label) {
+        return Ok(());
+    }
+    Err(invalid("/metadata/name", format!("{name:?} is no name"))
+        .hint("use lower-case letters, digits and - (not first or last), and . between such words"))
+}
+
+fn check_annotations(metadata: &Metadata) -> Result<()> {
+    for key in metadata.annotations.keys() {
+        if key.starts_with("io.coracle/") && !STEERING.contains(&key.as_str()) {
+            return Err(invalid("/metadata/annotations", format!("{key:?} is unknown or not supported")));
+        }
+    }
+    Ok(())
+}
+
+fn check_volume<'v>(volume: &'v Volume, at: &str, names: &mut BTreeSet<&'v str>) -> Result<()> {
+    if !is_label(&volume.name) {
+        return Err(invalid(&format!("{at}/name"), format!("{:?} is no name", volume.name)));
+    }
+    if !names.insert(&volume.name) {
+        return Err(invalid(&format!("{at}/name"), format!("{:?} stands twice", volume.name)));
+    }
+    let sources = [
+        volume.empty_dir.is_some(),
+        volume.host_path.is_some(),
+        volume.image.is_some(),
+        volume.secret.is_some(),
+    ];
+    if sources.iter().filter(|is_there| **is_there).count() != 1 {
+        return Err(invalid(at, "one of emptyDir, hostPath, image and secret must stand here"));
+    }
+    if let Some(empty) = &volume.empty_dir {
+        check_empty_dir(empty, &format!("{at}/emptyDir"))?;
+    }
+    if let Some(host) = &volume.host_path
+        && !host.path.is_absolute()
+    {
+        return Err(invalid(&format!("{at}/hostPath/path"), "it is not an absolute path"));
+    }
+    if let Some(secret) = &volume.secret
+        && !secret.secret_name.split('.').all(is_label)
+    {
+        return Err(invalid(&format!("{at}/secret/secretName"), "it is no name"));
+    }
+    Ok(())
+}
+
+fn check_empty_dir(empty: &EmptyDir, at: &str) -> Result<()> {
+    if !["", "Memory"].contains(&empty.medium.as_str()) {
+        return Err(invalid(&format!("{at}/medium"), "it is neither empty nor Memory"));
+    }
+    match &empty.size_limit {
+        Some(_) if empty.medium.is_empty() => {
+            Err(invalid(&format!("{at}/sizeLimit"), "only medium Memory has one"))
+        }
+        Some(limit) if limit.whole().is_none() => {
+            Err(invalid(&format!("{at}/sizeLimit"), "it is no quantity"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_place(container: &Container, is_init: bool, at: &str) -> Result<()> {
+    match container.restart_policy {
+        None => {}
+        Some(_) if !is_init => return Err(invalid(&format!("{at}/restartPolicy"), "is for init containers")),
+        Some(RestartPolicy::Always) => return Ok(()),
+        Some(_) => return Err(invalid(&format!("{at}/restartPolicy"), "it is not Always")),
+    }
+    let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
+    let has_hooks = container.lifecycle != Lifecycle::default();
+    if is_init && (probes.iter().any(|probe| probe.is_some()) || has_hooks) {
+        return Err(invalid(at, "an init container that is no sidecar has neither probes nor hooks"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_container(container: &Container, at: &str, volumes: &[Volume]) -> Result<()> {
+    if !is_label(&container.name) {
+        return Err(invalid(&format!("{at}/name"), format!("{:?} is no name", container.name))
+            .hint("use lower-case letters, digits and - (not first or last), at most 63"));
+    }
+    if container.image.is_empty() {
+        return Err(invalid(&format!("{at}/image"), "it is missing"));
+    }
+    check_amounts(&container.resources, &format!("{at}/resources"))?;
+    for (index, variable) in container.env.iter().enumerate() {
+        if variable.name.is_empty() || variable.name.contains('=') {
+            return Err(invalid(&format!("{at}/env/{index}/name"), "it is no variable's name"));
+        }
+    }
+    for (index, mount) in container.volume_mounts.iter().enumerate() {
+        check_mount(mount, &format!("{at}/volumeMounts/{index}"), volumes)?;
+    }
+    for (name, probe) in [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ] {
+        probe.as_ref().map_or(Ok(()), |probe| check_probe(probe, &format!("{at}/{name}"), container))?;
+    }
+    for (name, handler) in
+        [("postStart", &container.lifecycle.post_start), ("preStop", &container.lifecycle.pre_stop)]
+    {
+        let at = format!("{at}/lifecycle/{name}");
+        handler.as_ref().map_or(Ok(()), |handler| check_handler(handler, &at, container))?;
+    }
+    Ok(())
+}
+
+fn check_mount(mount: &VolumeMount, at: &str, volumes: &[Volume]) -> Result<()> {
+    if !volumes.iter().any(|volume| volume.name == mount.name) {
+        return Err(invalid(&format!("{at}/name"), format!("there is no volume {:?}", mount.name)));
+    }
+    if !mount.mount_path.is_absolute() {
+        return Err(invalid(&format!("{at}/mountPath"), "it is not an absolute path"));
+    }
+    let is_below = |path: &Path| path.components().all(|c| matches!(c, Component::Normal(_)));
+    match &mount.sub_path {
+        Some(path) if !is_below(path) => {
+            Err(invalid(&format!("{at}/subPath"), "it does not stay below the volume"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_amounts(resources: &Resources, at: &str) -> Result<()> {
+    for (list, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
+        for (name, quantity) in [("cpu", &amounts.cpu), ("memory", &amounts.memory), ("pids", &amounts.pids)]
+        {
+            let Some(quantity) = quantity else { continue };
+            if quantity.whole().is_none() {
+                let shown = serde_json::to_string(quantity).unwrap_or_default();
+                let why = format!("{shown} is no quantity");
+                return Err(invalid(&format!("{at}/{list}/{name}"), why).hint("write it like 500m or 64Mi"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_probe(probe: &Probe, at: &str, container: &Container) -> Result<()> {
+    let actions = [probe.exec.is_some(), probe.http_get.is_some(), probe.tcp_socket.is_some()];
+    if actions.iter().filter(|is_there| **is_there).count() != 1 {
+        return Err(invalid(at, "one of exec, httpGet and tcpSocket must stand here"));
+    }
+    for (name, number) in [("periodSeconds", probe.period_seconds), ("timeoutSeconds", probe.timeout_seconds)]
+    {
+        if number == Some(0) {
+            return Err(invalid(&format!("{at}/{name}"), "it must be at least 1"));
+        }
+    }
+    let port = probe.http_get.as_ref().map(|get| &get.port);
+    check_port(port.or(probe.tcp_socket.as_ref().map(|tcp| &tcp.port)), at, container)?;
+    check_command(probe.exec.as_ref(), at)
+}
+
+fn check_handler(handler: &Handler, at: &str, container: &Container) -> Result<()> {
+    let actions = [handler.exec.is_some(), handler.http_get.is_some(), handler.sleep.is_some()];
+    if actions.iter().filter(|is_there| **is_there).count() != 1 {
+        return Err(invalid(at, "one of exec, httpGet and sleep must stand here"));
+    }
+    check_port(handler.http_get.as_ref().map(|get| &get.port), at, container)?;
+    check_command(handler.exec.as_ref(), at)
+}
+
+fn check_command(exec: Option<&ExecAction>, at: &str) -> Result<()> {
+    match exec {
+        Some(exec) if exec.command.is_empty() => {
+            Err(invalid(&format!("{at}/exec/command"), "it names no program"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_port(port: Option<&PortRef>, at: &str, container: &Container) -> Result<()> {
+    match port {
+        Some(PortRef::Name(name)) if !container.ports.iter().any(|port| port.name == *name) => {
+            Err(invalid(at, format!("the container has no port {name:?}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,112 @@
+//! A pod's document: a Kubernetes `v1.Pod`, as YAML or as JSON. What is not honoured is refused by its JSON pointer.
+
+mod checks;
+mod quantity;
+mod types;
+mod yaml;
+
+use crate::error::{Code, Error, Result};
+use crate::stages::spec::json;
+
+pub use types::*;
+
+/// The largest document that is read, in bytes.
+pub const LARGEST: u64 = 1 << 20;
+
+/// The pod that `text` describes.
+///
+/// # Errors
+/// `InvalidSpec` with the JSON pointer of what is wrong, unknown or not supported.
+pub fn parse(text: &[u8]) -> Result<Pod> {
+    let pod: Pod = read(text)?;
+    checks::check(&pod)?;
+    Ok(pod)
+}
+
+/// Whether `pod` keeps to what a document must.
+///
+/// # Errors
+/// `InvalidSpec` with the JSON pointer of what does not.
+pub fn check(pod: &Pod) -> Result<()> {
+    checks::check(pod)
+}
+
+/// The one container that `text` describes, as an entry of a pod's `containers`.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_container(text: &[u8]) -> Result<Container> {
+    let container: Container = read(text)?;
+    checks::check_container(&container, "", &[])?;
+    Ok(container)
+}
+
+/// The document `text`, which is JSON where it begins as JSON does.
+///
+/// # Errors
+/// As [`parse`].
+pub fn read<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T> {
+    if text.trim_ascii_start().first() == Some(&b'{') {
+        return json::exactly(text, "");
+    }
+    let text = std::str::from_utf8(text)
+        .map_err(|e| Error::new(Code::InvalidSpec, format!("byte {} is no UTF-8", e.valid_up_to())))?;
+    json::from_value(yaml::read(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n";
+
+    fn error(containers: &str) -> String {
+        parse(format!("{POD}{containers}").as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn yaml_and_json_say_the_same() {
+        let yaml = format!("{POD}  - {{name: a, image: i, tty: true}}\n");
+        let json = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+            "spec": {"containers": [{"name": "a", "image": "i", "tty": true}]}}"#;
+        assert_eq!(parse(yaml.as_bytes()).unwrap(), parse(json.as_bytes()).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_honoured_is_refused_by_its_pointer() {
+        for (text, words) in [
+            (
+                "  - {name: a, image: i, envFrom: []}",
+                "/spec/containers/0/envFrom: it is unknown or not supported",
+            ),
+            ("  - {name: a, image: i}\n  affinity: {}", "/spec/affinity: it is unknown or not supported"),
+            ("  - {name: a, image: 7}", "/spec/containers/0/image: invalid type"),
+            ("  - {name: A, image: i}", "/spec/containers/0/name: \"A\" is no name"),
+            (
+                "  - {name: a, image: i}\n  - {name: a, image: i}",
+                "/spec/containers/1/name: \"a\" stands twice",
+            ),
+            ("  - {name: a}", "/spec/containers/0/image: it is missing"),
+            ("  []", "/spec/containers: there must be one"),
+            (
+                "  - {name: a, image: i, volumeMounts: [{name: v, mountPath: /v}]}",
+                "/spec/containers/0/volumeMounts/0/name: there is no volume \"v\"",
+            ),
+            (
+                "  - {name: a, image: i, livenessProbe: {periodSeconds: 1}}",
+                "/spec/containers/0/livenessProbe: one of exec, httpGet and tcpSocket",
+            ),
+            (
+                "  - {name: a, image: i, resources: {limits: {memory: 1Xi}}}",
+                "/spec/containers/0/resources/limits/memory: \"1Xi\" is no quantity",
+            ),
+            (
+                "  - {name: a, image: i, restartPolicy: Always}",
+                "/spec/containers/0/restartPolicy: is for init containers",
+            ),
+        ] {
+            let error = error(text);
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+}

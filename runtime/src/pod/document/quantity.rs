@@ -1,0 +1,60 @@
+//! Quantities, as Kubernetes writes them: a number and a suffix (`500m`, `64Mi`, `2G`).
+
+use super::types::Quantity;
+
+const SUFFIXES: [(&str, f64); 12] = [
+    ("Ki", 1024.0),
+    ("Mi", 1048576.0),
+    ("Gi", 1073741824.0),
+    ("Ti", 1099511627776.0),
+    ("Pi", 1125899906842624.0),
+    ("m", 0.001),
+    ("k", 1e3),
+    ("M", 1e6),
+    ("G", 1e9),
+    ("T", 1e12),
+    ("P", 1e15),
+    ("", 1.0),
+];
+
+impl Quantity {
+    /// The amount; `None` for what is no quantity, or below zero.
+    pub fn amount(&self) -> Option<f64> {
+        let text = match self {
+            Self::Number(number) => return Some(*number).filter(|n| n.is_finite() && *n >= 0.0),
+            Self::Text(text) => text,
+        };
+        let (digits, factor) =
+            SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
+        let is_plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        digits.parse::<f64>().ok().filter(|_| is_plain).map(|number| number * factor)
+    }
+
+    /// The amount as a whole number, rounded up.
+    pub fn whole(&self) -> Option<i64> {
+        self.amount().map(f64::ceil).filter(|n| *n < 9e18).map(|n| n as i64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_have_suffixes() {
+        let text = |text: &str| Quantity::Text(text.to_owned());
+        for (quantity, amount) in [
+            (text("500m"), 0.5),
+            (text("64Mi"), 67108864.0),
+            (text("1.5Gi"), 1610612736.0),
+            (text("2k"), 2000.0),
+            (text("7"), 7.0),
+            (Quantity::Number(0.25), 0.25),
+        ] {
+            assert_eq!(quantity.amount(), Some(amount));
+        }
+        for bad in ["", "m", "-1", "1e3", "1 Mi", "inf", "1Xi"] {
+            assert_eq!(text(bad).amount(), None, "{bad}");
+        }
+    }
+}

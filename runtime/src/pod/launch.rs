@@ -1,0 +1,181 @@
+//! Launching a container of a pod: the stages, once, in a job of the supervisor.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use coracle_isolator::Kind;
+use coracle_isolator_host::Registry;
+use coracle_sys::{process, signal};
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::document::{Pod, PullPolicy};
+use super::job::{Job, Mouth};
+use super::plan::{Member, Plan};
+use super::record::Directory;
+use super::sandbox::Sandbox;
+use crate::cgroup::Management;
+use crate::cli::{self, ImageRun};
+use crate::error::{Code, Error, Result};
+use crate::image;
+use crate::stages::plan::Wish;
+use crate::stages::spec::Loaded;
+use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
+use crate::state::{Record, State};
+
+/// How long a launch may take, with the unpacking of its image.
+const WITHIN: Duration = Duration::from_secs(300);
+
+/// How long the removal of a container may take.
+const REMOVED_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a launch needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// The pod's document.
+    pub pod: &'a Pod,
+    /// The pod's plan.
+    pub plan: &'a Plan,
+    /// The pod's directory.
+    pub dir: &'a Directory,
+    /// Where images are.
+    pub store: &'a Path,
+    /// What the container joins.
+    pub sandbox: &'a Sandbox,
+    /// Who makes its cgroups.
+    pub cgroups: Management,
+}
+
+/// A container that was launched.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Launched {
+    /// The PID of its first process.
+    pub pid: i32,
+    /// What could not be done and did not stop the launch.
+    pub warnings: Vec<String>,
+}
+
+/// The standard streams of a process: what it gets.
+#[derive(Debug)]
+pub struct Streams {
+    /// Input, output, errors.
+    pub fds: [OwnedFd; 3],
+}
+
+/// Starts the launch of `member` with these streams.
+///
+/// # Errors
+/// `EAGAIN` where there are too many processes.
+pub fn start(order: Order<'_>, member: &Member, streams: Streams, isolators: &Registry) -> Result<Job> {
+    let mut keep: Vec<BorrowedFd<'_>> = streams.fds.iter().map(AsFd::as_fd).collect();
+    keep.extend(order.sandbox.descriptors());
+    Job::start(WITHIN, &keep, |mouth| {
+        signal::unblock()?;
+        for (number, fd) in (0..).zip(&streams.fds) {
+            process::set_stream(fd.as_fd(), number)?;
+        }
+        launch(order, member, isolators, mouth)
+    })
+}
+
+/// The ID of a container by its path in the pod `pod`.
+pub fn id(pod: &str, path: &str) -> String {
+    format!("{pod}/{path}")
+}
+
+fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth) -> Result<Launched> {
+    let id = &id(&order.plan.name, &member.path);
+    let (states, name) = order.dir.states(&member.path);
+    let state = State::create(&states, &name)?;
+    cleanup::undo_on_failure(&states, &name, isolators, || {
+        state.write(&Record::new(id, Some(order.store)))?;
+        let bundle = bundle(order, member, id)?;
+        let loaded = shape(spec::load(&bundle, None)?, order, member)?;
+        let mut plan = plan::plan(loaded, Wish { id, cgroups: order.cgroups })?;
+        plan.kind = Kind::Nested;
+        let claimed = prepare::claim(plan, state, isolators, Some(order.store))?;
+        let mut prepared = prepare::prepare(claimed, isolators)?;
+        let warnings = std::mem::take(&mut prepared.warnings);
+        let waiting = spawn::spawn(prepared, &cli::Launch::default(), false)?;
+        let isolated = isolate::isolate(waiting, isolators)?;
+        let running = release::release(isolated)?;
+        if let Some(socket) = running.console {
+            let received = coracle_sys::socket::receive(socket.as_fd(), 64)?.and_then(|(_, fd)| fd);
+            let master = received.ok_or_else(|| Error::new(Code::System, "the terminal did not come"))?;
+            mouth.send(master.as_fd())?;
+        }
+        Ok(Launched { pid: running.child.pid, warnings })
+    })
+}
+
+/// Makes the bundle of the container's image, which is pulled where the store lacks it and the document allows.
+fn bundle(order: Order<'_>, member: &Member, id: &str) -> Result<std::path::PathBuf> {
+    let reference = member.container.image.clone();
+    let wanted = ImageRun { reference, store: None, options: member.options(order.pod) };
+    let policy = member.container.image_pull_policy.unwrap_or(PullPolicy::IfNotPresent);
+    if policy == PullPolicy::Always {
+        image::pull(order.store, &wanted.reference)?;
+    }
+    match image::make_bundle(order.store, id, &wanted) {
+        Err(e) if e.code() == Code::NotFound && policy == PullPolicy::IfNotPresent => {
+            let missing = e.hint("it is not in the store");
+            image::pull(order.store, &wanted.reference)
+                .map_err(|pulling| missing.hint(pulling.to_string()))?;
+            image::make_bundle(order.store, id, &wanted)
+        }
+        made => made,
+    }
+}
+
+/// Makes a container of the pod of what the image and its options say.
+fn shape(loaded: Loaded, order: Order<'_>, member: &Member) -> Result<Loaded> {
+    let malformed = |e: serde_json::Error| Error::new(Code::System, e.to_string());
+    let mut spec: Value = serde_json::to_value(&loaded.spec).map_err(malformed)?;
+    spec["linux"]["namespaces"] = order.sandbox.in_spec(order.plan);
+    if let Some(object) = spec.as_object_mut() {
+        // The name of the host is the pod's.
+        object.remove("hostname");
+    }
+    for (name, limits) in member.resources.as_object().into_iter().flatten() {
+        spec["linux"]["resources"][name] = limits.clone();
+    }
+    let pod = super::plan::cgroup_path(&order.plan.name, None);
+    let above = order.plan.cgroup.as_ref().and_then(|place| place.at.first()).map(|site| site.path.clone());
+    let above = above.map_or(pod, |path| format!("/{}", path.display()));
+    spec["linux"]["cgroupsPath"] = json!(format!("{above}/{}", member.path));
+    let security = &member.container.security_context;
+    if security.allow_privilege_escalation == Some(false) {
+        spec["process"]["noNewPrivileges"] = json!(true);
+    }
+    refuse_root(order.pod, member, &spec)?;
+    let spec: Spec = serde_json::from_value(spec).map_err(malformed)?;
+    let text = serde_json::to_vec(&spec).map_err(malformed)?;
+    Ok(Loaded { spec, text, ..loaded })
+}
+
+fn refuse_root(pod: &Pod, member: &Member, spec: &Value) -> Result<()> {
+    let own = member.container.security_context.run_as_non_root;
+    let refuses = own.or(pod.spec.security_context.run_as_non_root) == Some(true);
+    if refuses && spec["process"]["user"]["uid"] == 0 {
+        let why = format!("container {:?} would run as root, which runAsNonRoot forbids", member.path);
+        return Err(Error::new(Code::InvalidSpec, why).hint("set runAsUser, or a user in the image"));
+    }
+    Ok(())
+}
+
+/// Starts the removal of the container at `path`: whatever is left of it.
+///
+/// # Errors
+/// `EAGAIN` where there are too many processes.
+pub fn remove(dir: &Directory, path: &str, isolators: &Registry) -> Result<Job> {
+    let (states, name) = dir.states(path);
+    Job::start(REMOVED_WITHIN, &[], |_| {
+        signal::unblock()?;
+        match State::open(&states, &name) {
+            Err(e) if e.code() == Code::NotFound => Ok(Vec::new()),
+            state => cleanup::remove(state?, isolators, false),
+        }
+    })
+}

@@ -1,0 +1,22 @@
+//! Pods: containers that share namespaces, limits and a life, looked after by one process, the supervisor.
+//!
+//! ```text
+//!   CLI, agent ──Varlink──► supervisor ──forks──► launcher ──clones──► first process of a container
+//!                               │                 (the stages, once)    (a child of the supervisor from then on)
+//!                               └──forks──► keeper: holds the namespaces, and what the next supervisor needs
+//! ```
+//!
+//! A pod's document becomes a plan ([`plan`], pure). The supervisor ([`supervisor`]) is one loop without threads; what
+//! can take long or go wrong (a launch, a removal, a probe) is a job: a fork of it with a deadline ([`job`]). So a
+//! launch reads nothing again and starts no new image, and one that hangs or crashes is one container's failure.
+
+pub mod document;
+pub mod plan;
+pub mod record;
+pub mod job;
+pub mod keeper;
+pub mod sandbox;
+pub mod launch;
+pub mod logs;
+pub mod varlink;
+pub mod supervisor;

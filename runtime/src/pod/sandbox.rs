@@ -1,0 +1,123 @@
+//! What the containers of a pod share: its cgroup with its limits, and its namespaces, which the keeper holds.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use coracle_isolator::Handles;
+use coracle_isolator_host::Registry;
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::process;
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use super::keeper::{self, Keeper};
+use super::plan::{Kind, Plan};
+use super::record::{Directory, Record};
+use crate::error::{Context, Error, Result};
+use crate::stages::spec;
+use crate::state::record::Process;
+
+/// What the containers of a pod share, open.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// The way to the keeper.
+    pub keeper: Keeper,
+    /// The keeper: becomes readable when it has died.
+    pub pidfd: OwnedFd,
+    namespaces: Vec<(Kind, OwnedFd)>,
+}
+
+impl Sandbox {
+    /// Makes the cgroup and the namespaces of the pod, and records them.
+    ///
+    /// # Errors
+    /// Whatever the kernel refuses. What was made is on record.
+    pub fn make(dir: &Directory, record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<Self> {
+        record.cgroup = plan.cgroup.clone();
+        dir.write(record)?;
+        make_cgroup(record, plan, isolators).context(|| "making the pod's cgroup")?;
+        let keeper = keeper::start(dir.fd(), &plan.sandbox, |_| Ok(()))?;
+        record.keeper = Some(Process::now(keeper.pid)?);
+        dir.write(record)?;
+        Self::open(dir, keeper.pid, keeper.pidfd, plan)
+    }
+
+    /// Takes the sandbox over that a former supervisor has made.
+    ///
+    /// # Errors
+    /// `System` where its keeper is gone.
+    pub fn adopt(dir: &Directory, record: &Record, plan: &Plan) -> Result<Option<Self>> {
+        let Some(keeper) = record.keeper else { return Ok(None) };
+        let Some(pidfd) = keeper.open() else { return Ok(None) };
+        Self::open(dir, keeper.pid, pidfd, plan).map(Some)
+    }
+
+    /// The namespaces of the keeper `pid`, which can't have been awaited or has just been found by its start time.
+    fn open(dir: &Directory, pid: i32, pidfd: OwnedFd, plan: &Plan) -> Result<Self> {
+        let open = |kind: &Kind| -> Result<(Kind, OwnedFd)> {
+            let path = format!("/proc/{pid}/ns/{}", kind.file());
+            Ok((*kind, file::open(file::CWD, path, libc::O_RDONLY, 0, Resolve::Host)?))
+        };
+        let namespaces = plan.sandbox.namespaces.iter().map(open).collect::<Result<_>>();
+        let namespaces = namespaces.context(|| "opening the pod's namespaces")?;
+        Ok(Self { keeper: Keeper::connect(dir.fd())?, pidfd, namespaces })
+    }
+
+    /// The namespaces, for whoever joins them.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.namespaces.iter().map(|(_, fd)| fd.as_fd())
+    }
+
+    /// The namespace of kind `kind`, where the pod has one.
+    pub fn namespace(&self, kind: Kind) -> Option<BorrowedFd<'_>> {
+        self.namespaces.iter().find(|(found, _)| *found == kind).map(|(_, fd)| fd.as_fd())
+    }
+
+    /// `linux.namespaces` of a container: those of the pod by descriptor, those of the host not at all, and its own.
+    pub fn in_spec(&self, plan: &Plan) -> Value {
+        let joined = self.namespaces.iter().map(
+            |(kind, fd)| json!({"type": kind.in_spec(), "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}),
+        );
+        let is_taken =
+            |kind: Kind| plan.sandbox.namespaces.contains(&kind) || plan.sandbox.of_host.contains(&kind);
+        let mut all: Vec<Value> = joined.collect();
+        all.extend(["mount", "cgroup"].map(|kind| json!({"type": kind})));
+        if !is_taken(Kind::Pid) {
+            all.push(json!({"type": "pid"}));
+        }
+        Value::Array(all)
+    }
+}
+
+fn make_cgroup(record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<()> {
+    let Some(place) = &mut record.cgroup else { return Ok(()) };
+    let (tree, _) = place.make(None)?;
+    limit(&plan.name, tree.into_handles(), &plan.resources, isolators)
+}
+
+/// Writes the limits `resources` of the pod `id`.
+///
+/// # Errors
+/// What an isolator says.
+pub fn limit(
+    id: &str,
+    cgroup: coracle_isolator::Cgroup,
+    resources: &Value,
+    isolators: &Registry,
+) -> Result<()> {
+    let wanted = spec::parse_resources(resources.to_string().as_bytes())?;
+    // The pod has no process of its own: what a container would have, without one.
+    let spec = Spec::default();
+    let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &spec };
+    isolators.update(&handles, &wanted).map_err(Error::from)
+}
+
+/// Undoes what the record of a pod tells of: the keeper, the cgroups with whoever is in them.
+///
+/// # Errors
+/// The first failure; the rest is tried.
+pub fn remove(record: &Record) -> Result<()> {
+    let keeper = record.keeper.map_or(Ok(()), |keeper| keeper.kill(|| {}));
+    process::reap_all();
+    let cgroup = record.cgroup.as_ref().map_or(Ok(()), |place| place.kill().and_then(|()| place.remove()));
+    keeper.and(cgroup)
+}

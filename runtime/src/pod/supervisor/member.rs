@@ -1,0 +1,279 @@
+//! A container as its supervisor sees it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use coracle_sys::process;
+use coracle_sys::{Errno, file};
+use serde_json::{Value, json};
+
+use super::attach::Attached;
+use super::health::Health;
+use crate::error::Result;
+use crate::pod::document::RestartPolicy;
+use crate::pod::job::Job;
+use crate::pod::launch::Streams;
+use crate::pod::logs::{Log, Stream};
+use crate::pod::plan;
+use crate::pod::record::{Ended, Life};
+
+/// A container that has run this long without an end is started again at once when it ends.
+const CALM: Duration = Duration::from_secs(600);
+
+/// How far a container is.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Its turn has not come.
+    Waiting,
+    /// It is started again at this moment.
+    BackOff(Instant),
+    /// It is being launched.
+    Launching(Job),
+    /// It runs.
+    Running(Running),
+    /// It has ended, and waits for those below it.
+    Ended(Ended),
+    /// It has ended, and what is left of it is being removed.
+    Removing(Job, Ended),
+    /// It is over.
+    Over,
+}
+
+/// A first process.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// Its PID.
+    pub(super) pid: i32,
+    /// Its descriptor.
+    pub(super) pidfd: OwnedFd,
+    /// When it was started, for people.
+    pub(super) started: String,
+    /// The same, to be reckoned with.
+    pub(super) since: Instant,
+    /// How it is being ended.
+    pub(super) end: End,
+}
+
+/// How a first process is being ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It is not.
+    No,
+    /// A hook runs before it is asked to; it is killed at this moment.
+    Hook(Instant),
+    /// It was asked to, and is killed at this moment.
+    Asked(Instant),
+    /// It was killed.
+    Killed,
+}
+
+impl End {
+    /// When it is killed.
+    pub(super) fn deadline(self) -> Option<Instant> {
+        match self {
+            Self::Hook(at) | Self::Asked(at) => Some(at),
+            Self::No | Self::Killed => None,
+        }
+    }
+}
+
+/// What the supervisor holds of a container's streams.
+#[derive(Debug, Default)]
+pub(super) struct Pipes {
+    /// What it writes.
+    pub(super) outputs: Vec<(Stream, OwnedFd)>,
+    /// What it reads, where the document keeps it open.
+    pub(super) input: Option<OwnedFd>,
+    /// Its terminal, which is its one output and its input.
+    pub(super) terminal: bool,
+    /// Where what it writes is kept.
+    pub(super) log: Option<Log>,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// What it is.
+    pub(super) plan: plan::Member,
+    /// How far it is.
+    pub(super) phase: Phase,
+    /// What outlives it.
+    pub(super) life: Life,
+    /// Its streams.
+    pub(super) pipes: Pipes,
+    /// Who is attached to them.
+    pub(super) attached: Attached,
+    /// What its probes say.
+    pub(super) health: Health,
+    /// Within which time it is to end, where the pod goes on without it.
+    pub(super) doomed: Option<Duration>,
+    /// Whether it is to be forgotten when it is over.
+    pub(super) leaves: bool,
+    /// For how long it last ran.
+    pub(super) ran: Duration,
+    /// Why it is ended, where that is not its own doing: `DeadlineExceeded`, `Unhealthy`, a word.
+    pub(super) cause: Option<String>,
+    /// What its launch could not do.
+    pub(super) warnings: Vec<String>,
+    /// How often it ended without having run for long.
+    streak: u32,
+}
+
+impl Member {
+    /// A container whose turn has not come.
+    pub(super) fn new(plan: plan::Member, life: Life) -> Self {
+        let health = Health::new(&plan.container);
+        let phase = if life.done { Phase::Over } else { Phase::Waiting };
+        let (pipes, attached) = (Pipes::default(), Attached::default());
+        Self {
+            plan,
+            phase,
+            life,
+            pipes,
+            attached,
+            health,
+            doomed: None,
+            leaves: false,
+            ran: Duration::ZERO,
+            cause: None,
+            warnings: Vec::new(),
+            streak: 0,
+        }
+    }
+
+    /// Whether something of it is there, or about to be.
+    pub(super) fn is_busy(&self) -> bool {
+        !matches!(self.phase, Phase::Waiting | Phase::BackOff(_) | Phase::Over)
+    }
+
+    /// Whether it is over and to be forgotten.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.leaves && matches!(self.phase, Phase::Over)
+    }
+
+    /// Whether it runs and its probes let others go on.
+    pub(super) fn has_started(&self) -> bool {
+        matches!(self.phase, Phase::Running(_)) && self.health.has_started()
+    }
+
+    /// Whether it is started again after `ended`.
+    pub(super) fn is_restarted(&self, ended: &Ended) -> bool {
+        match self.plan.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => !ended.is_success(),
+            RestartPolicy::Never => false,
+        }
+    }
+
+    /// How long to wait until it is started again: at once, then `first` and twice as long each time, at most `most`.
+    pub(super) fn back_off(&mut self, (first, most): (Duration, Duration)) -> Duration {
+        if self.ran > CALM {
+            self.streak = 0;
+        }
+        let wait = match self.streak {
+            0 => Duration::ZERO,
+            times => first.saturating_mul(1 << (times - 1).min(16)).min(most),
+        };
+        self.streak += 1;
+        self.life.restarts += 1;
+        wait
+    }
+
+    /// Makes its streams: what the supervisor holds stays here, and what the container gets is returned.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub(super) fn streams(&mut self, log: Log) -> Result<Streams> {
+        let null = || file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host);
+        self.pipes = Pipes { log: Some(log), terminal: self.plan.container.tty, ..Pipes::default() };
+        if self.pipes.terminal {
+            return Ok(Streams { fds: [null()?, null()?, null()?] });
+        }
+        let input = if self.plan.container.stdin {
+            let (ours, theirs) = process::stream_pipe(true)?;
+            self.pipes.input = Some(ours);
+            theirs
+        } else {
+            null()?
+        };
+        let mut output = |stream| -> Result<OwnedFd> {
+            let (ours, theirs) = process::stream_pipe(false)?;
+            self.pipes.outputs.push((stream, ours));
+            Ok(theirs)
+        };
+        Ok(Streams { fds: [input, output(Stream::Stdout)?, output(Stream::Stderr)?] })
+    }
+
+    /// Takes its terminal.
+    ///
+    /// # Errors
+    /// None that a kernel is known to give.
+    pub(super) fn take_terminal(&mut self, master: OwnedFd) -> Result<()> {
+        file::set_nonblocking(master.as_fd())?;
+        self.pipes.input = Some(file::duplicate(master.as_fd())?);
+        self.pipes.outputs = vec![(Stream::Stdout, master)];
+        Ok(())
+    }
+
+    /// Reads what has come on `stream`, once: into the log, and to who is attached. False where nothing more can come
+    /// now.
+    pub(super) fn read(&mut self, stream: Stream) -> bool {
+        let mut buffer = [0; 32 << 10];
+        let Some(index) = self.pipes.outputs.iter().position(|(found, _)| *found == stream) else {
+            return false;
+        };
+        match file::read_some(self.pipes.outputs[index].1.as_fd(), &mut buffer) {
+            Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EINTR) => false,
+            // A terminal whose last process has closed it says EIO.
+            Ok(0) | Err(_) => {
+                self.pipes.outputs.remove(index);
+                false
+            }
+            Ok(length) => {
+                let bytes = &buffer[..length];
+                if let Some(log) = &mut self.pipes.log {
+                    log.write(stream, bytes);
+                }
+                self.attached.take(stream, bytes);
+                true
+            }
+        }
+    }
+
+    /// Reads all that is left, and lets its streams go.
+    pub(super) fn finish_streams(&mut self) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            while self.read(stream) {}
+        }
+        self.attached.end();
+        self.pipes = Pipes::default();
+    }
+
+    /// What is told of it.
+    pub(super) fn told(&self) -> Value {
+        let (state, pid, started) = match &self.phase {
+            Phase::Waiting => ("waiting", None, None),
+            Phase::BackOff(_) => ("back-off", None, None),
+            Phase::Launching(_) => ("launching", None, None),
+            Phase::Running(running) if running.end != End::No => {
+                ("stopping", Some(running.pid), Some(&running.started))
+            }
+            Phase::Running(running) => ("running", Some(running.pid), Some(&running.started)),
+            Phase::Ended(_) | Phase::Removing(..) => ("removing", None, None),
+            Phase::Over => ("exited", None, None),
+        };
+        json!({
+            "name": self.plan.path,
+            "role": self.plan.role,
+            "image": self.plan.container.image,
+            "state": state,
+            "pid": pid,
+            "started": started,
+            "ready": matches!(self.phase, Phase::Running(_)) && self.health.is_ready(),
+            "restarts": self.life.restarts,
+            "exit": self.life.ended,
+            "warnings": self.warnings,
+            "logBytesLost": self.pipes.log.as_ref().map_or(0, |log| log.lost),
+        })
+    }
+}

@@ -1,0 +1,360 @@
+//! The supervisor of a pod: one process, one loop. It waits for descriptors (callers, first processes, jobs, what
+//! containers write) and for the next moment at which something is due, and does what follows.
+
+mod attach;
+mod calls;
+mod errand;
+mod health;
+mod member;
+mod order;
+mod pending;
+mod start;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use coracle_isolator_host::Registry;
+use coracle_sys::{file, process, socket};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signalfd::SignalFd;
+use serde_json::{Value, json};
+
+use super::job::Job;
+use super::launch::{self, Order};
+use super::logs::Stream;
+use super::plan::Plan;
+use super::record::{Directory, Record, Wish};
+use super::sandbox::Sandbox;
+use super::varlink::Connection;
+use crate::cli::Global;
+use crate::error::{Error, Result};
+use errand::Errand;
+use member::{Member, Phase};
+use pending::Client;
+
+pub use start::{adopt, begin};
+
+/// A container's path.
+type Path = Rc<str>;
+
+/// The most callers at a time.
+const MOST_CLIENTS: usize = 256;
+
+/// What there is to wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    Listener,
+    Signals,
+    Keeper,
+    Teardown,
+    Client(u64),
+    /// The job or the first process of a container.
+    Member(Path),
+    Output(Path, Stream),
+    /// A reader that takes something.
+    Readers(Path),
+    /// The writer who says something, or the container that takes it.
+    Writer(Path),
+    Errand(u64),
+}
+
+/// The supervisor.
+pub struct Supervisor {
+    global: Global,
+    dir: Directory,
+    record: Record,
+    plan: Plan,
+    isolators: Registry,
+    sandbox: Option<Sandbox>,
+    members: BTreeMap<Path, Member>,
+    clients: BTreeMap<u64, Client>,
+    errands: BTreeMap<u64, Errand>,
+    listener: OwnedFd,
+    signals: SignalFd,
+    /// The removal of the sandbox.
+    teardown: Option<Job>,
+    /// When the pod was started.
+    started: Instant,
+    /// How long containers may take to end, this time.
+    grace: Duration,
+    /// Why the pod was ended or could not go on, where that is not its containers' doing.
+    message: Option<String>,
+    /// Whether the pod is to be forgotten when it has ended.
+    leaving: bool,
+    next: u64,
+}
+
+impl Supervisor {
+    /// Looks after the pod until it is removed.
+    ///
+    /// # Errors
+    /// Where waiting fails, which no kernel is known to do.
+    pub fn run(mut self) -> Result<()> {
+        loop {
+            self.advance();
+            self.answer();
+            if self.leaving && self.is_over() && self.dir.remove().is_ok() {
+                self.farewell();
+                return Ok(());
+            }
+            for source in self.wait()? {
+                self.handle(&source);
+            }
+            self.expire(Instant::now());
+        }
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let readable = PollFlags::POLLIN;
+        let mut all = vec![
+            (Source::Listener, self.listener.as_fd(), readable),
+            (Source::Signals, self.signals.as_fd(), readable),
+        ];
+        all.extend(self.sandbox.iter().map(|sandbox| (Source::Keeper, sandbox.pidfd.as_fd(), readable)));
+        all.extend(self.teardown.iter().map(|job| (Source::Teardown, job.fd(), readable)));
+        for (id, client) in &self.clients {
+            let writes = if client.connection.owes() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            all.push((Source::Client(*id), client.connection.fd(), readable | writes));
+        }
+        all.extend(self.errands.iter().map(|(id, errand)| (Source::Errand(*id), errand.fd(), readable)));
+        for (path, member) in &self.members {
+            member_sources(path, member, &mut all);
+        }
+        all
+    }
+
+    /// Waits until something is ready or due.
+    fn wait(&self) -> Result<Vec<Source>> {
+        let sources = self.sources();
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
+        let timeout = self.due().map_or(PollTimeout::NONE, |due| {
+            // Rounded up: poll(2) counts milliseconds, and must not be called again and again in the last of them.
+            let left = due.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match nix::poll::poll(&mut fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => return Ok(Vec::new()),
+            Err(errno) => return Err(Error::from(coracle_sys::Error::new("poll()", errno))),
+            Ok(_) => {}
+        }
+        let ready = sources.iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(false));
+        Ok(ready.map(|((source, ..), _)| source.clone()).collect())
+    }
+
+    /// When something is due, whatever happens.
+    fn due(&self) -> Option<Instant> {
+        let members = self.members.values().filter_map(|member| {
+            let phase = match &member.phase {
+                Phase::BackOff(at) => Some(*at),
+                Phase::Launching(job) | Phase::Removing(job, _) => Some(job.deadline),
+                Phase::Running(running) => {
+                    running.end.deadline().into_iter().chain(member.health.next()).min()
+                }
+                _ => None,
+            };
+            phase.into_iter().chain(member.attached.deadline()).min()
+        });
+        let errands = self.errands.values().filter_map(Errand::deadline);
+        let pod =
+            self.plan.deadline.filter(|_| self.record.wish == Wish::Run).map(|most| self.started + most);
+        members.chain(errands).chain(pod).chain(self.teardown.iter().map(|job| job.deadline)).min()
+    }
+
+    fn handle(&mut self, source: &Source) {
+        match source {
+            Source::Listener => self.accept(),
+            Source::Signals => self.take_signals(),
+            Source::Keeper => self.lose_keeper(),
+            Source::Teardown => self.finish_teardown(),
+            Source::Client(id) => self.hear(*id),
+            Source::Member(path) => self.step(path),
+            Source::Errand(id) => self.step_errand(*id),
+            Source::Output(path, stream) => {
+                self.with(path, |member| member.read(*stream));
+            }
+            Source::Readers(path) => {
+                self.with(path, |member| member.attached.give());
+            }
+            Source::Writer(path) => {
+                self.with(path, |member| {
+                    let ended = member.attached.speak(member.pipes.input.as_ref());
+                    if ended && member.plan.container.stdin_once {
+                        member.pipes.input = None;
+                    }
+                });
+            }
+        }
+    }
+
+    fn with<T>(&mut self, path: &Path, deed: impl FnOnce(&mut Member) -> T) -> Option<T> {
+        self.members.get_mut(path).map(deed)
+    }
+
+    fn accept(&mut self) {
+        let Ok(connection) = socket::accept(self.listener.as_fd()) else { return };
+        // Who has no right to the socket's file can't come here; but a descriptor of it can be passed on.
+        let is_welcome = socket::peer_user(connection.as_fd())
+            .is_ok_and(|user| user == 0 || user == coracle_sys::identity::caller());
+        if is_welcome && self.clients.len() < MOST_CLIENTS {
+            self.next += 1;
+            self.clients.insert(self.next, Client::new(Connection::new(connection)));
+        }
+    }
+
+    /// A signal that asks to end stops the pod; children that nobody knows are reaped.
+    fn take_signals(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            match info.ssi_signo.cast_signed() {
+                libc::SIGTERM | libc::SIGINT => self.stop(self.plan.grace, "the supervisor was asked to end"),
+                libc::SIGCHLD => {
+                    let known: Vec<i32> = self.known_children().collect();
+                    process::reap_unknown(|pid| known.contains(&pid));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The children whose ends somebody asks for.
+    fn known_children(&self) -> impl Iterator<Item = i32> {
+        let first = self.members.values().filter_map(|member| match &member.phase {
+            Phase::Launching(job) | Phase::Removing(job, _) => Some(job.pid()),
+            Phase::Running(running) => Some(running.pid),
+            _ => None,
+        });
+        first.chain(self.errands.values().map(Errand::pid)).chain(self.teardown.iter().map(Job::pid))
+    }
+
+    fn lose_keeper(&mut self) {
+        self.sandbox = None;
+        self.stop(Duration::ZERO, "the holder of the pod's namespaces was killed");
+        for member in self.members.values_mut() {
+            member.cause.get_or_insert_with(|| "SandboxLost".to_owned());
+        }
+    }
+
+    /// What a launch needs to know; `None` without a sandbox.
+    fn order(&self) -> Option<Order<'_>> {
+        Some(Order {
+            pod: &self.record.document,
+            plan: &self.plan,
+            dir: &self.dir,
+            store: &self.record.store,
+            sandbox: self.sandbox.as_ref()?,
+            cgroups: self.global.cgroups,
+        })
+    }
+
+    /// Whether nothing of the pod is there but its records.
+    fn is_over(&self) -> bool {
+        let is_over = |member: &Member| matches!(member.phase, Phase::Over | Phase::Waiting);
+        self.sandbox.is_none() && self.teardown.is_none() && self.members.values().all(is_over)
+    }
+
+    /// Takes the sandbox away when nobody is left in it.
+    fn tear_down(&mut self) {
+        let is_there = self.sandbox.is_some() || self.record.keeper.is_some() || self.record.cgroup.is_some();
+        if !is_there || self.teardown.is_some() {
+            return;
+        }
+        self.sandbox = None;
+        let record = self.record.clone();
+        self.teardown = Job::start(Duration::from_secs(30), &[], |_| super::sandbox::remove(&record)).ok();
+    }
+
+    fn finish_teardown(&mut self) {
+        let Some(job) = self.teardown.take() else { return };
+        match job.finish::<()>() {
+            Ok(_) => {
+                (self.record.keeper, self.record.cgroup) = (None, None);
+                let _ = file::unlink(self.dir.fd(), super::keeper::SOCKET);
+            }
+            Err(error) => self.message = Some(error.to_string()),
+        }
+        self.save();
+    }
+
+    fn save(&mut self) {
+        if let Err(error) = self.dir.write(&self.record) {
+            self.message = Some(error.to_string());
+        }
+    }
+
+    /// Keeps what outlives the container at `path`.
+    fn save_life(&mut self, path: &Path) {
+        let Some(member) = self.members.get(path) else { return };
+        if let Err(error) = self.dir.write_life(path, &member.life) {
+            self.message = Some(error.to_string());
+        }
+    }
+
+    /// How far the pod is, in Kubernetes' words where it has one.
+    fn phase(&self) -> &'static str {
+        let main = || self.members.values().filter(|member| member.plan.role == super::plan::Role::Main);
+        match self.record.wish {
+            Wish::Created => "Created",
+            Wish::Run if main().any(|member| matches!(member.phase, Phase::Running(_))) => "Running",
+            Wish::Run => "Pending",
+            Wish::Stop if !self.is_over() => "Stopping",
+            Wish::Stop => {
+                let succeeded =
+                    main().all(|member| member.life.ended.as_ref().is_some_and(|end| end.is_success()));
+                if succeeded && self.message.is_none() { "Succeeded" } else { "Failed" }
+            }
+        }
+    }
+
+    /// What is told of the pod.
+    fn told(&self) -> Value {
+        json!({
+            "name": self.plan.name,
+            "phase": self.phase(),
+            "created": self.record.created,
+            "message": self.message,
+            "labels": self.record.document.metadata.labels,
+            "annotations": self.record.document.metadata.annotations,
+            "parent": self.record.parent,
+            "supervisor": self.record.supervisor.map(|process| process.pid),
+            "keeper": self.record.keeper.map(|process| process.pid),
+            "cgroup": self.record.cgroup.as_ref().and_then(|place| place.at.first()).map(|site| &site.path),
+            "containers": self.told_members(),
+        })
+    }
+
+    fn told_members(&self) -> Vec<Value> {
+        let planned = self.plan.members.iter().filter_map(|member| self.members.get(member.path.as_str()));
+        let nested = self.members.values().filter(|member| member.plan.role == super::plan::Role::Nested);
+        planned.chain(nested).map(Member::told).collect()
+    }
+
+    /// Starts the removal of what is left of the container at `path`.
+    fn removal(&self, path: &str) -> Result<Job> {
+        launch::remove(&self.dir, path, &self.isolators)
+    }
+}
+
+fn member_sources<'m>(path: &Path, member: &'m Member, all: &mut Vec<(Source, BorrowedFd<'m>, PollFlags)>) {
+    let readable = PollFlags::POLLIN;
+    match &member.phase {
+        Phase::Launching(job) | Phase::Removing(job, _) => {
+            all.push((Source::Member(path.clone()), job.fd(), readable));
+        }
+        Phase::Running(running) => all.push((Source::Member(path.clone()), running.pidfd.as_fd(), readable)),
+        _ => {}
+    }
+    for (stream, output) in &member.pipes.outputs {
+        if !member.attached.is_full(*stream) {
+            all.push((Source::Output(path.clone(), *stream), output.as_fd(), readable));
+        }
+    }
+    for (_, reader) in member.attached.waiting() {
+        all.push((Source::Readers(path.clone()), reader, PollFlags::POLLOUT));
+    }
+    let speaker = member.attached.speaker().map(|socket| (socket, readable));
+    let input = member.pipes.input.as_ref().filter(|_| member.attached.owes_input());
+    let taker = input.map(|input| (input.as_fd(), PollFlags::POLLOUT));
+    all.extend(speaker.or(taker).map(|(fd, flags)| (Source::Writer(path.clone()), fd, flags)));
+}

@@ -1,0 +1,403 @@
+//! What follows from how the containers stand: whose turn it is, who is ended, who is started again.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use coracle_isolator::Handles;
+use coracle_sys::process::{self, Exit};
+use serde_json::json;
+
+use super::errand::Purpose;
+use super::member::{End, Phase, Running};
+use super::{Path, Supervisor};
+use crate::error::{Code, Context, Error, Result};
+use crate::pod::launch::{self, Launched};
+use crate::pod::logs::Log;
+use crate::pod::plan::Role;
+use crate::pod::record::{self, Ended, Wish};
+use crate::pod::sandbox::Sandbox;
+use crate::stages::spec;
+use crate::state::State;
+use crate::time;
+
+impl Supervisor {
+    /// Does what is due as things stand.
+    pub(super) fn advance(&mut self) {
+        self.remove_ended();
+        let doomed = self.members.iter().filter_map(|(path, member)| Some((path.clone(), member.doomed?)));
+        for (path, grace) in doomed.collect::<Vec<_>>() {
+            self.end(&path, grace);
+        }
+        match self.record.wish {
+            Wish::Created => {}
+            Wish::Run => self.go_on(),
+            Wish::Stop => self.wind_down(),
+        }
+    }
+
+    /// The containers of the document, in their order.
+    fn planned(&self) -> Vec<(Path, Role)> {
+        self.plan.members.iter().map(|member| (Path::from(member.path.as_str()), member.role)).collect()
+    }
+
+    /// Starts whose turn it is.
+    fn go_on(&mut self) {
+        if self.sandbox.is_none() {
+            return;
+        }
+        let planned = self.planned();
+        for (path, role) in &planned {
+            self.start_if_due(path);
+            let Some(member) = self.members.get(path) else { continue };
+            match role {
+                Role::Init if !member.life.done => return,
+                Role::Init if !member.life.ended.as_ref().is_some_and(Ended::is_success) => {
+                    return self.stop(self.plan.grace, &format!("init container {path:?} failed"));
+                }
+                Role::Sidecar if !member.has_started() && self.precedes_waiting(path) => return,
+                _ => {}
+            }
+        }
+        let is_done = |(path, role): &(Path, Role)| {
+            *role != Role::Main || self.members.get(path).is_some_and(|member| member.life.done)
+        };
+        if planned.iter().all(is_done) {
+            self.record.wish = Wish::Stop;
+            self.save();
+            self.wind_down();
+        }
+    }
+
+    /// Whether containers after that at `path` have not had their turn: a sidecar that is started again later holds nobody
+    /// up.
+    fn precedes_waiting(&self, path: &Path) -> bool {
+        let after = self.plan.members.iter().skip_while(|member| member.path != **path).skip(1);
+        let is_waiting =
+            |path: &str| self.members.get(path).is_some_and(|m| matches!(m.phase, Phase::Waiting));
+        after.map(|member| member.path.as_str()).any(is_waiting)
+    }
+
+    fn start_if_due(&mut self, path: &Path) {
+        let is_due = self.members.get(path).is_some_and(|member| match member.phase {
+            Phase::Waiting => true,
+            Phase::BackOff(at) => at <= Instant::now(),
+            _ => false,
+        });
+        if is_due {
+            self.launch(path);
+        }
+    }
+
+    /// Starts the launch of the container at `path`.
+    pub(super) fn launch(&mut self, path: &Path) {
+        if let Err(error) = self.try_launch(path) {
+            self.end_with(path, failed_launch(&error));
+        }
+    }
+
+    fn try_launch(&mut self, path: &Path) -> Result<()> {
+        let log = Log::open(self.dir.logs(path)?, self.plan.logs).context(|| "opening the log")?;
+        let Some(member) = self.members.get_mut(path) else { return Ok(()) };
+        member.cause = None;
+        let streams = member.streams(log)?;
+        let Some(member) = self.members.get(path) else { return Ok(()) };
+        let no_sandbox = || Error::new(Code::IllegalState, "the pod does not run");
+        let order = self.order().ok_or_else(no_sandbox)?;
+        for (stream, fd) in &member.pipes.outputs {
+            order.sandbox.keeper.hold(&format!("{path}:{}", stream.name()), fd.as_fd())?;
+        }
+        let job = launch::start(order, &member.plan, streams, &self.isolators)?;
+        if let Some(member) = self.members.get_mut(path) {
+            member.phase = Phase::Launching(job);
+        }
+        self.tell(path, "launching");
+        Ok(())
+    }
+
+    /// The job or the first process of the container at `path` has ended.
+    pub(super) fn step(&mut self, path: &Path) {
+        let Some(member) = self.members.get_mut(path) else { return };
+        match std::mem::replace(&mut member.phase, Phase::Waiting) {
+            Phase::Launching(job) => match job.finish::<Launched>() {
+                Ok((launched, terminal)) => {
+                    let running = member_runs(launched.pid);
+                    member.warnings = launched.warnings;
+                    let taken = terminal.map_or(Ok(()), |master| member.take_terminal(master));
+                    match running.and_then(|running| taken.map(|()| running)) {
+                        Ok(running) => self.has_begun(path, running),
+                        Err(error) => self.end_with(path, failed_launch(&error)),
+                    }
+                }
+                Err(error) => self.end_with(path, failed_launch(&error)),
+            },
+            Phase::Running(running) => self.has_ended(path, running),
+            Phase::Removing(job, ended) => self.is_removed(path, job.finish::<Vec<String>>().err(), ended),
+            other => member.phase = other,
+        }
+    }
+
+    fn has_begun(&mut self, path: &Path, running: Running) {
+        let Some(member) = self.members.get_mut(path) else { return };
+        member.health.begin(Instant::now());
+        if let Some(sandbox) = &self.sandbox {
+            let _ = sandbox.keeper.hold(&format!("{path}:process"), running.pidfd.as_fd());
+            let terminal = member.pipes.input.as_ref().filter(|_| member.pipes.terminal);
+            let _ = terminal.map(|master| sandbox.keeper.hold(&format!("{path}:terminal"), master.as_fd()));
+        }
+        member.phase = Phase::Running(running);
+        let hook = member.plan.container.lifecycle.post_start.clone();
+        self.tell(path, "running");
+        if let Some(hook) = hook {
+            self.run_hook(path, &hook, Purpose::PostStart(path.clone()), self.plan.grace);
+        }
+        if self.record.wish == Wish::Stop {
+            self.wind_down();
+        }
+    }
+
+    fn has_ended(&mut self, path: &Path, running: Running) {
+        let exit = exit_of(&running);
+        self.with(path, |member| member.ran = running.since.elapsed());
+        let mut ended = record::ended(exit, &running.started);
+        if let Some(limitation) = self.limitation(path) {
+            ended.reason = "OOMKilled".to_owned();
+            ended.message = limitation;
+        } else if let Some(cause) = self.members.get_mut(path).and_then(|member| member.cause.take()) {
+            ended.reason = cause;
+        }
+        self.end_with(path, ended);
+    }
+
+    /// Whether the container ran into its memory limit, asked of the isolators.
+    fn limitation(&self, path: &Path) -> Option<String> {
+        let (states, name) = self.dir.states(path);
+        let state = State::open_unlocked(&states, &name).ok()?;
+        let record = state.record().ok()??;
+        let cgroup = record.cgroup.as_ref()?.open().ok()?.into_handles();
+        let spec = spec::parse(&state.config().ok()?).ok()?;
+        let handles = Handles { id: &record.id, pidfd: None, cgroup: &cgroup, spec: &spec };
+        let found = self.isolators.limitations(&handles).ok()?;
+        found.into_iter().find(|(isolator, _)| *isolator == "cgroups/memory").map(|(_, it)| it.message)
+    }
+
+    /// The container at `path` has ended so; what is left of it is still to be removed.
+    pub(super) fn end_with(&mut self, path: &Path, ended: Ended) {
+        self.errands.values_mut().for_each(|errand| errand.end_for(path));
+        let Some(member) = self.members.get_mut(path) else { return };
+        member.life.ended = Some(ended.clone());
+        member.phase = Phase::Ended(ended);
+        self.save_life(path);
+        for child in self.below(path) {
+            self.end(&child, Duration::ZERO);
+        }
+        self.remove_ended();
+    }
+
+    /// The containers below that at `path`.
+    pub(super) fn below(&self, path: &str) -> Vec<Path> {
+        let prefix = format!("{path}/");
+        self.members.keys().filter(|other| other.starts_with(&prefix)).cloned().collect()
+    }
+
+    /// Starts the removal of those that have ended and have nobody below them.
+    fn remove_ended(&mut self) {
+        let ended = self.members.iter().filter(|(_, member)| matches!(member.phase, Phase::Ended(_)));
+        for path in ended.map(|(path, _)| path.clone()).collect::<Vec<_>>() {
+            if self.below(&path).iter().any(|child| self.members[child].is_busy()) {
+                continue;
+            }
+            let job = self.removal(&path);
+            let Some(member) = self.members.get_mut(&path) else { continue };
+            if let (Phase::Ended(ended), Ok(job)) = (&member.phase, job) {
+                member.phase = Phase::Removing(job, ended.clone());
+            }
+        }
+    }
+
+    fn is_removed(&mut self, path: &Path, failure: Option<Error>, ended: Ended) {
+        let (wish, bounds) = (self.record.wish, self.plan.back_off);
+        let Some(member) = self.members.get_mut(path) else { return };
+        member.finish_streams();
+        if let Some(sandbox) = &self.sandbox {
+            for what in ["stdout", "stderr", "process", "terminal"] {
+                let _ = sandbox.keeper.drop_held(&format!("{path}:{what}"));
+            }
+        }
+        if let Some(failure) = failure {
+            member.warnings.push(format!("something is left: {failure}"));
+        }
+        let kills = self.plan.kill_on_failure && member.plan.role == Role::Main && !ended.is_success();
+        if wish == Wish::Run && !kills && member.is_restarted(&ended) {
+            let wait = member.back_off(bounds);
+            member.phase = Phase::BackOff(Instant::now() + wait);
+        } else {
+            member.phase = Phase::Over;
+            member.life.done = true;
+        }
+        self.save_life(path);
+        self.tell(path, "exited");
+        if kills && wish == Wish::Run {
+            self.stop(self.plan.grace, &format!("container {path:?} failed, and one failure ends the pod"));
+        }
+    }
+
+    /// Ends the pod: containers together, then sidecars in reverse order.
+    pub(super) fn stop(&mut self, grace: Duration, why: &str) {
+        self.message = Some(why.to_owned()).filter(|why| !why.is_empty()).or(self.message.take());
+        self.grace = grace;
+        self.record.wish = Wish::Stop;
+        self.save();
+        self.wind_down();
+    }
+
+    fn wind_down(&mut self) {
+        let with_role = |sidecars: bool| -> Vec<Path> {
+            let is_one = |role: Role| (role == Role::Sidecar) == sidecars;
+            self.members.iter().filter(|(_, m)| is_one(m.plan.role)).map(|(path, _)| path.clone()).collect()
+        };
+        let (others, sidecars) = (with_role(false), with_role(true));
+        for path in &others {
+            self.end(path, self.grace);
+        }
+        if others.iter().any(|path| self.members[path].is_busy()) {
+            return;
+        }
+        let in_order = self.planned().into_iter().rev().map(|(path, _)| path);
+        for path in in_order.filter(|path| sidecars.contains(path)) {
+            self.end(&path, self.grace);
+            if self.members[&path].is_busy() {
+                return;
+            }
+        }
+        self.tear_down();
+    }
+
+    /// Asks the container at `path` to end, within `grace`; those below it first.
+    pub(super) fn end(&mut self, path: &Path, grace: Duration) {
+        let below = self.below(path);
+        for child in &below {
+            self.end(child, grace);
+        }
+        if below.iter().any(|child| self.members[child].is_busy()) {
+            return;
+        }
+        let deadline = Instant::now() + grace;
+        let Some(member) = self.members.get_mut(path) else { return };
+        let hook = member.plan.container.lifecycle.pre_stop.clone();
+        match &mut member.phase {
+            Phase::Waiting | Phase::BackOff(_) => {
+                member.phase = Phase::Over;
+                member.life.done = true;
+            }
+            Phase::Launching(job) => job.kill(),
+            Phase::Running(running) => match (running.end, hook) {
+                (_, _) if grace.is_zero() => {
+                    running.end = End::Killed;
+                    let _ = process::signal(running.pidfd.as_fd(), libc::SIGKILL);
+                }
+                (End::No, Some(hook)) => {
+                    running.end = End::Hook(deadline);
+                    self.run_hook(path, &hook, Purpose::PreStop(path.clone()), grace);
+                }
+                (End::No, None) => ask_to_end(running, deadline),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// What was to be over by now.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if self.record.wish == Wish::Run && self.plan.deadline.is_some_and(|most| self.started + most <= now)
+        {
+            for member in self.members.values_mut().filter(|member| member.is_busy()) {
+                member.cause = Some("DeadlineExceeded".to_owned());
+            }
+            self.stop(self.plan.grace, "the pod ran for longer than activeDeadlineSeconds");
+        }
+        for member in self.members.values_mut() {
+            match &mut member.phase {
+                Phase::Launching(job) | Phase::Removing(job, _) if job.deadline <= now => job.kill(),
+                Phase::Running(running) if running.end.deadline().is_some_and(|at| at <= now) => {
+                    running.end = End::Killed;
+                    let _ = process::signal(running.pidfd.as_fd(), libc::SIGKILL);
+                }
+                _ => {}
+            }
+            if member.attached.deadline().is_some_and(|at| at <= now) {
+                member.attached.give();
+            }
+        }
+        if let Some(job) = self.teardown.as_ref().filter(|job| job.deadline <= now) {
+            job.kill();
+        }
+        self.expire_errands(now);
+        self.probe(now);
+    }
+
+    /// Starts the pod, again where it has ended.
+    ///
+    /// # Errors
+    /// `IllegalState` where it is ending; whatever keeps its sandbox from being made.
+    pub(super) fn start(&mut self) -> Result<()> {
+        match self.record.wish {
+            Wish::Run => return Ok(()),
+            Wish::Stop if !self.is_over() => {
+                return Err(Error::new(Code::IllegalState, "the pod is ending").hint("wait for it to end"));
+            }
+            _ => {}
+        }
+        self.sandbox = Some(Sandbox::make(&self.dir, &mut self.record, &self.plan, &self.isolators)?);
+        for member in self.members.values_mut().filter(|member| member.plan.role != Role::Nested) {
+            member.phase = Phase::Waiting;
+            (member.life.done, member.cause) = (false, None);
+        }
+        (self.started, self.grace, self.message) = (Instant::now(), self.plan.grace, None);
+        self.record.wish = Wish::Run;
+        self.save();
+        Ok(())
+    }
+
+    /// Tells who watches the pod that the container at `path` is now in `state`.
+    pub(super) fn tell(&mut self, path: &Path, state: &str) {
+        let exit = self.members.get(path).and_then(|member| member.life.ended.clone());
+        let exit = exit.filter(|_| state == "exited");
+        let event = json!({"time": time::now(), "container": &**path, "state": state, "exit": exit});
+        self.tell_watchers(&event);
+    }
+}
+
+/// How a process ended: by waiting for a child, by its descriptor for a former supervisor's.
+fn exit_of(running: &Running) -> Option<Exit> {
+    let pidfd = running.pidfd.as_fd();
+    process::wait(pidfd).ok().or_else(|| process::exit_of(pidfd).ok().flatten())
+}
+
+/// Passes on that the first process is to end.
+pub(super) fn ask_to_end(running: &mut Running, deadline: Instant) {
+    running.end = End::Asked(deadline);
+    let _ = process::signal(running.pidfd.as_fd(), libc::SIGTERM);
+}
+
+/// The process `pid`, which the launcher has left to the supervisor and nobody has awaited.
+fn member_runs(pid: i32) -> Result<Running> {
+    Ok(Running {
+        pid,
+        pidfd: process::pidfd(pid)?,
+        started: time::now(),
+        since: Instant::now(),
+        end: End::No,
+    })
+}
+
+fn failed_launch(error: &Error) -> Ended {
+    let now = time::now();
+    Ended {
+        exit_code: Some(i32::from(error.code().of_run())),
+        signal: None,
+        reason: "LaunchFailed".to_owned(),
+        message: error.to_string(),
+        started: now.clone(),
+        finished: now,
+    }
+}

@@ -1,0 +1,217 @@
+//! How a supervisor begins: for a new pod, and in the place of one that died.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use coracle_sys::process;
+use coracle_sys::{Errno, file, signal, socket};
+
+use super::member::{End, Member, Phase, Running};
+use super::{Path, Supervisor};
+use crate::cli::Global;
+use crate::error::{Code, Context, Error, Result};
+use crate::isolators;
+use crate::pod::document::{Pod, RestartPolicy};
+use crate::pod::logs::{Log, Stream};
+use crate::pod::plan::{self, Plan, Role};
+use crate::pod::record::{self, Directory, Record, SOCKET, Wish};
+use crate::pod::sandbox::Sandbox;
+use crate::state::{self, State};
+use crate::time;
+
+/// How long a supervisor may take to listen.
+const READY: Duration = Duration::from_secs(10);
+
+/// Makes the pod that `document` describes, and starts its supervisor. The calling process must be the protected image
+/// of the runtime.
+///
+/// # Errors
+/// `InvalidSpec`, `Exists`; then nothing is left.
+pub fn begin(global: &Global, document: Pod, store: PathBuf, parent: Option<String>) -> Result<()> {
+    let wish = plan::Wish { cgroups: global.cgroups, parent: parent.as_deref() };
+    let plan = plan::plan(&document, &wish)?;
+    let dir = Directory::create(&global.root, &plan.name)?;
+    let record = Record {
+        document,
+        created: time::now(),
+        wish: Wish::Created,
+        supervisor: None,
+        keeper: None,
+        cgroup: None,
+        store,
+        parent,
+    };
+    let name = plan.name.clone();
+    let begun = dir.lock().and_then(|_| dir.write(&record)).and_then(|()| spawn(global, dir, record, plan));
+    begun.inspect_err(|_| drop(Directory::open(&global.root, &name).and_then(|dir| dir.remove())))
+}
+
+/// Starts another supervisor for the pod in `dir` where none lives; true where it did.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn adopt(global: &Global, dir: Directory) -> Result<bool> {
+    if !dir.lock()? {
+        return Ok(false);
+    }
+    let Some(record) = dir.record()? else {
+        // Its maker died before it had made anything.
+        dir.remove()?;
+        return Ok(false);
+    };
+    let wish = plan::Wish { cgroups: global.cgroups, parent: record.parent.as_deref() };
+    let plan = plan::plan(&record.document, &wish)?;
+    spawn(global, dir, record, plan)?;
+    Ok(true)
+}
+
+/// Forks the supervisor of the pod in `dir`, whose lock the caller has taken and it takes over, and waits until it
+/// listens.
+fn spawn(global: &Global, dir: Directory, record: Record, plan: Plan) -> Result<()> {
+    let (mine, theirs) = socket::pair()?;
+    let keep: Vec<i32> = dir.descriptors().into_iter().chain([theirs.as_raw_fd()]).collect();
+    // Twice, so that it is nobody's child: the caller does not wait for it.
+    let between = process::spawn(0, None, || {
+        let _ = process::close_all_but(&keep);
+        let spawned = process::spawn(0, None, || supervise(global, dir, (record, plan), theirs));
+        i32::from(spawned.is_err())
+    })?;
+    process::wait(between.pidfd.as_fd())?;
+    let died = || Error::new(Code::System, "the pod's supervisor did not start");
+    if coracle_sys::event::readable(&[mine.as_fd()], Some(READY))? != [true] {
+        return Err(died());
+    }
+    let (told, _) = socket::receive(mine.as_fd(), 64 << 10)?.ok_or_else(died)?;
+    serde_json::from_slice::<Result<()>>(&told).map_err(|_| died())?
+}
+
+/// The life of a supervisor. Returns its exit code.
+fn supervise(global: &Global, dir: Directory, (record, plan): (Record, Plan), starter: OwnedFd) -> i32 {
+    let settled = settle().and_then(|()| Supervisor::new(global, dir, record, plan));
+    let (told, supervisor) = match settled {
+        Ok(supervisor) => (Ok(()), Some(supervisor)),
+        Err(error) => (Err(error.cut(1000)), None),
+    };
+    let text = serde_json::to_vec::<Result<()>>(&told).unwrap_or_default();
+    let _ = socket::send(starter.as_fd(), &text, &[]);
+    drop(starter);
+    supervisor.map_or(1, |supervisor| i32::from(supervisor.run().is_err()))
+}
+
+/// Leaves what was the starter's.
+fn settle() -> Result<()> {
+    process::new_session()?;
+    process::become_subreaper()?;
+    coracle_sys::namespace::change_dir(std::path::Path::new("/"))?;
+    for stream in 0..3 {
+        let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
+        process::set_stream(null.as_fd(), stream)?;
+    }
+    Ok(())
+}
+
+impl Supervisor {
+    fn new(global: &Global, dir: Directory, record: Record, plan: Plan) -> Result<Self> {
+        let signals = signal::signal_fd()?;
+        match file::unlink(dir.fd(), SOCKET) {
+            Err(e) if e.errno() != Errno::ENOENT => return Err(e.into()),
+            _ => {}
+        }
+        let listener = socket::listen_stream(dir.fd(), SOCKET).context(|| "making the pod's socket")?;
+        let record = record.supervised()?;
+        dir.write(&record)?;
+        let global = Global { log: None, debug: false, ..global.clone() };
+        let mut supervisor = Self {
+            sandbox: Sandbox::adopt(&dir, &record, &plan)?,
+            isolators: isolators::all(&global)?,
+            members: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            errands: BTreeMap::new(),
+            listener,
+            signals,
+            teardown: None,
+            started: Instant::now(),
+            grace: plan.grace,
+            message: None,
+            leaving: false,
+            next: 0,
+            global,
+            dir,
+            record,
+            plan,
+        };
+        supervisor.find_members()?;
+        Ok(supervisor)
+    }
+
+    /// The containers of the document and those that came later, as they were left.
+    fn find_members(&mut self) -> Result<()> {
+        for plan in self.plan.members.clone() {
+            let path: Path = plan.path.as_str().into();
+            let life = self.dir.life(&path)?.unwrap_or_default();
+            self.members.insert(path, Member::new(plan, life));
+        }
+        for (path, life) in self.dir.lives()? {
+            let Some(container) = life.nested.clone() else { continue };
+            let mut plan = plan::member(container, Role::Nested, RestartPolicy::Never);
+            plan.path.clone_from(&path);
+            self.members.insert(path.into(), Member::new(plan, life));
+        }
+        let mut held = match &self.sandbox {
+            Some(sandbox) => sandbox.keeper.held()?,
+            None => BTreeMap::new(),
+        };
+        for path in self.members.keys().cloned().collect::<Vec<_>>() {
+            self.find(&path, &mut held)?;
+        }
+        if self.record.wish == Wish::Run && self.sandbox.is_none() {
+            self.stop(Duration::ZERO, "the supervisor and the holder of the pod's namespaces were killed");
+        }
+        Ok(())
+    }
+
+    /// Takes over what a former supervisor has left of the container at `path`.
+    fn find(&mut self, path: &Path, held: &mut BTreeMap<String, OwnedFd>) -> Result<()> {
+        let (states, name) = self.dir.states(path);
+        let state = match State::open_unlocked(&states, &name) {
+            Err(e) if e.code() == Code::NotFound => return Ok(()),
+            state => state?,
+        };
+        let record = state.record().ok().flatten();
+        let Some(member) = self.members.get_mut(path) else { return Ok(()) };
+        take_streams(member, path, held)?;
+        member.pipes.log = Some(Log::open(self.dir.logs(path)?, self.plan.logs)?);
+        let pidfd = held.remove(&format!("{path}:process"));
+        let process = record.as_ref().filter(|record| record.phase == state::Phase::Running);
+        let process = process.and_then(|record| record.process);
+        let living = process.and_then(|process| Some((process.pid, process.open()?)));
+        let (pid, pidfd) = match (living, pidfd) {
+            (Some((pid, found)), held) => (pid, held.unwrap_or(found)),
+            // It has ended, and the kernel may still know how.
+            (None, Some(pidfd)) => (process.map_or(0, |process| process.pid), pidfd),
+            (None, None) => {
+                self.end_with(path, record::ended(None, &time::now()));
+                return Ok(());
+            }
+        };
+        let started = record.map_or_else(time::now, |record| record.created);
+        member.health.begin(Instant::now());
+        member.phase = Phase::Running(Running { pid, pidfd, started, since: Instant::now(), end: End::No });
+        Ok(())
+    }
+}
+
+fn take_streams(member: &mut Member, path: &str, held: &mut BTreeMap<String, OwnedFd>) -> Result<()> {
+    member.pipes.terminal = member.plan.container.tty;
+    if let Some(master) = held.remove(&format!("{path}:terminal")) {
+        return member.take_terminal(master);
+    }
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        if let Some(output) = held.remove(&format!("{path}:{}", stream.name())) {
+            member.pipes.outputs.push((stream, output));
+        }
+    }
+    Ok(())
+}

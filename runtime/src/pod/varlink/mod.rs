@@ -1,0 +1,205 @@
+//! Varlink (varlink.org): JSON objects that end with a NUL byte, over a stream socket. Descriptors travel with the first
+//! byte of a message, and parameters name them by their number in it.
+
+pub mod client;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use coracle_sys::{Errno, socket};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::{Code, Error, Result};
+
+/// The interface of a pod.
+pub const POD: &str = include_str!("io.coracle.Pod.varlink");
+
+/// The interface of a host.
+pub const HOST: &str = include_str!("io.coracle.Host.varlink");
+
+/// The interface of every service.
+const SERVICE: &str = include_str!("org.varlink.service.varlink");
+
+/// The longest message, in bytes: a document with room around it.
+const LONGEST: usize = 2 << 20;
+
+/// How much is kept for a peer that does not read, in bytes.
+const MOST_KEPT: usize = 4 << 20;
+
+/// A call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Call {
+    /// The interface and the method: `io.coracle.Pod.Inspect`.
+    pub method: String,
+    /// What is given to it.
+    #[serde(default)]
+    pub parameters: Value,
+    /// Whether more than one reply is welcome.
+    #[serde(default)]
+    pub more: bool,
+    /// Whether no reply is.
+    #[serde(default)]
+    pub oneway: bool,
+    /// Whether another protocol is to follow, which none of ours does.
+    #[serde(default)]
+    pub upgrade: bool,
+}
+
+/// A reply.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Reply {
+    /// What it says.
+    #[serde(default)]
+    pub parameters: Value,
+    /// Whether others follow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
+    /// The name of a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Reply {
+    /// The last reply.
+    pub fn last(parameters: Value) -> Self {
+        Self { parameters, ..Self::default() }
+    }
+
+    /// One that others follow.
+    pub fn more(parameters: Value) -> Self {
+        Self { parameters, continues: true, error: None }
+    }
+
+    /// A failure, as `INTERFACE.Failed` with the code, the text and all that programs may want to know of it.
+    pub fn failed(interface: &str, error: &Error) -> Self {
+        let mut parameters = error.to_json(&crate::time::now());
+        parameters["failure"] = serde_json::to_value(error).unwrap_or_default();
+        Self { parameters, continues: false, error: Some(format!("{interface}.Failed")) }
+    }
+
+    /// A failure that the protocol itself defines.
+    pub fn of_service(error: &str, key: &str, value: &str) -> Self {
+        let parameters = json!({ key: value });
+        Self { parameters, continues: false, error: Some(format!("org.varlink.service.{error}")) }
+    }
+}
+
+/// A connection, which never waits.
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    received: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    /// What is to be sent, message by message, each with its descriptors.
+    sending: std::collections::VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+}
+
+impl Connection {
+    /// The connection over `socket`.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket, received: Vec::new(), fds: Vec::new(), sending: std::collections::VecDeque::new() }
+    }
+
+    /// The socket.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether something waits to be sent.
+    pub fn owes(&self) -> bool {
+        !self.sending.is_empty()
+    }
+
+    /// Takes what has come; false at the end.
+    ///
+    /// # Errors
+    /// `EMSGSIZE` where a message is too long.
+    pub fn receive(&mut self) -> Result<bool> {
+        let mut buffer = [0; 16384];
+        match socket::receive_some(self.socket.as_fd(), &mut buffer) {
+            Ok((0, _)) => Ok(false),
+            Ok((length, fds)) => {
+                self.received.extend_from_slice(&buffer[..length]);
+                self.fds.extend(fds);
+                if self.received.len() > LONGEST || self.fds.len() > socket::MOST_FDS {
+                    return Err(Error::new(Code::Usage, format!("a message is longer than {LONGEST} bytes")));
+                }
+                Ok(true)
+            }
+            Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EINTR) => Ok(true),
+            Err(e) if e.errno() == Errno::ECONNRESET => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The next whole message, and the descriptors that came until its end.
+    pub fn message(&mut self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+        let end = self.received.iter().position(|byte| *byte == 0)?;
+        let mut message: Vec<u8> = self.received.drain(..=end).collect();
+        message.pop();
+        if self.received.is_empty() {
+            self.received = Vec::new();
+        }
+        Some((message, std::mem::take(&mut self.fds)))
+    }
+
+    /// Sends `message` as soon as the peer takes it.
+    ///
+    /// # Errors
+    /// `EPIPE` where the peer is gone; `EMSGSIZE` where it has not read for too long.
+    pub fn send(&mut self, message: &impl Serialize, fds: Vec<OwnedFd>) -> Result<()> {
+        let mut text = serde_json::to_vec(message).map_err(|e| Error::new(Code::System, e.to_string()))?;
+        text.push(0);
+        self.sending.push_back((text, fds));
+        if self.sending.iter().map(|(text, _)| text.len()).sum::<usize>() > MOST_KEPT {
+            return Err(Error::new(Code::System, "the peer does not read"));
+        }
+        self.flush()
+    }
+
+    /// Sends what waits to be sent, as far as the peer takes it.
+    ///
+    /// # Errors
+    /// `EPIPE` where it is gone.
+    pub fn flush(&mut self) -> Result<()> {
+        while let Some((text, fds)) = self.sending.front_mut() {
+            let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            match socket::send_some(self.socket.as_fd(), text, &borrowed) {
+                Ok(sent) => {
+                    fds.clear();
+                    text.drain(..sent);
+                    if text.is_empty() {
+                        self.sending.pop_front();
+                    }
+                }
+                Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What every service says of itself: the answer to a call of `org.varlink.service`, for one that has the interfaces
+/// `interfaces`, each with its name.
+pub fn about(call: &Call, interfaces: &[(&str, &str)]) -> Reply {
+    let all = interfaces.iter().copied().chain([("org.varlink.service", SERVICE)]);
+    match call.method.as_str() {
+        "org.varlink.service.GetInfo" => Reply::last(json!({
+            "vendor": "Coracle",
+            "product": "coracle",
+            "version": env!("CARGO_PKG_VERSION"),
+            "url": "",
+            "interfaces": all.map(|(name, _)| name).collect::<Vec<_>>(),
+        })),
+        "org.varlink.service.GetInterfaceDescription" => {
+            let wanted = call.parameters["interface"].as_str().unwrap_or_default();
+            match all.into_iter().find(|(name, _)| *name == wanted) {
+                Some((_, description)) => Reply::last(json!({ "description": description })),
+                None => Reply::of_service("InterfaceNotFound", "interface", wanted),
+            }
+        }
+        method => Reply::of_service("MethodNotFound", "method", method),
+    }
+}

@@ -1,0 +1,110 @@
+//! A pod from its making to its removal.
+
+use coracle_tests::pod::Pods;
+use coracle_tests::privileged;
+
+const TWO: &str = "
+  containers:
+  - {name: one, image: IMAGE, command: [sh, -c, 'hostname > /dev/shm/x; echo up; sleep 1000']}
+  - {name: two, image: IMAGE, command: [sleep, '1000']}
+";
+
+#[test]
+fn a_pod_is_run_looked_at_and_removed() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TWO);
+        assert_eq!(pods.inspect("web")["phase"], "Running");
+        pods.becomes("web", "one", "ready", true);
+        assert!(pods.call(&["ls"]).succeeds().text().contains("Running"));
+        assert_eq!(pods.call(&["ls", "-q"]).succeeds().lines(), ["web"]);
+        assert_eq!(host.call(&["list", "-q"]).succeeds().text(), "", "pods are no containers");
+        assert_eq!(pods.logs("web/one"), "up");
+        pods.exec("web/two", &["sh", "-c", "echo in; exit 3"]).exits(3);
+        pods.call(&["rm", "web"]).fails_with(&["is not over", "--force"]);
+        pods.call(&["stop", "--time", "0", "web"]).succeeds();
+        assert_eq!(pods.inspect("web")["phase"], "Failed");
+        assert_eq!(pods.container("web", "one")["exit"]["exitCode"], 137);
+        pods.call(&["rm", "web"]).succeeds();
+        pods.call(&["inspect", "web"]).fails_with(&["pod \"web\" does not exist"]);
+    });
+}
+
+#[test]
+fn containers_of_a_pod_share_network_ipc_and_host_name_but_neither_processes_nor_files() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TWO);
+        let of = |container: &str, kind: &str| {
+            pods.exec(container, &["readlink", &format!("/proc/self/ns/{kind}")]).succeeds().text()
+        };
+        for kind in ["net", "ipc", "uts"] {
+            assert_eq!(of("web/one", kind), of("web/two", kind), "{kind}");
+        }
+        for kind in ["pid", "mnt"] {
+            assert_ne!(of("web/one", kind), of("web/two", kind), "{kind}");
+        }
+        assert_eq!(pods.exec("web/one", &["hostname"]).succeeds().text(), "web");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pod_ends_when_its_containers_have_ended() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: good, image: IMAGE, command: [sh, -c, 'echo done']}
+  - {name: bad, image: IMAGE, command: [sh, -c, 'echo oh >&2; exit 7']}
+";
+        pods.run("job", spec);
+        pods.call(&["wait", "job/good"]).exits(0);
+        pods.call(&["wait", "job/bad"]).exits(7);
+        pods.call(&["wait", "job"]).exits(7);
+        assert_eq!(pods.inspect("job")["phase"], "Failed");
+        assert_eq!(pods.container("job", "good")["exit"]["reason"], "Completed");
+        assert_eq!(pods.logs("job/good"), "done");
+        pods.call(&["rm", "job"]).succeeds();
+    });
+}
+
+#[test]
+fn a_pod_whose_image_is_missing_says_so() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: a, image: nobody/has:this, imagePullPolicy: Never}
+";
+        pods.make("run", "web", spec).fails_with(&["launching", "nobody/has:this"]);
+        assert_eq!(pods.container("web", "a")["exit"]["reason"], "LaunchFailed");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_document_with_an_unknown_field_makes_nothing() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  nodeSelector: {a: b}
+  containers:
+  - {name: a, image: IMAGE}
+";
+        pods.make("run", "web", spec).fails_with(&["/spec/nodeSelector: it is unknown or not supported"]);
+        assert_eq!(pods.call(&["ls", "-q"]).succeeds().text(), "");
+    });
+}
+
+#[test]
+fn names_are_taken_once() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TWO);
+        pods.make("run", "web", TWO).fails_with(&["pod \"web\" already exists"]);
+        pods.remove("web");
+    });
+}

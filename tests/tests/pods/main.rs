@@ -1,0 +1,3 @@
+//! Pods: containers with a life in common, and the supervisor that looks after them.
+
+mod life;
