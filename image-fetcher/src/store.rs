@@ -343,9 +343,9 @@ pub(crate) fn check_layout(bytes: &[u8]) -> Result<()> {
 
 /// Whether `name` can be a snapshot's or container's ID: letters, digits and `_+-.`, as runc has it.
 pub(crate) fn check_id(id: &str) -> Result<&OsStr> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'+' | b'-' | b'.');
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'+' | b'-' | b'.' | b'~');
     if id.is_empty() || id.len() > 255 || id.starts_with('.') || !id.bytes().all(plain) {
-        let why = format!("{id:?} is no ID: letters, digits and the characters _+-. make one");
+        let why = format!("{id:?} is no ID: letters, digits and the characters _+-.~ make one");
         return Err(Error::new(Kind::Usage, why));
     }
     Ok(OsStr::new(id))

@@ -30,7 +30,7 @@ pub use exec::Exec;
 pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch};
 pub use look::{Events, List, Ps};
-pub use pod::{Attach, Logs, Make, PodExec, PodVerb, Target};
+pub use pod::{Attach, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;
 
 /// What stands before the command.

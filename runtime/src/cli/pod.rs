@@ -34,12 +34,7 @@ pub enum PodVerb {
         force: bool,
     },
     /// Prints all pods.
-    List {
-        /// Their names alone.
-        quiet: bool,
-        /// As JSON.
-        json: bool,
-    },
+    List(ListForm),
     /// Prints a pod as JSON.
     Inspect(String),
     /// Prints what a container wrote.
@@ -67,6 +62,17 @@ pub enum PodVerb {
     Forget(Target),
     /// Prints what happens.
     Watch(String),
+}
+
+/// What `pod ls` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListForm {
+    /// A table.
+    Table,
+    /// JSON.
+    Json,
+    /// Names alone.
+    Names,
 }
 
 /// The options of `pod run` and `pod create`.
@@ -261,15 +267,15 @@ fn remove(parser: &mut lexopt::Parser) -> Result<PodVerb> {
 }
 
 fn list(parser: &mut lexopt::Parser) -> Result<PodVerb> {
-    let (mut quiet, mut json) = (false, false);
+    let mut form = ListForm::Table;
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('q') | Long("quiet") => quiet = true,
-            Long("json") => json = true,
+            Short('q') | Long("quiet") => form = ListForm::Names,
+            Long("json") => form = ListForm::Json,
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(PodVerb::List { quiet, json })
+    Ok(PodVerb::List(form))
 }
 
 fn logs(parser: &mut lexopt::Parser) -> Result<Logs> {

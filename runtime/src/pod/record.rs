@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::document::Pod;
 use crate::cgroup::Place;
 use crate::error::{Code, Context, Error, Result};
-use crate::state::{self, LONGEST};
 use crate::state::record::Process;
+use crate::state::{self, LONGEST};
 
 /// The directory of pods in the directory of states.
 pub const PODS: &str = ".pods";

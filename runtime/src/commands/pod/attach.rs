@@ -34,11 +34,7 @@ pub(super) fn attach(global: &Global, options: &Attach) -> Result<u8> {
     if is_raw && let Ok((rows, columns)) = tty::size(stdin.as_fd()) {
         resize(rows, columns);
     }
-    let done = relay(ways, None, |rows, columns| {
-        if is_raw {
-            resize(rows, columns)
-        }
-    });
+    let done = relay(ways, None, &mut resize);
     if let Some(before) = before {
         let _ = tty::restore(stdin.as_fd(), &before);
     }

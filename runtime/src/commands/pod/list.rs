@@ -2,19 +2,19 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::Global;
+use crate::cli::{Global, ListForm};
 use crate::error::Result;
 use crate::pod::record;
 
 /// Prints all pods as a table, as JSON, or their names alone.
-pub(super) fn list(global: &Global, quiet: bool, as_json: bool) -> Result<u8> {
+pub(super) fn list(global: &Global, form: ListForm) -> Result<u8> {
     let names = record::names(&global.root)?;
-    if quiet {
+    if form == ListForm::Names {
         crate::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>());
         return Ok(0);
     }
     let told: Vec<Value> = names.iter().map(|name| pod(global, name)).collect();
-    if as_json {
+    if form == ListForm::Json {
         return super::print(&Value::Array(told));
     }
     let mut rows = vec![["NAME", "PHASE", "READY", "RESTARTS", "CREATED"].map(str::to_owned)];

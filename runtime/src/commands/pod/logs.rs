@@ -25,7 +25,10 @@ pub(super) fn logs(global: &Global, options: &Logs) -> Result<u8> {
     let text = files.iter().map(read_on).collect::<Result<Vec<_>>>()?.concat();
     printer.print(&text)?;
     printer.tail = None;
-    while options.follow {
+    if !options.follow {
+        return Ok(0);
+    }
+    loop {
         let Some(current) = files.last() else { return Ok(0) };
         let text = read_on(current)?;
         let is_quiet = text.is_empty();
@@ -40,7 +43,6 @@ pub(super) fn logs(global: &Global, options: &Logs) -> Result<u8> {
             }
         }
     }
-    Ok(0)
 }
 
 fn files(client: &mut Client, path: &str) -> Result<(Vec<OwnedFd>, bool)> {

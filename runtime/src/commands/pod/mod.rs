@@ -34,7 +34,7 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
             Err(e) if *force && e.code() == Code::NotFound => Ok(0),
             removed => removed,
         },
-        PodVerb::List { quiet, json } => list::list(global, *quiet, *json),
+        PodVerb::List(form) => list::list(global, *form),
         PodVerb::Inspect(pod) => print(&call(global, pod, "Inspect", json!({}))?["pod"]),
         PodVerb::Logs(options) => logs::logs(global, options),
         PodVerb::Attach(options) => attach::attach(global, options),

@@ -22,12 +22,12 @@ pub(super) struct Way<'f> {
 impl<'f> Way<'f> {
     /// To the caller: when all of these have ended, all is done.
     pub(super) fn out(from: BorrowedFd<'f>, to: BorrowedFd<'f>) -> Self {
-        Self { from, to, flow: Flow::new(), counts: true, ends: false }
+        Self { from, to, flow: Flow::default(), counts: true, ends: false }
     }
 
     /// From the caller, whose end is told by closing half of the socket `to`.
     pub(super) fn into(from: BorrowedFd<'f>, to: BorrowedFd<'f>) -> Self {
-        Self { from, to, flow: Flow::new(), counts: false, ends: true }
+        Self { from, to, flow: Flow::default(), counts: false, ends: true }
     }
 
     fn is_over(&self) -> bool {

@@ -40,7 +40,7 @@ impl Terminal {
         coracle_sys::file::set_nonblocking(master.as_fd())?;
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
         let before = tty::is_terminal(stdin.as_fd()).then(|| tty::make_raw(stdin.as_fd())).transpose()?;
-        let terminal = Self { master, stdin, stdout, before, typed: Flow::new(), shown: Flow::new() };
+        let terminal = Self { master, stdin, stdout, before, typed: Flow::default(), shown: Flow::default() };
         if terminal.before.is_some() {
             terminal.resize()?;
         }
@@ -116,12 +116,13 @@ pub struct Flow {
 /// How many bytes are taken at once: as many as a pipe that is ready takes without blocking (`PIPE_BUF`, pipe(7)).
 const CHUNK: usize = 4096;
 
-impl Flow {
-    /// One that has passed nothing on yet.
-    pub fn new() -> Self {
+impl Default for Flow {
+    fn default() -> Self {
         Self { waiting: Vec::with_capacity(CHUNK), open: true }
     }
+}
 
+impl Flow {
     /// Whether more can come.
     pub fn is_open(&self) -> bool {
         self.open
