@@ -7,7 +7,7 @@
 
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -83,7 +83,13 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&said);
     let said = said.trim().lines().last().map(|line| format!(", saying {line:?}")).unwrap_or_default();
-    Err(Error::new(Code::Hook, format!("it failed with {status}{said}")))
+    let error = Error::new(Code::Hook, format!("it failed with {status}{said}"));
+    Err(match status.signal() {
+        Some(libc::SIGSYS) => {
+            error.hint("bad system call: /linux/seccomp does not allow it, and holds for start hooks")
+        }
+        _ => error,
+    })
 }
 
 /// How much of what a hook says on its standard error is kept, in bytes: the end of it.

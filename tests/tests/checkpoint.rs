@@ -103,6 +103,12 @@ fn what_can_not_be_done_is_told_and_leaves_the_container_alone() {
         host.call(&missing).fails_with(&["/no/such/criu is not installed", "install the package criu"]);
         let failing = ["--criu", "false", "checkpoint", "--image-path", &images, container.id()];
         host.call(&failing).fails_with(&["criu dump: it ended with 1", "dump.log"]);
+        for (parent, words) in
+            [("/earlier", "must be relative to --image-path"), ("../earlier", "no such file")]
+        {
+            let failing = ["checkpoint", "--image-path", &images, "--parent-path", parent, container.id()];
+            host.call(&failing).fails_with(&["--parent-path", parent, words]);
+        }
         assert_eq!(container.status(), "running");
         let other = host.bundle(Spec::new());
         let directory = other.directory().to_str().unwrap();

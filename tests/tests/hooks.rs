@@ -107,6 +107,25 @@ fn a_failing_hook_before_the_start_stops_the_container() {
 }
 
 #[test]
+fn a_start_hook_that_the_filter_ends_is_told_why() {
+    privileged(|host| {
+        if !host.needs_coracle("start hooks below the filter") {
+            return;
+        }
+        let rules = json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}]);
+        let spec =
+            Spec::new().seccomp("SCMP_ACT_ALLOW", &rules).hook("startContainer", &["/bin/mkdir", "/made"]);
+        let bundle = host.bundle(spec);
+        bundle.run().fails_with(&[
+            "error running startContainer hook #0",
+            "bad system call",
+            "/linux/seccomp",
+        ]);
+        assert!(!bundle.rootfs().join("made").exists());
+    });
+}
+
+#[test]
 fn a_failing_poststop_hook_does_not_keep_the_container() {
     privileged(|host| {
         let container = host.bundle(Spec::new().hook("poststop", &["/bin/false"])).start();

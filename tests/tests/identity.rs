@@ -96,6 +96,26 @@ fn the_hosts_groups_are_not_kept() {
     });
 }
 
+/// As `podman run --group-add keep-groups` asks.
+#[test]
+fn the_callers_groups_are_kept_where_that_is_asked_for() {
+    privileged(|host| {
+        let keep = |value: &str| Spec::new().set("/annotations/run.oci.keep_original_groups", value);
+        let groups = |spec: Spec| {
+            let bundle = host.bundle(spec.user(1000, 1000).args(["grep", "^Groups", "/proc/self/status"]));
+            let directory = bundle.directory().display();
+            let id = host.name("kept");
+            host.shell(&format!("exec setpriv --groups 5,2000 $RUNTIME run --bundle {directory} {id}"))
+                .succeeds()
+                .text()
+        };
+        assert_eq!(groups(keep("1")).split_whitespace().collect::<Vec<_>>(), ["Groups:", "5", "2000"]);
+        assert_eq!(groups(keep("0")), "Groups:");
+        let both = keep("1").set("/process/user/additionalGids", json!([7]));
+        host.bundle(both).run().fails_with(&["/process/user/additionalGids", "keep_original_groups"]);
+    });
+}
+
 #[test]
 fn the_umask_is_as_asked() {
     privileged(|host| {

@@ -20,6 +20,7 @@ use crate::state::{State, Status};
 pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
     let id = &options.id;
     let attempt = || -> Result<()> {
+        check_parent(options)?;
         let state = State::open(&global.root, id)?;
         let not_running = || Error::new(Code::IllegalState, "container not running");
         let record = state.record()?.filter(|r| r.status() == Status::Running).ok_or_else(not_running)?;
@@ -58,6 +59,16 @@ pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
     };
     attempt().context(|| format!("checkpointing container {id:?}"))?;
     Ok(0)
+}
+
+/// CRIU looks for earlier images from the new ones on, so that both can be moved together.
+fn check_parent(options: &cli::Checkpoint) -> Result<()> {
+    let Some(parent) = &options.parent else { return Ok(()) };
+    if parent.is_absolute() {
+        let why = format!("--parent-path is {parent:?}, and must be relative to --image-path");
+        return Err(Error::new(Code::Usage, why));
+    }
+    file::open_dir(options.images.join(parent)).map(drop).context(|| format!("--parent-path is {parent:?}"))
 }
 
 /// The launch plan of a configuration that CRIU is to handle.

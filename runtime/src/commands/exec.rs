@@ -97,7 +97,7 @@ fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) 
     let process = adjusted.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
     let affinity = scheduling::affinity(process)?;
-    let mut process = ProcessPlan::new(process, adjusted.spec.linux().as_ref())?;
+    let mut process = ProcessPlan::new(&adjusted.spec)?;
     process.scheduling.affinity = affinity;
     process.adjust(&mut adjusted);
     seccomp_agent::check(spec, &process)?;

@@ -76,7 +76,9 @@ fn become_user(plan: &ProcessPlan, capabilities: &Capabilities) -> Result<()> {
     if keeps {
         identity::keep_capabilities(true)?;
     }
-    set_groups(&plan.groups)?;
+    if let Some(groups) = &plan.groups {
+        set_groups(groups)?;
+    }
     identity::set_group(plan.gid)?;
     identity::set_user(plan.uid)?;
     Ok(())

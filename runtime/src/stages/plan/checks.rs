@@ -4,6 +4,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
 
+use super::process::{KEEP_GROUPS, keeps_groups};
 use super::{linux, namespace_checks, scheduling};
 use crate::error::{Code, Error, Result};
 
@@ -78,7 +79,13 @@ fn absolute(path: &Path, field: impl FnOnce() -> String) -> Result<()> {
 }
 
 fn users_are_possible(spec: &Spec) -> Result<()> {
-    spec.process().as_ref().map_or(Ok(()), possible_users)
+    let Some(process) = spec.process() else { return Ok(()) };
+    let names_groups = process.user().additional_gids().as_ref().is_some_and(|groups| !groups.is_empty());
+    if names_groups && keeps_groups(spec) {
+        let why = format!("/process/user/additionalGids is set, and so is /annotations/{KEEP_GROUPS}");
+        return Err(invalid(why).hint("groups are named, or kept"));
+    }
+    possible_users(process)
 }
 
 /// The ID -1 means "unchanged" to the kernel: asked for, it would leave the process root.

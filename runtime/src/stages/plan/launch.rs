@@ -102,9 +102,7 @@ impl Launch {
     /// # Errors
     /// `InvalidSpec`, `Unsupported`.
     pub fn new(spec: &Spec, rootfs: &Path) -> Result<Self> {
-        let process = spec.process().as_ref();
-        let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
-        let process = ProcessPlan::new(process, spec.linux().as_ref())?;
+        let process = ProcessPlan::new(spec)?;
         let namespaces = namespaces::plan(spec)?;
         let inside = Inside::new(spec, rootfs, namespaces.new_mount())?;
         Ok(Self { namespaces, inside: Some(inside), process })

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use coracle_isolator::{Landlock, SeccompProgram};
 use coracle_isolator_host::Adjusted;
 use coracle_sys::identity::Capabilities;
-use oci_spec::runtime::{Linux, Process};
+use oci_spec::runtime::Spec;
 use serde::Serialize;
 
 use super::scheduling::Scheduling;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 
 /// A process, as the child becomes it.
 #[derive(Debug, Clone, Serialize)]
@@ -25,8 +25,8 @@ pub struct ProcessPlan {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
-    /// Its supplementary groups, and no others.
-    pub groups: Vec<u32>,
+    /// Its supplementary groups, and no others; `None` where it keeps those of the runtime's caller.
+    pub groups: Option<Vec<u32>>,
     /// Its mask for new files' permission bits.
     pub umask: u32,
     /// Its resource limits: name, soft, hard.
@@ -59,6 +59,15 @@ pub struct ProcessPlan {
 /// The umask of a process whose configuration names none: what runc's and crun's users have.
 const UMASK: u32 = 0o022;
 
+/// The annotation by which podman's `--group-add keep-groups` asks for the groups of who calls the runtime, as crun knows
+/// it.
+pub(super) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
+pub(super) fn keeps_groups(spec: &Spec) -> bool {
+    let annotation = spec.annotations().as_ref().and_then(|all| all.get(KEEP_GROUPS));
+    annotation.is_some_and(|value| value != "0")
+}
+
 /// Each variable once, with the value that it is given last.
 fn last_of_each(env: &[String]) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
@@ -70,11 +79,13 @@ fn last_of_each(env: &[String]) -> Vec<String> {
 }
 
 impl ProcessPlan {
-    /// The plan of `process` in a container of `linux`, without what isolators decide.
+    /// The plan of the process of `spec`, without what isolators decide.
     ///
     /// # Errors
     /// `InvalidSpec`, `Unsupported`.
-    pub fn new(process: &Process, linux: Option<&Linux>) -> Result<Self> {
+    pub fn new(spec: &Spec) -> Result<Self> {
+        let process = spec.process().as_ref();
+        let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
         let user = process.user();
         let cell = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
         let limit = |l: &oci_spec::runtime::PosixRlimit| (l.typ().to_string(), l.soft(), l.hard());
@@ -84,14 +95,14 @@ impl ProcessPlan {
             cwd: process.cwd().clone(),
             uid: user.uid(),
             gid: user.gid(),
-            groups: user.additional_gids().clone().unwrap_or_default(),
+            groups: (!keeps_groups(spec)).then(|| user.additional_gids().clone().unwrap_or_default()),
             umask: user.umask().unwrap_or(UMASK),
             rlimits: process.rlimits().iter().flatten().map(limit).collect(),
             oom_score_adj: process.oom_score_adj(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             terminal: process.terminal().unwrap_or(false),
             console_size: process.console_size().map(|b| (cell(b.height()), cell(b.width()))),
-            scheduling: Scheduling::new(process, linux)?,
+            scheduling: Scheduling::new(process, spec.linux().as_ref())?,
             apparmor_profile: process.apparmor_profile().clone().filter(|profile| !profile.is_empty()),
             selinux_label: process.selinux_label().clone().filter(|label| !label.is_empty()),
             capabilities: Capabilities::default(),
