@@ -24,6 +24,9 @@ const ORIGIN: &str = "_CORACLE_ORIGIN";
 const ENVIRONMENT: [&str; 5] =
     ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE", "LISTEN_FDS"];
 
+/// The runtime's own mask for new files: what it makes has the mode that is asked for, whatever mask the caller has.
+pub const UMASK: u32 = 0o022;
+
 /// Returns when the running executable can't be written to by anybody it meets, and nobody can look into the
 /// process. Of the descriptors that the caller left open, those of `preserve` are kept for the container, and one that `read` names (`/dev/fd/63`) until it is read; the others will not outlive the next execve(2).
 /// Of its environment only what the runtime goes by is kept, and those of `variables` that are names.
@@ -32,8 +35,7 @@ const ENVIRONMENT: [&str; 5] =
 /// `System` where the kernel allows neither way.
 pub fn protect(preserve: &[i32], read: Option<&Path>, variables: &[String]) -> Result<()> {
     process::open_streams()?;
-    // What is made from here on has the mode that is asked for, whatever mask the caller has.
-    coracle_sys::identity::set_umask(0o022);
+    coracle_sys::identity::set_umask(UMASK);
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_PATH, 0, Resolve::Host)
         .context(|| "opening the runtime's own executable")?;
     let was_executed_again = std::env::var_os(ORIGIN).is_some();

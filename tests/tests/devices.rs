@@ -58,6 +58,35 @@ fn a_device_below_a_new_directory_is_made() {
     });
 }
 
+/// Who is asked for by a user of it is the one on the host whom that user is mapped to.
+#[test]
+fn a_user_namespace_has_devices_that_the_host_has_not() {
+    privileged(|host| {
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        let device = json!({"path": "/dev/dir/extra", "type": "c", "major": 1, "minor": 5,
+                            "fileMode": 0o157, "uid": 10, "gid": 11});
+        let other = json!({"path": "/dev/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600});
+        let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"});
+        let script = "stat -c '%F %t:%T %a %u:%g' /dev/dir/extra /dev/zero; head -c 5 /dev/zero | wc -c; \
+                      mknod /dev/more c 1 5 2>/dev/null || echo refused";
+        let spec = Spec::new()
+            .namespace("user")
+            .set("/linux/uidMappings", map.clone())
+            .set("/linux/gidMappings", map)
+            .push("/linux/devices", device)
+            .push("/linux/devices", other)
+            .push("/linux/resources/devices", rule)
+            .script(script);
+        let run = host.bundle(spec).run();
+        if run.stderr.contains("Linux 6.15") {
+            return host.skip("before Linux 6.15 a user namespace has the host's devices alone");
+        }
+        let special = "character special file 1:5";
+        let owners = [format!("{special} 157 10:11"), format!("{special} 600 0:0")];
+        assert_eq!(run.succeeds().lines(), [&owners[0], &owners[1], "5", "refused"]);
+    });
+}
+
 #[test]
 fn what_no_rule_allows_can_not_be_opened() {
     privileged(|host| {

@@ -19,16 +19,29 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// Makes the devices `devices`; by binding the host's where a user namespace, the container's (`in_user_namespace`) or
-/// the runtime's own, forbids making them.
-pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], in_user_namespace: bool) -> Result<()> {
+/// What the runtime did about devices.
+pub(super) struct Made<'a> {
+    /// The nodes that it made, in the order of the devices.
+    pub(super) nodes: &'a [Option<OwnedFd>],
+    /// Whether it put the child into a user namespace.
+    pub(super) in_user_namespace: bool,
+}
+
+/// Makes the devices `devices`; by attaching what the runtime has made or binding the host's where a user namespace, the
+/// container's or the runtime's own, forbids making them.
+pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], before: &Made<'_>) -> Result<()> {
     if devices.is_empty() {
         return Ok(());
     }
     let dev = open_dev(root)?;
-    let mut bound = in_user_namespace;
-    for device in devices {
-        let make = |bound| if bound { bind(root, device) } else { make_one(root, dev.as_fd(), device) };
+    let mut bound = before.in_user_namespace;
+    for (index, device) in devices.iter().enumerate() {
+        let node = before.nodes.get(index).and_then(Option::as_ref);
+        let make = |bound| match node {
+            Some(node) => attach(root, device, node),
+            None if bound => bind(root, device),
+            None => make_one(root, dev.as_fd(), device),
+        };
         let mut made = make(bound);
         if !bound && made.as_ref().is_err_and(|e| e.errno() == Some(Errno::EPERM)) && identity::is_rootless()
         {
@@ -91,16 +104,22 @@ fn place(root: BorrowedFd<'_>, device: &Device) -> Result<(Option<OwnedFd>, std:
     Ok((dir, name))
 }
 
+const BOUND: &str =
+    "in a user namespace devices are bound from the host, before Linux 6.15 and for others than root";
+
 fn bind(root: BorrowedFd<'_>, device: &Device) -> Result<()> {
     let host = Path::new("/").join(&device.target);
-    let source = file::open(file::CWD, &host, libc::O_PATH | libc::O_NOFOLLOW, 0, Resolve::Host)?;
+    let source = file::open(file::CWD, &host, libc::O_PATH | libc::O_NOFOLLOW, 0, Resolve::Host)
+        .map_err(|e| Error::from(e).hint(BOUND))?;
     let stat = file::stat(source.as_fd())?;
     if stat.st_mode & libc::S_IFMT != device.kind || stat.st_rdev != file::device(device.major, device.minor)
     {
-        return Err(Error::new(Code::Unsupported, "the host has no such device at that path")
-            .hint("in a user namespace devices are bound from the host"));
+        return Err(Error::new(Code::Unsupported, "the host has no such device at that path").hint(BOUND));
     }
-    let tree = mount::clone_tree(source.as_fd(), Path::new(""), false)?;
+    attach(root, device, &mount::clone_tree(source.as_fd(), Path::new(""), false)?)
+}
+
+fn attach(root: BorrowedFd<'_>, device: &Device, tree: &OwnedFd) -> Result<()> {
     let target = super::root::target(root, &device.target, false)?;
     Ok(mount::attach(tree.as_fd(), target.as_fd())?)
 }

@@ -74,11 +74,13 @@ pub struct Sources {
     pub root: Option<OwnedFd>,
     /// What each mount shows, in their order, where the runtime made it ready.
     pub mounts: Vec<Option<OwnedFd>>,
+    /// The device nodes, in their order, where the runtime made them.
+    pub devices: Vec<Option<OwnedFd>>,
 }
 
 impl Sources {
     fn opened(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.root.iter().chain(self.mounts.iter().flatten())
+        self.root.iter().chain(self.mounts.iter().chain(&self.devices).flatten())
     }
 
     fn mount(&self, index: usize) -> Option<&OwnedFd> {
@@ -191,7 +193,9 @@ fn build_inside(
     for (index, mount) in inside.mounts.iter().enumerate() {
         mounts::mount(&mut root, mount, birth, birth.sources.mount(index))?;
     }
-    devices::make(root.as_fd(), &inside.devices, launch.namespaces.in_user())?;
+    let made =
+        devices::Made { nodes: &birth.sources.devices, in_user_namespace: launch.namespaces.in_user() };
+    devices::make(root.as_fd(), &inside.devices, &made)?;
     console::open(root.as_fd(), (&launch.process, inside), birth)?;
     rootfs::run_hooks(root.as_fd(), inside, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;

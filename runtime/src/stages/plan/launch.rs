@@ -86,6 +86,16 @@ pub struct Device {
     pub gid: u32,
 }
 
+impl Device {
+    /// Whether every container has it just so.
+    pub fn is_default(&self) -> bool {
+        (self.kind, self.mode, self.uid, self.gid) == (libc::S_IFCHR, 0o666, 0, 0)
+            && DEFAULT_DEVICES.iter().any(|(target, major, minor)| {
+                (self.target.as_path(), self.major, self.minor) == (Path::new(target), *major, *minor)
+            })
+    }
+}
+
 /// The devices of every container (runtime-spec 1.3, config-linux.md, "Default Devices").
 const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
     ("dev/null", 1, 3),

@@ -5,6 +5,7 @@ mod joins;
 mod sources;
 mod owners;
 mod clone;
+mod devices;
 mod users;
 
 use std::os::fd::{AsFd, OwnedFd};

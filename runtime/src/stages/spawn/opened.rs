@@ -49,7 +49,7 @@ impl Opened {
     /// # Errors
     /// Whatever opening says.
     pub fn in_root(root: OwnedFd, process: BorrowedFd<'_>, kinds: i32) -> Result<Self> {
-        let sources = Sources { root: Some(root), mounts: Vec::new() };
+        let sources = Sources { root: Some(root), ..Sources::default() };
         Ok(Self { joins: joins_of(process, kinds)?, mounts_of: None, sources })
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use coracle_sys::mount::{self, Attributes, Propagation};
 use coracle_sys::{Errno, identity};
 
-use super::owners;
+use super::{devices, owners};
 use crate::error::{Code, Context, Error, Result};
 use crate::init::{Sources, clone_root, open_source};
 use crate::stages::plan::Launch;
@@ -15,8 +15,8 @@ use crate::stages::plan::mounts::{MountPlan, Source};
 use crate::stages::plan::namespaces::Namespaces;
 
 /// Makes ready, as detached trees, what the child could not: mounts whose files have other owners inside, since only the
-/// runtime has the right to map them; and, for a child in a user namespace, the root file system and the sources of bind
-/// mounts, since it may not pass through a directory that belongs to a user who is not mapped there. A caller without
+/// runtime has the right to map them; and, for a child in a user namespace, device nodes, the root file system and the
+/// sources of bind mounts, since it may not pass through a directory that belongs to a user who is not mapped there. A caller without
 /// privilege can't, and need not: its child is the same user. What is `joined` holds a user namespace that the
 /// container joins, if it does.
 ///
@@ -34,7 +34,8 @@ pub(super) fn open(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<So
     let one = |plan: &MountPlan| if is_needed(plan) { source(plan, launch, joined) } else { Ok(None) };
     let mounts = inside.mounts.iter().map(one).collect::<Result<_>>()?;
     let root = for_stranger.then(|| clone_root(&inside.rootfs).and_then(follow_host)).transpose()?;
-    Ok(Sources { root, mounts })
+    let devices = if for_stranger { devices::make(&inside.devices, &launch.namespaces)? } else { Vec::new() };
+    Ok(Sources { root, mounts, devices })
 }
 
 fn source(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
