@@ -341,7 +341,8 @@ pub(crate) fn check_layout(bytes: &[u8]) -> Result<()> {
     Err(Error::new(Kind::Unsupported, why))
 }
 
-/// Whether `name` can be a snapshot's or container's ID: letters, digits and `_+-.`, as runc has it.
+/// Whether `name` can be a snapshot's or container's ID: letters, digits and `_+-.`, as runc has it; and `~` where
+/// the ID of a container that is below another has `/`.
 pub(crate) fn check_id(id: &str) -> Result<&OsStr> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'+' | b'-' | b'.' | b'~');
     if id.is_empty() || id.len() > 255 || id.starts_with('.') || !id.bytes().all(plain) {
@@ -390,6 +391,6 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a\n", ".hidden", "ä"] {
             assert_eq!(check_id(bad).unwrap_err().kind(), Kind::Usage, "{bad:?}");
         }
-        assert!(check_id("web-1.0_x+y").is_ok());
+        assert!(check_id("web-1.0_x+y").is_ok() && check_id("web~debug-1").is_ok());
     }
 }

@@ -69,12 +69,21 @@ impl Cloned {
     /// # Errors
     /// What the child says went wrong, or that it died.
     pub fn go(self) -> Result<Ready> {
+        self.go_with(|_| Ok(()))
+    }
+
+    /// The same, where `wait` waits first until the socket that it gets has something to say.
+    ///
+    /// # Errors
+    /// As [`Self::go`], or `wait`.
+    pub fn go_with(self, wait: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<Ready> {
         let said = match say(self.socket.as_fd(), GO) {
             Ok(()) => true,
             // A child that failed before Go has said so and closed its end: what it said is still to be heard.
             Err(error) if error.errno() == Some(Errno::EPIPE) => false,
             Err(error) => return Err(error),
         };
+        wait(self.socket.as_fd())?;
         match hear(self.socket.as_fd())? {
             Some(READY) if said => Ok(Ready { socket: self.socket }),
             Some(READY) => Err(out_of_order(READY, "the end")),
@@ -102,8 +111,21 @@ impl Ready {
     /// # Errors
     /// What the child says went wrong, or `deliver`; then the child ends.
     pub fn exec(self, deliver: impl FnOnce(OwnedFd) -> Result<()>) -> Result<()> {
+        self.exec_with(|_| Ok(()), deliver)
+    }
+
+    /// The same, where `wait` waits first until the socket that it gets has something to say.
+    ///
+    /// # Errors
+    /// As [`Self::exec`], or `wait`.
+    pub fn exec_with(
+        self,
+        wait: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+        deliver: impl FnOnce(OwnedFd) -> Result<()>,
+    ) -> Result<()> {
         let socket = self.socket.as_fd();
         say(socket, EXEC)?;
+        wait(socket)?;
         let mut heard = hear_with(socket)?;
         if let Some((LISTENER, Some(listener))) = heard {
             deliver(listener)?;

@@ -6,15 +6,15 @@
 //! (CVE-2025-23266).
 
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use coracle_sys::process;
-use coracle_sys::signal;
+use coracle_sys::{event, process, signal};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signalfd::SignalFd;
 use oci_spec::runtime::{Hook, Spec};
 
 use crate::error::{Code, Context, Error, Result};
@@ -70,13 +70,12 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
     signal::bind_to_runtime(&mut command);
     let mut child = command.spawn().map_err(io_error)?;
     let timeout = hook.timeout().and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
-    let Some(said) = ends_within(&mut child, timeout)? else {
+    let said = ends_within(&mut child, timeout).map_err(|late| {
         // What it has started, too, which is in its process group.
-        process::kill(-child.id().cast_signed(), libc::SIGKILL)?;
-        child.wait().map_err(io_error)?;
-        let seconds = timeout.unwrap_or_default().as_secs();
-        return Err(Error::new(Code::Hook, format!("it took longer than its timeout of {seconds} s")));
-    };
+        let killed = process::kill(-child.id().cast_signed(), libc::SIGKILL).map_err(Error::from);
+        let awaited = child.wait().map_err(io_error);
+        killed.and(awaited).map_or_else(|failure| failure, |_| late)
+    })?;
     let status = child.wait().map_err(io_error)?;
     if status.success() {
         return Ok(());
@@ -98,25 +97,32 @@ const SAID: usize = 4096;
 /// How much a pipe holds, in bytes: one read takes all that a hook that has ended has said (pipe(7)).
 const PIPE: usize = 65536;
 
-/// Waits until `child` ends, and returns the end of what it said; `None` where it takes longer than `timeout`. What
-/// it leaves running may hold its standard error open, and is not waited for.
-fn ends_within(child: &mut Child, timeout: Option<Duration>) -> Result<Option<Vec<u8>>> {
+/// Waits until `child` ends, and returns the end of what it said. What it leaves running may hold its standard error
+/// open, and is not waited for. It is not to keep a command that is asked to end, either.
+fn ends_within(child: &mut Child, timeout: Option<Duration>) -> Result<Vec<u8>> {
+    let late = || {
+        let seconds = timeout.unwrap_or_default().as_secs();
+        Error::new(Code::Hook, format!("it took longer than its timeout of {seconds} s"))
+    };
     let pidfd = process::pidfd(child.id().cast_signed())?;
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut stderr = child.stderr.take();
     let mut said = Vec::new();
+    let signals = signal::endings()?;
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let left = left.map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(pidfd.as_fd())];
         fds.extend(stderr.as_ref().map(|stderr| readable(stderr.as_fd())));
+        fds.extend(signals.as_ref().map(|signals| readable(signals.as_fd())));
         match nix::poll::poll(&mut fds, left) {
-            Ok(0) => return Ok(None),
+            Ok(0) => return Err(late()),
             Err(_) => continue,
             Ok(_) => {}
         }
-        let [ended, speaks] = [0, 1].map(|i| fds.get(i).and_then(PollFd::any).unwrap_or(false));
+        let is_ready = |fd: Option<&PollFd<'_>>| fd.and_then(PollFd::any).unwrap_or(false);
+        let (ended, speaks) = (is_ready(fds.first()), stderr.is_some() && is_ready(fds.get(1)));
         if speaks {
             let mut chunk = [0; PIPE];
             let length = stderr.as_mut().map_or(Ok(0), |stderr| stderr.read(&mut chunk)).unwrap_or(0);
@@ -125,8 +131,40 @@ fn ends_within(child: &mut Child, timeout: Option<Duration>) -> Result<Option<Ve
             stderr = stderr.filter(|_| length > 0);
         }
         if ended {
-            return Ok(Some(said));
+            return Ok(said);
         }
+        interrupted(signals.as_ref())?;
+    }
+}
+
+/// Fails where a signal has come that asks to end.
+fn interrupted(signals: Option<&SignalFd>) -> Result<()> {
+    match signals.and_then(|signals| signals.read_signal().ok().flatten()) {
+        None => Ok(()),
+        Some(info) => {
+            let name = process::signal_name(info.ssi_signo.cast_signed());
+            Err(Error::new(Code::Hook, format!("it was interrupted by {name}")))
+        }
+    }
+}
+
+/// Waits until `socket`, over which the container's process talks, has something to say; a hook of `spec` that runs in
+/// there is not to keep a command that is asked to end. Nothing for a container without such hooks.
+///
+/// # Errors
+/// `Hook` where such a signal came.
+pub fn wait_for_inside(spec: &Spec, socket: BorrowedFd<'_>) -> Result<()> {
+    let is_inside = |name: &str| matches!(name, "createContainer" | "startContainer");
+    if !all(spec).iter().any(|(name, hooks)| is_inside(name) && !hooks.is_empty()) {
+        return Ok(());
+    }
+    let Some(signals) = signal::endings()? else { return Ok(()) };
+    loop {
+        let ready = event::readable(&[socket, signals.as_fd()], None)?;
+        if ready.first() == Some(&true) {
+            return Ok(());
+        }
+        interrupted(Some(&signals)).context(|| "running the hooks in the container")?;
     }
 }
 

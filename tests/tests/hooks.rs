@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use coracle_tests::{Host, Spec, privileged};
+use coracle_tests::{Host, Spec, command, privileged};
 use serde_json::json;
 
 const HOST_SIDE: [&str; 5] = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
@@ -174,7 +174,7 @@ fn a_hook_that_takes_too_long_is_killed_with_what_it_started() {
         let script = "sleep 1005 & wait";
         let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 1});
         host.bundle(Spec::new().push("/hooks/createRuntime", hook)).run().fails_with(&["its timeout of 1 s"]);
-        coracle_tests::command::eventually("the hook's child is gone", || {
+        command::eventually("the hook's child is gone", || {
             host.shell("pgrep -f '^sleep 1005$'").text().is_empty()
         });
     });
@@ -207,10 +207,10 @@ fn a_hook_ends_with_the_runtime_that_started_it() {
         let bundle = host.bundle(Spec::new().hook("createRuntime", &["/bin/sleep", "1008"]));
         let mut run = bundle.command("run").stdin(std::process::Stdio::null()).spawn().unwrap();
         let sleeps = || !host.shell("pgrep -f '^/bin/sleep 1008$'").text().is_empty();
-        coracle_tests::command::eventually("the hook runs", sleeps);
+        command::eventually("the hook runs", sleeps);
         run.kill().unwrap();
         run.wait().unwrap();
-        coracle_tests::command::eventually("the hook is gone", || !sleeps());
+        command::eventually("the hook is gone", || !sleeps());
         host.call(&["delete", "--force", bundle.id()]).succeeds();
     });
 }
@@ -292,6 +292,41 @@ fn each_is_told_the_status_and_the_process_of_its_moment() {
         assert_eq!(statuses, ["creating", "creating", "creating", "created", "running", "stopped"]);
         for state in &states[..5] {
             assert_eq!(state["pid"], pid, "{state}");
+        }
+    });
+}
+
+/// Whether a process runs with exactly these arguments.
+fn runs(args: &str) -> bool {
+    let wanted = args.replace(' ', "\0") + "\0";
+    let processes = fs::read_dir("/proc").expect("read /proc").flatten();
+    let mut lines = processes.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok());
+    lines.any(|line| line == wanted)
+}
+
+#[test]
+fn a_hook_that_hangs_does_not_keep_a_run_that_is_asked_to_end() {
+    privileged(|host| {
+        if !host.needs_coracle("a run that can be ended while a hook hangs") {
+            return;
+        }
+        for (stage, signal) in [
+            ("createRuntime", "TERM"),
+            ("createContainer", "INT"),
+            ("startContainer", "HUP"),
+            ("poststart", "TERM"),
+        ] {
+            let spec = Spec::new().args(["sleep", "1000"]).hook(stage, &["/bin/sh", "-c", "exec sleep 4321"]);
+            let bundle = host.bundle(spec);
+            let told = bundle.directory().join("told");
+            let mut command = bundle.command("run");
+            let mut run = command.stderr(fs::File::create(&told).unwrap()).spawn().unwrap();
+            command::eventually("the hook hangs", || runs("sleep 4321"));
+            command::tool("kill", &[&format!("-{signal}"), &run.id().to_string()]);
+            assert_eq!(command::code(command::wait(&mut run, stage)), 1);
+            let told = fs::read_to_string(told).unwrap();
+            assert!(told.contains(&format!("it was interrupted by SIG{signal}")), "{stage}: {told}");
+            host.call(&["state", bundle.id()]).fails_with(&["does not exist"]);
         }
     });
 }

@@ -1,7 +1,7 @@
 //! Terminals: sent over a console socket by `create` and `exec`, or kept by `run`.
 
 use coracle_tests::terminal::ConsoleSocket;
-use coracle_tests::{Spec, command, privileged};
+use coracle_tests::{Host, Outcome, Spec, command, privileged};
 use serde_json::json;
 
 #[test]
@@ -191,5 +191,73 @@ fn a_terminal_whose_reader_is_gone_hangs_up() {
         let begin = std::time::Instant::now();
         assert_eq!(host.shell(&run).text(), "y");
         assert!(begin.elapsed().as_secs() < 20);
+    });
+}
+
+/// Runs a container of `spec` on a terminal of script(1), on which `typed`, a shell script, types.
+fn run_on_terminal(host: &Host, spec: Spec, typed: &str) -> Outcome {
+    let bundle = host.bundle(spec.set("/process/terminal", true));
+    let (directory, id) = (bundle.directory().display(), bundle.id());
+    host.shell(&format!(
+        "export RUNTIME; ({typed}) | script --quiet --return --command \"$RUNTIME run --bundle {directory} {id}\" /dev/null"
+    ))
+}
+
+#[test]
+fn a_program_for_the_whole_screen_gets_its_bytes_through_as_they_are() {
+    privileged(|host| {
+        if !host.needs_coracle("a caller's terminal that is wholly raw") || !host.needs_program("script") {
+            return;
+        }
+        let run =
+            run_on_terminal(host, Spec::new().script("echo x; stty -opost; printf '1\\n2\\r3\\t4'"), ":");
+        let text = run.succeeds().text();
+        assert!(text.ends_with("x\r\n1\n2\r3\t4"), "{text:?}");
+    });
+}
+
+#[test]
+fn input_that_ends_within_a_line_ends_there() {
+    privileged(|host| {
+        if !host.needs_coracle("an end of input in a line") {
+            return;
+        }
+        let bundle = host.bundle(Spec::new().set("/process/terminal", true).script("cat; echo end"));
+        let run = bundle.input("a line\nno line").run().succeeds();
+        assert!(run.text().ends_with("a line\nno lineend"), "{run:?}");
+    });
+}
+
+#[test]
+fn what_a_program_says_when_it_is_asked_to_end_is_shown() {
+    privileged(|host| {
+        if !host.needs_coracle("the last words of a program that is asked to end") {
+            return;
+        }
+        let script =
+            "trap 'seq 1 2000; echo last words; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
+        let bundle = host.bundle(Spec::new().set("/process/terminal", true).script(script));
+        let shown = bundle.directory().join("shown");
+        let mut command = bundle.command("run");
+        let mut run = command.stdout(std::fs::File::create(&shown).unwrap()).spawn().unwrap();
+        let text = || std::fs::read_to_string(&shown).unwrap();
+        command::eventually("it is ready", || text().contains("ready"));
+        command::tool("kill", &["-TERM", &run.id().to_string()]);
+        assert_eq!(command::code(command::wait(&mut run, "run")), 3);
+        assert!(text().ends_with("2000\nlast words\n"), "{}", text().len());
+    });
+}
+
+#[test]
+fn who_keeps_writing_to_the_terminal_does_not_keep_the_command() {
+    privileged(|host| {
+        if !host.needs_coracle("an end to what others write") {
+            return;
+        }
+        let container = host.sleeper();
+        let script = "(trap '' HUP; exec setsid yes) & echo started; exit 4";
+        let run = container.exec_with(&["--tty"], &["sh", "-c", script]).exits(4);
+        assert!(run.text().contains("started"));
+        container.remove();
     });
 }

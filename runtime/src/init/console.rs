@@ -63,9 +63,9 @@ fn open_pair(
     if let Some((rows, columns)) = plan.console_size {
         tty::set_size(master.as_fd(), rows, columns)?;
     }
-    if birth.options.console_socket.is_none() {
-        // It is the runtime that shows it: the caller's own terminal ends lines as it needs to, and a file or a pipe
-        // wants them as they were written.
+    if birth.options.console_socket.is_none() && !tty::is_terminal(std::io::stdout().as_fd()) {
+        // It is the runtime that shows it, to a file or a pipe, which wants line ends as they were written. The caller's own
+        // terminal is raw: programs set this one as they need it, for the whole screen for example.
         tty::keep_line_ends(peer.as_fd())?;
     }
     if plan.uid != 0 {

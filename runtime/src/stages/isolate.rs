@@ -1,7 +1,7 @@
 //! Lets the isolators act on the waiting process, runs the hooks of this moment, and lets the child build the
 //! inside of the container.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use coracle_isolator::Handles;
@@ -56,7 +56,7 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
             hooks::run(stage, &hooks, &container.record.to_state(), &container.record.bundle)?;
         }
     }
-    let ready = go(born)?;
+    let ready = go_with(born, |socket| hooks::wait_for_inside(&container.spec, socket))?;
     drop(holder);
     Ok(Isolated { container, ready })
 }
@@ -66,8 +66,12 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
 /// # Errors
 /// What the child says went wrong, or that the kernel refuses the turns.
 pub fn go(born: Born) -> Result<ReadyProcess> {
+    go_with(born, |_| Ok(()))
+}
+
+fn go_with(born: Born, wait: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<ReadyProcess> {
     let Born { child, cloned, console, scheduling } = born;
-    let word = cloned.go().map_err(|error| reaped(&child, error))?;
+    let word = cloned.go_with(wait).map_err(|error| reaped(&child, error))?;
     if let Err(error) = schedule(child.pid, &scheduling) {
         end(&child);
         return Err(error);

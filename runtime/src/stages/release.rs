@@ -40,7 +40,10 @@ pub fn start(container: &mut Container, word: Ready) -> Result<()> {
     // Before it is so: a crash in between must not leave a running container that is taken for a created one.
     container.record.phase = Phase::Running;
     container.save()?;
-    word.exec(|filter| deliver(container, filter))?;
+    word.exec_with(
+        |socket| hooks::wait_for_inside(&container.spec, socket),
+        |filter| deliver(container, filter),
+    )?;
     let hooks = hooks::of(&container.spec, "poststart");
     if hooks.is_empty() {
         return Ok(());

@@ -123,3 +123,20 @@ pub fn signal_fd() -> Result<nix::sys::signalfd::SignalFd> {
         "signalfd()".to_owned()
     })
 }
+
+/// A descriptor that tells of signals which ask the caller to end, where it has blocked them ([`signal_fd`]); none where
+/// they would end it by themselves (signalfd(2)).
+///
+/// # Errors
+/// `EMFILE`.
+pub fn endings() -> Result<Option<nix::sys::signalfd::SignalFd>> {
+    use nix::sys::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+    let blocked = named(SigSet::thread_get_mask(), || "sigprocmask()".to_owned())?;
+    if !blocked.contains(SIGTERM) {
+        return Ok(None);
+    }
+    let mask: SigSet = [SIGTERM, SIGINT, SIGHUP, SIGQUIT].into_iter().collect();
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    named(SignalFd::with_flags(&mask, flags), || "signalfd()".to_owned()).map(Some)
+}

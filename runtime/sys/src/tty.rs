@@ -81,8 +81,8 @@ pub fn keep_line_ends(fd: BorrowedFd<'_>) -> Result<()> {
     restore(fd, &settings)
 }
 
-/// Lets every byte that is typed at the terminal `fd` through as it is (cfmakeraw(3)), and returns the settings it had.
-/// What is shown there is still processed: a line end needs its carriage return somewhere.
+/// Lets every byte that is typed at the terminal `fd` through as it is, and what is shown there (cfmakeraw(3)); returns
+/// the settings it had.
 ///
 /// # Errors
 /// `ENOTTY`.
@@ -90,7 +90,6 @@ pub fn make_raw(fd: BorrowedFd<'_>) -> Result<Termios> {
     let before = named(nix::sys::termios::tcgetattr(fd), || format!("tcgetattr({})", show(&fd)))?;
     let mut raw = before.clone();
     nix::sys::termios::cfmakeraw(&mut raw);
-    raw.output_flags.insert(before.output_flags & OutputFlags::OPOST);
     restore(fd, &raw)?;
     Ok(before)
 }

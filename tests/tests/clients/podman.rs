@@ -102,6 +102,23 @@ fn exit_codes_and_output_come_back() {
 }
 
 #[test]
+fn a_container_is_looked_into_by_its_process() {
+    privileged(|host| {
+        with_podman(host, |podman| {
+            podman
+                .call(&["run", "--detach", "--network", "none", "--name", "seen", IMAGE, "sleep", "1000"])
+                .succeeds();
+            let pid = podman.call(&["inspect", "--format", "{{.State.Pid}}", "seen"]).succeeds().text();
+            let script = "cat /srv/greeting; hostname; ps -o pid,args | grep 'sleep 100[0]'; echo $container";
+            let run = podman.host.call(&["debug", "--pid", &pid, "--", "sh", "-c", script]).succeeds();
+            assert!(run.text().starts_with("hello from three layers"), "{run:?}");
+            assert!(run.text().contains("    1 sleep 1000") && run.text().ends_with("podman"), "{run:?}");
+            podman.call(&["rm", "--force", "--time", "0", "seen"]).succeeds();
+        });
+    });
+}
+
+#[test]
 fn environment_user_directory_and_volumes_arrive() {
     privileged(|host| {
         with_podman(host, |podman| {

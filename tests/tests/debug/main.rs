@@ -3,8 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 mod ends;
+mod foreign;
+mod hidden;
+mod images;
 mod looks;
 mod rights;
+mod terminal;
 
 use std::fs::{self, File};
 use std::path::PathBuf;

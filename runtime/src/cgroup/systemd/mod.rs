@@ -75,9 +75,9 @@ impl Unit {
         Ok(Self { name, slice: slice.to_owned(), user })
     }
 
-    /// The slice that it is in.
-    pub fn slice(&self) -> &str {
-        &self.slice
+    /// What asks for a scope in the same slice, named after this one and `name`.
+    pub fn beside(&self, name: &str) -> String {
+        format!("{}::{}.{name}", self.slice, self.name.trim_end_matches(".scope"))
     }
 
     /// Its cgroup's path below a hierarchy's root.

@@ -7,8 +7,13 @@ mod compose;
 mod foreign;
 mod target;
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
+use coracle_sys::mount::{Attributes, attr};
+use coracle_sys::{Errno, file, identity};
 use serde_json::{Value, json};
 
 use self::compose::Session;
@@ -28,8 +33,6 @@ use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
 use crate::state::record::{self, Process};
 use crate::state::{self, Record, State};
 use crate::{image, isolators, self_image};
-use coracle_sys::identity;
-use coracle_sys::mount::{Attributes, attr};
 
 /// Does what `wanted` says, and returns the exit code: of a session, the program's.
 ///
@@ -176,7 +179,7 @@ fn as_value(text: &[u8]) -> Result<Value> {
     serde_json::from_slice(text).map_err(|e| Error::new(Code::System, e.to_string()))
 }
 
-fn loaded(bundle: &std::path::Path, config: &Value) -> Result<Loaded> {
+fn loaded(bundle: &Path, config: &Value) -> Result<Loaded> {
     let text = config.to_string().into_bytes();
     let spec = spec::parse(&text).context(|| "composing the configuration of the session")?;
     Ok(Loaded { bundle: bundle.to_owned(), spec, text, warnings: Vec::new() })
@@ -206,8 +209,7 @@ fn open(prepared: &mut prepare::Prepared, target: &Target, options: &cli::Debug)
     let launch = &mut prepared.launch;
     let Some(first) = &target.first else { return Opened::by_plan(launch) };
     let joined = first.kinds & options.join;
-    let duplicate = |fd| coracle_sys::file::duplicate(fd).map_err(Error::from);
-    let root = duplicate(std::os::fd::AsFd::as_fd(&first.reach.root))?;
+    let root = file::duplicate(first.reach.root.as_fd())?;
     if options.files == Files::Target {
         if let Some(inside) = &mut launch.inside {
             // Nothing is made in files that are the target's.
@@ -216,15 +218,36 @@ fn open(prepared: &mut prepare::Prepared, target: &Target, options: &cli::Debug)
         }
         return Opened::in_root(root, first.pidfd(), joined);
     }
+    let image = file::open_dir(&prepared.container.record.rootfs)?;
+    make_places(image.as_fd(), &first.reach.files)?;
     let mut opened = Opened::by_process(launch, first.pidfd(), joined)?;
     if options.files == Files::Image {
-        opened.mount(launch, shown("the target's files", Files::PLACE.trim_start_matches('/'), 0), root);
+        let place = Files::PLACE.trim_start_matches('/');
+        file::mkdir_all(image.as_fd(), place, 0o755)?;
+        opened.mount(launch, shown("the target's files", place, 0), root);
     }
     for (name, tree) in &first.reach.files {
         let plan = shown("a file of the target", &name.to_string_lossy(), attr::RDONLY);
-        opened.mount(launch, plan, duplicate(std::os::fd::AsFd::as_fd(tree))?);
+        opened.mount(launch, plan, file::duplicate(tree.as_fd())?);
     }
     Ok(opened)
+}
+
+/// Makes what is mounted on in the image's files, where it is missing: the root of the target's user namespace is nobody
+/// to these files.
+fn make_places(root: BorrowedFd<'_>, files: &[(PathBuf, OwnedFd)]) -> Result<()> {
+    for name in ["proc", "sys", "dev", "tmp"] {
+        file::mkdir_all(root, name, 0o755)?;
+    }
+    for (path, _) in files {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
+        let parent = file::mkdir_all(root, parent, 0o755)?;
+        match file::mknod(parent.as_fd(), name, libc::S_IFREG | 0o644, 0) {
+            Err(e) if e.errno() != Errno::EEXIST => return Err(e.into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The plan of a mount whose source is open already.

@@ -1,7 +1,7 @@
 //! Whom a session looks into.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coracle_sys::file;
 use coracle_sys::process;
@@ -140,15 +140,17 @@ pub(super) fn namespaces(pid: i32, kinds: i32) -> Vec<Value> {
         .collect()
 }
 
-/// Where the cgroup of session `id` goes: beside the target's own, so that the limits above it hold for both, and what one
-/// uses is not the other's.
+/// Where the cgroup of session `id` goes: beside the target's own and named after it, so that the limits above it hold
+/// for both, and what one uses is not the other's.
 pub(super) fn cgroup_beside(target: &Target, id: &str, by_systemd: bool) -> String {
+    let last = id.rsplit('/').next().unwrap_or(id);
     let name = state::name(id).replace('~', ".");
-    if by_systemd {
-        let unit = target.cgroup.as_ref().and_then(|place| place.unit.as_ref());
-        return format!("{}:coracle:{name}", unit.map_or("", |unit| unit.slice()));
+    let unit = target.cgroup.as_ref().and_then(|place| place.unit.as_ref());
+    let path = target.cgroup.as_ref().and_then(|place| place.at.first()).map(|site| &site.path);
+    match (by_systemd, unit, path) {
+        (true, Some(unit), _) => unit.beside(last),
+        (true, None, _) => format!(":coracle:{name}"),
+        (false, _, Some(path)) => format!("/{}.{last}", path.display()),
+        (false, _, None) => format!("/{name}"),
     }
-    let own = target.cgroup.as_ref().and_then(|place| place.at.first());
-    let parent = own.and_then(|site| site.path.parent()).unwrap_or(Path::new(""));
-    Path::new("/").join(parent).join(name).to_string_lossy().into_owned()
 }

@@ -23,6 +23,10 @@ pub struct Watch {
     signals: SignalFd,
 }
 
+/// How often a terminal is looked at after its process has ended. Each time at least a byte goes on, up to 4096; the
+/// kernel keeps 64 KiB for a reader (`TTYB_DEFAULT_MEM_LIMIT`, `drivers/tty/tty_buffer.c`).
+const TURNS_AFTER_END: u32 = 4096;
+
 /// What there is to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -59,6 +63,8 @@ impl Watch {
     ) -> Result<Exit> {
         let mut exit = None;
         let mut asked_to_end = false;
+        // As much of what its process wrote as the terminal can hold: others that have it open may write for ever.
+        let mut turns_left = TURNS_AFTER_END;
         loop {
             let mut sources = vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
             if exit.is_none() {
@@ -70,8 +76,10 @@ impl Watch {
             }
             let sides = terminal.iter().flat_map(|terminal| terminal.wants(exit.is_none()));
             sources.extend(sides.map(|(side, fd, flags)| (Source::Terminal(side), fd, flags)));
-            // Once the process has ended, what it wrote is all that is still to be passed on.
-            let is_done = exit.is_some() && !terminal.as_ref().is_some_and(Terminal::owes_output);
+            // Once the process has ended, what it wrote is all that is still to be passed on; and nobody who takes it is
+            // waited for by a command that was asked to end.
+            let owes = !asked_to_end && terminal.as_ref().is_some_and(Terminal::owes_output);
+            let is_done = exit.is_some() && !owes;
             let ready = ready(&sources, if is_done { PollTimeout::ZERO } else { PollTimeout::NONE })?;
             for source in &ready {
                 match source {
@@ -81,7 +89,8 @@ impl Watch {
                     Source::Terminal(side) => terminal = terminal.and_then(|terminal| terminal.pass(*side)),
                 }
             }
-            if let Some(exit) = exit.filter(|_| asked_to_end || terminal.is_none() || ready.is_empty()) {
+            turns_left -= u32::from(exit.is_some());
+            if let Some(exit) = exit.filter(|_| terminal.is_none() || ready.is_empty() || turns_left == 0) {
                 return Ok(exit);
             }
         }

@@ -28,6 +28,8 @@ pub(super) struct Terminal {
     before: Option<nix::sys::termios::Termios>,
     typed: Flow,
     shown: Flow,
+    /// Whether what was typed last ends no line.
+    is_in_line: bool,
 }
 
 impl Terminal {
@@ -40,7 +42,8 @@ impl Terminal {
         coracle_sys::file::set_nonblocking(master.as_fd())?;
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
         let before = tty::is_terminal(stdin.as_fd()).then(|| tty::make_raw(stdin.as_fd())).transpose()?;
-        let terminal = Self { master, stdin, stdout, before, typed: Flow::default(), shown: Flow::default() };
+        let (typed, shown) = (Flow::default(), Flow::default());
+        let terminal = Self { master, stdin, stdout, before, typed, shown, is_in_line: false };
         if terminal.before.is_some() {
             terminal.resize()?;
         }
@@ -77,9 +80,13 @@ impl Terminal {
             }
             Side::Input => {
                 self.typed.read(self.stdin.as_fd());
+                if let Some(last) = self.typed.waiting.last() {
+                    self.is_in_line = *last != b'\n';
+                }
                 if !self.typed.open {
-                    // As Ctrl-D does: the end of input, for a program that reads the terminal line by line.
-                    self.typed.waiting.push(4);
+                    // As Ctrl-D does: the end of input, for a program that reads the terminal line by line. In a line
+                    // the first one only ends that.
+                    self.typed.waiting.extend(if self.is_in_line { &[4, 4][..] } else { &[4] });
                 }
             }
             Side::Output => {
