@@ -209,8 +209,11 @@ fn a_program_for_the_whole_screen_gets_its_bytes_through_as_they_are() {
         if !host.needs_coracle("a caller's terminal that is wholly raw") || !host.needs_program("script") {
             return;
         }
-        let run =
-            run_on_terminal(host, Spec::new().script("echo x; stty -opost; printf '1\\n2\\r3\\t4'"), ":");
+        let run = run_on_terminal(
+            host,
+            Spec::new().script("echo x; stty -opost; printf '1\\n2\\r3\\t4'"),
+            "sleep 1",
+        );
         let text = run.succeeds().text();
         assert!(text.ends_with("x\r\n1\n2\r3\t4"), "{text:?}");
     });
