@@ -7,6 +7,7 @@ mod foreign;
 mod hidden;
 mod images;
 mod looks;
+mod pods;
 mod rights;
 mod terminal;
 

@@ -9,9 +9,7 @@ use crate::{can_debug, sessions};
 /// Runs `line` on a terminal of script(1), with `input` typed.
 fn on_terminal(host: &Host, line: &str, input: &str) -> Outcome {
     let line = line.replace('\'', "'\\''");
-    host.shell(&format!(
-        "export RUNTIME; (sleep 0.3; {input}) | script --quiet --return --command '{line}' /dev/null"
-    ))
+    host.shell(&format!("export RUNTIME; ({input}) | script --quiet --return --command '{line}' /dev/null"))
 }
 
 fn has_terminal(host: &Host) -> bool {
@@ -29,7 +27,7 @@ fn a_session_has_a_terminal_and_loses_no_line() {
             "$RUNTIME debug -it {} -- sh -c 'tty; seq 1 20000; echo the last line; exit 6'",
             target.id()
         );
-        let run = on_terminal(host, &line, ":").exits(6);
+        let run = on_terminal(host, &line, "sleep 2").exits(6);
         assert!(
             run.text().starts_with("/dev/pts/0") && run.text().ends_with("20000\r\nthe last line"),
             "{}",
@@ -47,7 +45,7 @@ fn what_is_typed_arrives_and_ctrl_c_interrupts() {
         }
         let target = host.sleeper();
         let line = format!("$RUNTIME debug -it {} -- sh", target.id());
-        let typed = "printf 'echo a-$((1+1))\\r'; sleep 0.3; printf 'sleep 1000\\r'; sleep 0.5; printf '\\003'; sleep 0.2; \
+        let typed = "sleep 0.3; printf 'echo a-$((1+1))\\r'; sleep 0.3; printf 'sleep 1000\\r'; sleep 0.5; printf '\\003'; sleep 0.2; \
                      printf 'echo still-$((2+1)); exit 4\\r'; sleep 1";
         let run = on_terminal(host, &line, typed).exits(4);
         assert!(run.text().contains("a-2") && run.text().contains("still-3"), "{run:?}");
@@ -67,7 +65,7 @@ fn its_terminal_has_the_callers_size_and_follows_it() {
             "stty rows 33 cols 77; (sleep 1; stty -F /dev/tty rows 20 cols 40) & $RUNTIME debug -it {} -- sh -c '{inside}'",
             target.id()
         );
-        let run = on_terminal(host, &line, ":").succeeds();
+        let run = on_terminal(host, &line, "sleep 3").succeeds();
         assert!(run.text().contains("33 77\r\n20 40"), "{run:?}");
         target.remove();
     });

@@ -11,6 +11,7 @@ use super::foreign;
 use crate::cgroup::Place;
 use crate::cli::{Global, Wanted};
 use crate::error::{Code, Context, Error, Result};
+use crate::pod::record::Directory;
 use crate::stages::reach::{Reach, Reached, reach};
 use crate::state::record::Process;
 use crate::state::{self, Record, State, Status};
@@ -90,8 +91,19 @@ impl Target {
     }
 }
 
+/// The state of container `id`, or of the member of a pod that it names (`web/nginx`).
+fn state_of(global: &Global, id: &str) -> Result<State> {
+    let missing = match State::open_unlocked(&global.root, id) {
+        Err(e) if e.code() == Code::NotFound => e,
+        found => return found,
+    };
+    let Some((pod, path)) = id.split_once('/') else { return Err(missing) };
+    let (states, name) = Directory::open(&global.root, pod).map_err(|_| missing)?.states(path);
+    State::open_unlocked(&states, &name).map_err(|e| e.doing(format!("looking in pod {pod:?}")))
+}
+
 fn container(global: &Global, id: &str) -> Result<Target> {
-    let state = State::open_unlocked(&global.root, id)?;
+    let state = state_of(global, id)?;
     let record = state.record()?.filter(|record| record.status() != Status::Creating).ok_or_else(|| {
         Error::new(Code::IllegalState, format!("container {id:?} is still being made"))
             .hint("with --pid its first process can be looked into, once it has one")
