@@ -58,7 +58,7 @@ endef
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: ## Build the release binaries into target/bin: two static ones, and one that loads plugins
+build: ## Build the release binaries into target/bin: the runtime, static; the image tool; the one that loads plugins
 	$(call need,$(BUILD_NEEDS))
 	@# One at a time: together, the runtime would get the features (and the size) of the image tool.
 	@mkdir -p $(BIN)
@@ -66,9 +66,9 @@ build: ## Build the release binaries into target/bin: two static ones, and one t
 		echo "no musl for rustc to be had: built on glibc, the runtime starts a sixth slower"
 	@triple=$(MUSL); [ -d "$$(rustc --print target-libdir --target $(MUSL))" ] || triple=$(HOST); \
 	RUSTFLAGS="$(STATIC)" cargo build --quiet --release --target $$triple -p coracle; \
-	RUSTFLAGS="$(STATIC)" cargo build --quiet --release --target $(HOST) -p coracle-image; \
+	cargo build --quiet --release -p coracle-image; \
 	cargo build --quiet --release -p coracle-isolator-host; \
-	for built in $(TARGET)/$$triple/release/coracle $(TARGET)/$(HOST)/release/coracle-image \
+	for built in $(TARGET)/$$triple/release/coracle $(TARGET)/release/coracle-image \
 		$(TARGET)/release/coracle-isolator-host; do \
 		cmp -s $$built $(BIN)/$${built##*/} || install -m 755 $$built $(BIN)/; \
 	done

@@ -13,14 +13,19 @@ use lexopt::Arg::{Long, Short, Value};
 use lexopt::ValueExt;
 
 use crate::show::{self, Format};
+use crate::transfer::{self, Transfer};
 
 /// What `coracle-image help` prints.
 pub(crate) const HELP: &str = "\
-coracle-image keeps container images: it imports them, unpacks their layers and mounts them.
+coracle-image keeps container images: it pulls or imports them, unpacks their layers and mounts them.
 
 Usage: coracle-image [--store DIR] COMMAND …
 
 Commands:
+  pull REF [--no-unpack]  fetch an image from its registry, and unpack its layers while they come
+  push REF [TARGET]       upload an image of the store, under its own name or another
+  tags REPOSITORY         list the tags that a registry has for a repository
+  search WORD | HOST/WORD look for repositories, at docker.io or another registry that offers it
   import PATH [--name REF] [--ref REF]
                           take the images of an OCI layout (a directory), of an archive of one, or of what
                           `docker save` wrote; --ref chooses one of several, --name gives it another name
@@ -38,20 +43,27 @@ Commands:
   rm REF                  remove the image, and what no other one uses
   help                    show this
 
+For registries:
+  --platform OS/ARCH[/VARIANT]  which image of several, instead of the one for this machine
+  --auth-file FILE        credentials, instead of podman's auth.json and Docker's config.json
+  --hosts-dir DIR         where HOST/hosts.toml is, instead of /etc/coracle/certs.d and /etc/containerd/certs.d
+  --plain-http HOST       a registry that is reached without TLS; may be given several times
+  --parallel N            transfers at once
+  --timeout SECONDS       how long a registry may be silent before the connection is made again
+  --quiet | --json        tell nothing of the progress, or each event as a line of JSON on standard error
+
 An image is named by its reference as `ls` shows it, with or without `docker.io/library/` and `:latest`, or
 by its digest. The store is /var/lib/coracle unless --store or CORACLE_STORE says otherwise.
 
 Example:
-  skopeo copy docker://docker.io/library/alpine:latest oci-archive:alpine.tar:alpine:latest
-  coracle-image import alpine.tar
-  coracle-image unpack alpine
+  coracle-image pull alpine
   ls $(coracle-image mount alpine try)
   coracle-image unmount try
 ";
 
 /// What all commands may be given.
 #[derive(Default)]
-struct Args {
+pub(crate) struct Args {
     store: Option<PathBuf>,
     words: Vec<String>,
     paths: Vec<PathBuf>,
@@ -61,8 +73,23 @@ struct Args {
     max_size: Option<u64>,
     max_entries: Option<u64>,
     read_only: bool,
+    transfer: Transfer,
     help: bool,
     given: Vec<&'static str>,
+}
+
+impl Args {
+    /// How registries are talked to.
+    pub(crate) fn transfer(&self) -> &Transfer {
+        &self.transfer
+    }
+
+    /// What a layer may cost.
+    pub(crate) fn limits(&self) -> Limits {
+        let usual = Limits::default();
+        let entries = self.max_entries.unwrap_or(usual.entries);
+        Limits { bytes: self.max_size.unwrap_or(usual.bytes), entries, ..usual }
+    }
 }
 
 /// Does what `args` ask for; what it has to say goes to `out`.
@@ -73,6 +100,9 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
         return say(out, HELP);
     }
     let (most, options): (usize, &[&str]) = match command.as_str() {
+        "pull" => (1, transfer::PULL_OPTIONS),
+        "push" => (2, transfer::OPTIONS),
+        "tags" | "search" => (1, transfer::OPTIONS),
         "import" => (1, &["name", "ref"]),
         "ls" => (0, &["format"]),
         "inspect" => (1, &["format"]),
@@ -97,6 +127,13 @@ fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Res
         args.words.get(n).map(String::as_str).ok_or_else(|| usage(format!("{command} needs {what}")))
     };
     match command {
+        "pull" => transfer::pull(store, word(1, "the reference of an image")?, args, out),
+        "push" => {
+            let from = word(1, "the reference of an image")?;
+            transfer::push(store, from, args.words.get(2).map(String::as_str), args, out)
+        }
+        "tags" => transfer::tags(word(1, "a repository")?, args, out),
+        "search" => transfer::search(word(1, "something to look for")?, args, out),
         "import" => {
             let path =
                 args.paths.get(1).ok_or_else(|| usage("import needs the path of an archive or layout"))?;
@@ -111,10 +148,7 @@ fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Res
         }
         "unpack" => {
             let image = store.image(word(1, "the reference of an image")?)?;
-            let usual = Limits::default();
-            let bytes = args.max_size.unwrap_or(usual.bytes);
-            let limits = Limits { bytes, entries: args.max_entries.unwrap_or(usual.entries), ..usual };
-            let count = unpack(store, &image, &limits)?;
+            let count = unpack(store, &image, &args.limits())?;
             say(out, &format!("{}: {count} of {} layers unpacked\n", image.reference, image.layers.len()))
         }
         "mount" => {
@@ -174,6 +208,13 @@ fn parse(args: impl Iterator<Item = OsString>) -> std::result::Result<Args, lexo
                 args.paths.push(value.into());
                 continue;
             }
+            Long(name) => {
+                let name = name.to_owned();
+                match args.transfer.option(&name, &mut parser)? {
+                    Some(given) => given,
+                    None => return Err(Long(&name).unexpected()),
+                }
+            }
             other => return Err(other.unexpected()),
         };
         args.given.push(given);
@@ -215,10 +256,10 @@ fn verify(store: &Store, reference: Option<&str>, out: &mut Vec<u8>) -> Result<(
     Err(Error::new(Kind::Corrupt, why).hint("import the image again; `rm` it first where a layer is damaged"))
 }
 
-fn usage(why: impl Into<String>) -> Error {
+pub(crate) fn usage(why: impl Into<String>) -> Error {
     Error::new(Kind::Usage, why).hint("see `coracle-image help`")
 }
 
-fn say(out: &mut Vec<u8>, text: &str) -> Result<()> {
+pub(crate) fn say(out: &mut Vec<u8>, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).map_err(|e| Error::new(Kind::System, e.to_string())).context(|| "printing")
 }

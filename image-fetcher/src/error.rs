@@ -15,8 +15,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Kind {
     /// The command line or an option can't be understood.
     Usage,
-    /// There is no such image, user or file.
+    /// There is no such user, file or blob.
     NotFound,
+    /// The store has no such image.
+    NoImage,
     /// The image is in the store, but its layers are not unpacked yet.
     NotUnpacked,
     /// The name is taken.
@@ -29,6 +31,10 @@ pub enum Kind {
     Limit,
     /// Something valid that this version doesn't do.
     Unsupported,
+    /// A registry can't be reached, or doesn't do what it should.
+    Network,
+    /// A registry refuses, or what it asks for is not safe to do.
+    Denied,
     /// A system call failed.
     System,
 }

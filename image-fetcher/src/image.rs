@@ -55,6 +55,18 @@ impl Image {
         Ok(Self { reference: entry.reference, digest, manifest, config, layers })
     }
 
+    /// An image of documents that have been verified.
+    #[cfg(feature = "unpack")]
+    pub(crate) fn assemble(
+        entry: &Entry,
+        manifest: ImageManifest,
+        config: ImageConfiguration,
+    ) -> Result<Self> {
+        let digest = Digest::try_from(entry.descriptor.digest())?;
+        let layers = layers(&manifest, &config)?;
+        Ok(Self { reference: entry.reference.clone(), digest, manifest, config, layers })
+    }
+
     /// The digests of all blobs: manifest, config, layers.
     pub fn blobs(&self) -> impl Iterator<Item = Digest> {
         let config = Digest::try_from(self.manifest.config().digest()).ok();
@@ -66,6 +78,24 @@ impl Image {
     pub fn size(&self) -> u64 {
         self.layers.iter().map(|l| l.size).fold(self.manifest.config().size(), u64::saturating_add)
     }
+}
+
+/// Whether a document of this type lists manifests.
+#[cfg(feature = "unpack")]
+pub(crate) fn is_index(media_type: &MediaType) -> bool {
+    let text = media_type.to_string();
+    text.ends_with(".image.index.v1+json") || text.ends_with(".manifest.list.v2+json")
+}
+
+/// How deep indexes may be nested.
+#[cfg(feature = "unpack")]
+const DEPTH_LIMIT: u32 = 4;
+
+/// Refuses an index that is `depth` others deep.
+#[cfg(feature = "unpack")]
+pub(crate) fn check_depth(depth: u32) -> Result<()> {
+    let why = || format!("indexes are nested deeper than {DEPTH_LIMIT}");
+    if depth < DEPTH_LIMIT { Ok(()) } else { Err(Error::new(Kind::Limit, why())) }
 }
 
 /// The layers that manifest and config describe together.

@@ -1,7 +1,8 @@
 //! Images: from an archive to a root file system that a container can run on.
 //!
 //! A [`store::Store`] is an OCI image layout that other tools can read, with unpacked layers and mounted
-//! snapshots beside the blobs. An image goes through it one way: [`import`](mod@import) verifies and keeps its blobs,
+//! snapshots beside the blobs. An image goes through it one way: [`import`](mod@import) or a
+//! registry's [`pull`](registry::pull()) verifies and keeps its blobs,
 //! [`unpack`](mod@unpack) makes each layer a directory in overlay form, [`snapshot`] mounts them one over the other, and
 //! [`bundle`] writes the `config.json` that a runtime reads.
 //!
@@ -15,10 +16,17 @@ pub mod digest;
 pub mod lock;
 pub mod store;
 pub mod image;
+pub mod reference;
+#[cfg(feature = "unpack")]
+pub mod platform;
+#[cfg(feature = "unpack")]
+mod stage;
 #[cfg(feature = "unpack")]
 pub mod import;
 #[cfg(feature = "unpack")]
 pub mod unpack;
+#[cfg(feature = "registry")]
+pub mod registry;
 mod metadata;
 #[cfg(test)]
 #[cfg(feature = "unpack")]

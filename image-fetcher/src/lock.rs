@@ -39,22 +39,29 @@ pub(crate) fn adding(store: BorrowedFd<'_>) -> Result<Held> {
     Ok(Held { _file: fd })
 }
 
-/// Keeps others from unpacking the layers with these diff IDs, and removers out. The locks are taken in one
-/// order, so that two processes with layers in common can't wait for each other.
+/// Keeps others from fetching or unpacking what has these digests (diff IDs and blobs), and removers out. The locks are
+/// taken in one order, so that two processes with layers in common can't wait for each other.
 #[cfg(feature = "unpack")]
-pub(crate) fn layers<'a>(
+pub(crate) fn digests<'a>(
     store: BorrowedFd<'_>,
-    diff_ids: impl Iterator<Item = &'a crate::digest::Digest>,
+    wanted: impl Iterator<Item = &'a crate::digest::Digest>,
 ) -> Result<Held> {
-    // Two layers at one offset only wait for each other more often than they have to.
+    // Two digests at one offset only wait for each other more often than they have to.
     let offset = |id: &crate::digest::Digest| i64::from_str_radix(&id.hex()[..15], 16).unwrap_or(0);
-    let offsets: std::collections::BTreeSet<i64> = diff_ids.map(offset).collect();
+    let offsets: std::collections::BTreeSet<i64> = wanted.map(offset).collect();
     let fd = open(store)?;
     for offset in offsets {
         archive::lock_range(fd.as_fd(), Lock::Exclusive, offset, 1)?;
     }
     archive::lock_range(fd.as_fd(), Lock::Shared, ADDERS, 1)?;
     Ok(Held { _file: fd })
+}
+
+/// As [`all`], but none where somebody is in.
+#[cfg(feature = "registry")]
+pub(crate) fn all_now(store: BorrowedFd<'_>) -> Result<Option<Held>> {
+    let fd = open(store)?;
+    Ok(archive::try_lock_range(fd.as_fd(), Lock::Exclusive, 0, 0)?.then_some(Held { _file: fd }))
 }
 
 /// Keeps everybody else out.

@@ -1,8 +1,10 @@
-//! `coracle-image`: imports, lists, unpacks, mounts and removes images.
+//! `coracle-image`: pulls, imports, lists, unpacks, mounts and removes images.
 
 #![forbid(unsafe_code)]
 
 mod cli;
+mod transfer;
+mod progress;
 mod show;
 
 use std::io::Write;

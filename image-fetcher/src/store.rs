@@ -4,6 +4,7 @@
 //! oci-layout index.json blobs/sha256/HEX    the layout, as image-spec's image-layout.md has it
 //! layers/HEX                                a layer in overlay form, by its diff ID
 //! layers/HEX.chain                          one that fits only on what lies below it, by its chain ID
+//! partial/HEX                               as much of a blob as has come from a registry
 //! snapshots/ID/                             a root file system made of layers, see `snapshot`
 //! lock                                      a file whose byte ranges are locked
 //! ```
@@ -34,6 +35,10 @@ pub fn default_root() -> PathBuf {
 
 /// The annotation of a descriptor in `index.json` that holds an image's reference (image-spec, annotations.md).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The directory of blobs that have not come wholly yet.
+#[cfg(feature = "registry")]
+const PARTIAL: &str = "partial";
 
 /// No document (index, manifest, config) may be longer: 4 MiB, what registries and containerd accept.
 pub const DOCUMENT_LIMIT: u64 = 4 << 20;
@@ -134,10 +139,17 @@ impl Store {
         lock::adding(self.root.as_fd())
     }
 
-    /// Waits until nobody else unpacks any of these layers, and keeps others from it.
+    /// Waits until nobody else fetches or unpacks what has these digests, and keeps others from it.
     #[cfg(feature = "unpack")]
-    pub(crate) fn lock_layers<'a>(&self, layers: impl Iterator<Item = &'a Digest>) -> Result<Held> {
-        lock::layers(self.root.as_fd(), layers)
+    pub(crate) fn lock_digests<'a>(&self, digests: impl Iterator<Item = &'a Digest>) -> Result<Held> {
+        lock::digests(self.root.as_fd(), digests)
+    }
+
+    /// The directory of blobs that have not come wholly yet.
+    #[cfg(feature = "registry")]
+    pub(crate) fn partial(&self) -> Result<OwnedFd> {
+        file::mkdir_all(self.root.as_fd(), PARTIAL, 0o700)?;
+        Ok(file::open(self.root.as_fd(), PARTIAL, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?)
     }
 
     // The index.
@@ -188,7 +200,7 @@ impl Store {
     /// digest of its manifest.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] where there is none.
+    /// [`Kind::NoImage`] where there is none.
     pub fn entry(&self, reference: &str) -> Result<Entry> {
         let entries = self.entries()?;
         let with_tag = format!("{reference}:latest");
@@ -203,8 +215,8 @@ impl Store {
         let by_digest = entries.into_iter().find(|e| e.descriptor.digest().as_ref() == reference);
         by_digest.ok_or_else(|| {
             let why = format!("no image is named {reference:?} in the store {:?}", self.path);
-            Error::new(Kind::NotFound, why)
-                .hint("`coracle-image ls` lists them, `coracle-image import` adds one")
+            Error::new(Kind::NoImage, why)
+                .hint("`coracle-image ls` lists them, `coracle-image pull` and `import` add one")
         })
     }
 
@@ -243,6 +255,12 @@ impl Store {
         read_document(self.blob(&digest)?, &digest, descriptor.size())
     }
 
+    /// Whether the store has a blob of this name.
+    #[cfg(feature = "registry")]
+    pub(crate) fn has_blob(&self, digest: &Digest) -> bool {
+        file::stat_at(self.blobs.as_fd(), digest.hex()).is_ok()
+    }
+
     // Layers.
 
     /// The name below `layers` of the directory that `layer` is unpacked in, if it is.
@@ -274,12 +292,21 @@ impl Store {
     /// Removes the reference, and what no other image and no snapshot uses: blobs and unpacked layers.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] where there is no such image.
+    /// [`Kind::NoImage`] where there is no such image.
     pub fn remove(&self, reference: &str) -> Result<Entry> {
         let entry = self.entry(reference)?;
         self.change_index(|manifests| manifests.retain(|d| name_of(d) != Some(&entry.reference)))?;
         self.collect()?;
         Ok(entry)
+    }
+
+    /// As [`Store::collect`], but leaves it to somebody else where others are adding.
+    #[cfg(feature = "registry")]
+    pub(crate) fn collect_if_idle(&self) -> Result<()> {
+        match lock::all_now(self.root.as_fd())? {
+            Some(lock) => self.collect_locked(&lock),
+            None => Ok(()),
+        }
     }
 
     /// Removes blobs and unpacked layers that no image and no snapshot uses, and what a killed process has
@@ -288,7 +315,10 @@ impl Store {
     /// # Errors
     /// Where an image can't be read: then nothing is removed, since its layers are not known.
     pub fn collect(&self) -> Result<()> {
-        let _lock = lock::all(self.root.as_fd())?;
+        self.collect_locked(&lock::all(self.root.as_fd())?)
+    }
+
+    fn collect_locked(&self, _lock: &Held) -> Result<()> {
         let (mut blobs, mut layers) = (BTreeSet::new(), crate::snapshot::layers_in_use(self)?);
         for entry in self.entries()? {
             let image = Image::read(self, entry)?;
@@ -382,7 +412,7 @@ mod tests {
     fn an_unknown_reference_says_where_to_look() {
         let scratch = tempfile::tempdir().unwrap();
         let error = Store::open(scratch.path()).unwrap().image("web").unwrap_err();
-        assert_eq!(error.kind(), Kind::NotFound);
+        assert_eq!(error.kind(), Kind::NoImage);
         assert!(error.to_string().contains("no image is named \"web\""), "{error}");
     }
 

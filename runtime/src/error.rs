@@ -189,11 +189,11 @@ impl From<coracle_image::Error> for Error {
         use coracle_image::Kind;
         let code = match error.kind() {
             Kind::Usage => Code::Usage,
-            Kind::NotFound | Kind::NotUnpacked => Code::NotFound,
+            Kind::NotFound | Kind::NoImage | Kind::NotUnpacked => Code::NotFound,
             Kind::Exists => Code::Exists,
             Kind::Unsupported => Code::Unsupported,
             Kind::Malformed | Kind::Corrupt | Kind::Limit => Code::Image,
-            Kind::System => Code::System,
+            Kind::System | Kind::Network | Kind::Denied => Code::System,
         };
         Self {
             syscall: error.call().map(|call| call.syscall().to_owned()),

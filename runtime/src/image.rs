@@ -6,14 +6,15 @@ use std::process::Command;
 use coracle_image::bundle::{self, Bundle};
 use coracle_image::store::Store;
 
-use crate::cli::ImageRun;
+use crate::cli::{ImageRun, Pull};
 use crate::error::{Code, Context, Error, Result};
 use crate::{self_image, state};
 
 /// The image tool, beside the runtime.
 pub const PROGRAM: &str = "coracle-image";
 
-/// Makes the bundle of container `id` from an image; unpacks the image first where it isn't.
+/// Makes the bundle of container `id` from an image; pulls the image first where it is missing and may be pulled, and
+/// unpacks it where it isn't unpacked.
 ///
 /// # Errors
 /// `NotFound` where the store has no such image.
@@ -21,9 +22,16 @@ pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf>
     let attempt = || -> coracle_image::Result<Bundle> {
         bundle::make(&Store::open(store)?, &wanted.reference, &state::name(id), &wanted.options)
     };
+    if wanted.pull == Pull::Always {
+        pull(store, &wanted.reference)?;
+    }
     let made = match attempt() {
         Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
             unpack(store, &wanted.reference)?;
+            attempt()
+        }
+        Err(e) if e.kind() == coracle_image::Kind::NoImage && wanted.pull == Pull::Missing => {
+            pull(store, &wanted.reference)?;
             attempt()
         }
         other => other,

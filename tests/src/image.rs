@@ -27,8 +27,14 @@ impl<'h> Store<'h> {
 
     /// A verb of `coracle-image` with its arguments.
     pub fn call(&self, args: &[&str]) -> Outcome {
+        self.call_with(&[], args)
+    }
+
+    /// The same with these variables in its environment.
+    pub fn call_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Outcome {
         let mut command = Command::new(self.host.image_program());
-        command.arg("--store").arg(&self.directory).args(args).stdin(Stdio::null());
+        command.arg("--store").arg(&self.directory).args(args).envs(variables.iter().copied());
+        command.stdin(Stdio::null());
         command::run(&mut command, &self.host.directory())
     }
 

@@ -15,6 +15,7 @@ pub mod oracle;
 pub mod host;
 pub mod bundle;
 pub mod image;
+pub mod registry;
 pub mod tree;
 pub mod terminal;
 pub mod user;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use super::stage::{Blob, Stage};
 use super::{Found, Options, docker, layout};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Kind, Result};
+use crate::stage::{Blob, Stage};
 use crate::store::check_layout;
 use crate::unpack::Limits;
 use crate::unpack::entry::{Entries, Entry, Type};

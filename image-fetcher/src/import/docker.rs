@@ -6,11 +6,11 @@ use oci_spec::image::{
 use serde::Deserialize;
 
 use super::archive::Files;
-use super::stage::{Blob, Stage};
 use super::{Found, Options, is_wanted};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::parse;
+use crate::stage::{Blob, Stage};
 use crate::unpack::stream::Compression;
 
 /// An image of `manifest.json`.

@@ -4,17 +4,15 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use coracle_sys::file::{self, Resolve};
-use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex};
 
-use super::stage::Stage;
 use super::{Found, Options, is_wanted};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::{check_document, layers, parse, parse_manifest};
+use crate::image::{check_depth, check_document, is_index, layers, parse, parse_manifest};
+use crate::platform::Platform;
+use crate::stage::Stage;
 use crate::store::{DOCUMENT_LIMIT, REF_NAME, check_layout, is_missing};
-
-/// How deep indexes may be nested.
-const DEPTH_LIMIT: u32 = 4;
 
 /// Takes the images of the layout in the directory `dir`.
 pub(crate) fn from_directory(
@@ -51,7 +49,7 @@ pub(crate) fn take_images(
     let mut taker = Taker { stage, dir };
     let mut found = Vec::new();
     for descriptor in &wanted {
-        if rivals(descriptor) && !fits(descriptor) {
+        if rivals(descriptor) && !Platform::here().fits(descriptor) {
             continue;
         }
         let manifest = taker.image(descriptor, 0)?;
@@ -79,15 +77,11 @@ impl Taker<'_, '_> {
     /// Takes an image with all its blobs, and returns the descriptor of its manifest.
     fn image(&mut self, descriptor: &Descriptor, depth: u32) -> Result<Descriptor> {
         let bytes = self.document(descriptor)?;
-        let media_type = descriptor.media_type().to_string();
-        if media_type.ends_with(".image.index.v1+json") || media_type.ends_with(".manifest.list.v2+json") {
+        if is_index(descriptor.media_type()) {
             check_document(&bytes, descriptor.media_type())?;
             let index: ImageIndex = parse(&bytes, "the index")?;
-            if depth == DEPTH_LIMIT {
-                let why = format!("indexes are nested deeper than {DEPTH_LIMIT}");
-                return Err(Error::new(Kind::Limit, why));
-            }
-            return self.image(for_this_machine(&index)?, depth + 1);
+            check_depth(depth)?;
+            return self.image(Platform::here().choose(&index)?, depth + 1);
         }
         let manifest = parse_manifest(&bytes, descriptor.media_type())?;
         let config = self.document(manifest.config())?;
@@ -130,20 +124,4 @@ impl Taker<'_, '_> {
         }
         Ok(())
     }
-}
-
-/// Chooses the manifest of an index that fits this machine; one without a platform fits any.
-fn for_this_machine(index: &ImageIndex) -> Result<&Descriptor> {
-    index.manifests().iter().find(|d| fits(d)).ok_or_else(|| {
-        let platforms = index.manifests().iter().filter_map(|d| d.platform().as_ref());
-        let shown: Vec<String> = platforms.map(|p| format!("{}/{}", p.os(), p.architecture())).collect();
-        let why = format!("no manifest is for linux/{}, only for {}", Arch::default(), shown.join(", "));
-        Error::new(Kind::NotFound, why)
-    })
-}
-
-fn fits(descriptor: &Descriptor) -> bool {
-    let here =
-        |p: &oci_spec::image::Platform| p.os().to_string() == "linux" && *p.architecture() == Arch::default();
-    descriptor.platform().as_ref().is_none_or(here)
 }

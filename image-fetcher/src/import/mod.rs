@@ -6,7 +6,6 @@
 mod archive;
 mod docker;
 mod layout;
-mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -17,8 +16,8 @@ use coracle_sys::file::{self, Resolve};
 use oci_spec::image::Descriptor;
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::stage::Stage;
 use crate::store::{Entry, Store};
-use stage::Stage;
 
 /// What to import, and under which name.
 #[derive(Debug, Clone, Default)]

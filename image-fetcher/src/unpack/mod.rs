@@ -21,6 +21,7 @@ pub(crate) mod tree;
 #[cfg(test)]
 mod tests;
 
+use std::io::Read;
 use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
@@ -54,8 +55,25 @@ const EMPTY: &str = "empty";
 /// them is kept.
 pub fn unpack(store: &Store, image: &Image, limits: &Limits) -> Result<usize> {
     let unpacking = || format!("unpacking {:?}", image.reference);
-    let _lock = store.lock_layers(image.layers.iter().map(|l| &l.diff_id)).context(unpacking)?;
-    sweep(store).context(unpacking)?;
+    let _lock = store.lock_digests(image.layers.iter().map(|l| &l.diff_id)).context(unpacking)?;
+    unpack_from(store, store, image, limits).context(unpacking)
+}
+
+/// Where the blobs of layers come from.
+pub(crate) trait Blobs: Sync {
+    /// Opens the blob of a layer. What it holds is verified while it is read.
+    fn open<'a>(&'a self, layer: &Layer) -> Result<Box<dyn Read + Send + 'a>>;
+}
+
+impl Blobs for Store {
+    fn open<'a>(&'a self, layer: &Layer) -> Result<Box<dyn Read + Send + 'a>> {
+        Ok(Box::new(self.blob(&layer.digest)?))
+    }
+}
+
+/// As [`unpack`], for who has locked the layers: their blobs come from `blobs`.
+pub(crate) fn unpack_from(store: &Store, blobs: &dyn Blobs, image: &Image, limits: &Limits) -> Result<usize> {
+    sweep(store)?;
     let mut count = 0;
     // A layer that depends on what is below is unpacked for one place in the image; the same one in another
     // place, which is rare, takes another round.
@@ -65,10 +83,10 @@ pub fn unpack(store: &Store, image: &Image, limits: &Limits) -> Result<usize> {
             return Ok(count);
         }
         count += missing.len();
-        let batch = Batch::begin(store).context(unpacking)?;
+        let batch = Batch::begin(store, blobs)?;
         let result = batch.run(image, &missing, limits).and_then(|applied| batch.commit(image, applied));
         let removed = batch.remove();
-        result.and(removed).context(unpacking)?;
+        result.and(removed)?;
     }
 }
 
@@ -103,6 +121,7 @@ fn sweep(store: &Store) -> Result<()> {
 /// Layers that are unpacked together, in a temporary directory of the store.
 struct Batch<'a> {
     store: &'a Store,
+    blobs: &'a dyn Blobs,
     name: String,
     directory: OwnedFd,
 }
@@ -111,7 +130,7 @@ struct Batch<'a> {
 type Done = (usize, Applied);
 
 impl<'a> Batch<'a> {
-    fn begin(store: &'a Store) -> Result<Self> {
+    fn begin(store: &'a Store, blobs: &'a dyn Blobs) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{TEMPORARY}{}-{count}", std::process::id());
@@ -121,7 +140,7 @@ impl<'a> Batch<'a> {
         // Without a set-group-ID bit that a parent's would have brought.
         file::chmod(directory.as_fd(), 0o700)?;
         file::mkdir(directory.as_fd(), EMPTY, 0o700)?;
-        Ok(Self { store, name, directory })
+        Ok(Self { store, blobs, name, directory })
     }
 
     fn remove(&self) -> Result<()> {
@@ -162,7 +181,7 @@ impl<'a> Batch<'a> {
 
     /// Unpacks one layer; it is returned where what is below has to be known to finish it.
     fn layer(&self, layer: &Layer, limits: &Limits) -> Result<Option<Applied>> {
-        let blob = self.store.blob(&layer.digest)?;
+        let blob = self.blobs.open(layer)?;
         let name = layer.diff_id.hex();
         file::mkdir(self.directory.as_fd(), name, 0o700)?;
         let root = file::open(self.directory.as_fd(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;

@@ -92,7 +92,7 @@ impl Stream {
 
 impl Source {
     /// Sends the layer's bytes from `blob`, to the end or to the first failure.
-    pub(crate) fn run(self, blob: File, layer: &Layer, limits: &Limits) {
+    pub(crate) fn run(self, blob: impl Read, layer: &Layer, limits: &Limits) {
         self.tell(self.layer(blob, layer, limits));
     }
 
@@ -109,7 +109,7 @@ impl Source {
         }
     }
 
-    fn layer(&self, blob: File, layer: &Layer, limits: &Limits) -> Result<()> {
+    fn layer(&self, blob: impl Read, layer: &Layer, limits: &Limits) -> Result<()> {
         let verified = Verified::new(blob, layer.digest.clone(), layer.size);
         let mut decoder = Decoder::new(BufReader::with_capacity(CHUNK, verified))?;
         let (mut hasher, mut total) = (Hasher::default(), 0_u64);

@@ -49,6 +49,18 @@ impl Launch {
     }
 }
 
+/// When `run --image` pulls an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pull {
+    /// Each time.
+    Always,
+    /// Where the store doesn't have it.
+    #[default]
+    Missing,
+    /// Not at all.
+    Never,
+}
+
 /// The options of `run --image`.
 #[derive(Debug, Clone, Default)]
 pub struct ImageRun {
@@ -56,6 +68,8 @@ pub struct ImageRun {
     pub reference: String,
     /// The image store.
     pub store: Option<PathBuf>,
+    /// When the image is pulled from its registry.
+    pub pull: Pull,
     /// What the bundle is made with.
     pub options: coracle_image::bundle::Options,
 }
@@ -171,6 +185,7 @@ fn from_image_option(name: &str, parser: &mut lexopt::Parser, image: &mut ImageR
     let options = &mut image.options;
     match name {
         "--store" => image.store = Some(parser.value()?.into()),
+        "--pull" => image.pull = parse_pull(&text(parser)?)?,
         "-e" | "--env" => options.env.push(text(parser)?),
         "-v" | "--volume" => options.volumes.push(text(parser)?),
         "--tmpfs" => options.tmpfs.push(text(parser)?),
@@ -208,6 +223,15 @@ pub(super) fn cpus(text: &str) -> Result<f64> {
     let number = parsed::<f64>("cpus", text)?;
     let some = Some(number).filter(|n| n.is_finite() && *n > 0.0);
     some.ok_or_else(|| usage(format!("--cpus {text:?} is no number of processors")).hint("write it like 1.5"))
+}
+
+fn parse_pull(text: &str) -> Result<Pull> {
+    match text {
+        "always" => Ok(Pull::Always),
+        "missing" => Ok(Pull::Missing),
+        "never" => Ok(Pull::Never),
+        _ => Err(usage(format!("--pull {text:?} is none of always, missing and never"))),
+    }
 }
 
 fn parse_network(text: &str) -> Result<Network> {

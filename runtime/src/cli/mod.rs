@@ -28,7 +28,7 @@ pub use complete::candidates;
 pub use debug::{Debug, Debugging, Files, Wanted};
 pub use exec::Exec;
 pub use isolator::{Isolators, Stats};
-pub use launch::{ImageRun, Launch};
+pub use launch::{ImageRun, Launch, Pull};
 pub use look::{Events, List, Ps};
 pub use pod::{Attach, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;

@@ -113,7 +113,8 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
 /// Makes the bundle of the container's image, which is pulled where the store lacks it and the document allows.
 fn bundle(order: Order<'_>, member: &Member, id: &str) -> Result<std::path::PathBuf> {
     let reference = member.container.image.clone();
-    let wanted = ImageRun { reference, store: None, options: member.options(order.pod) };
+    let wanted =
+        ImageRun { reference, pull: cli::Pull::Never, store: None, options: member.options(order.pod) };
     let policy = member.container.image_pull_policy.unwrap_or(PullPolicy::IfNotPresent);
     if policy == PullPolicy::Always {
         image::pull(order.store, &wanted.reference)?;

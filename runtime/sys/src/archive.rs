@@ -253,6 +253,26 @@ pub enum Lock {
 /// # Errors
 /// `ENOLCK`.
 pub fn lock_range(fd: BorrowedFd<'_>, lock: Lock, start: i64, length: i64) -> Result<()> {
+    set_range(fd, (libc::F_OFD_SETLKW, "F_OFD_SETLKW"), lock, (start, length))
+}
+
+/// As [`lock_range`], but returns false where it would have to wait (fcntl(2), `F_OFD_SETLK`).
+///
+/// # Errors
+/// `ENOLCK`.
+pub fn try_lock_range(fd: BorrowedFd<'_>, lock: Lock, start: i64, length: i64) -> Result<bool> {
+    match set_range(fd, (libc::F_OFD_SETLK, "F_OFD_SETLK"), lock, (start, length)) {
+        Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+fn set_range(
+    fd: BorrowedFd<'_>,
+    (command, name): (i32, &str),
+    lock: Lock,
+    (start, length): (i64, i64),
+) -> Result<()> {
     // SAFETY: flock is a plain structure of integers, for which zero is a valid value; an open file
     // description lock asks for a zero in `l_pid`.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
@@ -265,12 +285,11 @@ pub fn lock_range(fd: BorrowedFd<'_>, lock: Lock, start: i64, length: i64) -> Re
     range.l_len = length;
     loop {
         // SAFETY: `range` is a flock that outlives the call.
-        let ret = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLKW, &raw const range) };
+        let ret = unsafe { libc::fcntl(fd.as_raw_fd(), command, &raw const range) };
         if ret < 0 && Errno::last() == Errno::EINTR {
             continue;
         }
-        return check(ret, || format!("fcntl({}, F_OFD_SETLKW, {lock:?}, {start}, {length})", show(&fd)))
-            .map(drop);
+        return check(ret, || format!("fcntl({}, {name}, {lock:?}, {start}, {length})", show(&fd))).map(drop);
     }
 }
 

@@ -192,6 +192,7 @@ fn image_run(target: &Target, options: &cli::Debug) -> ImageRun {
     ImageRun {
         reference: options.image.clone().unwrap_or_default(),
         store: None,
+        pull: cli::Pull::default(),
         options: coracle_image::bundle::Options {
             args: options.args.clone(),
             env: term.into_iter().chain(options.env.iter().cloned()).collect(),

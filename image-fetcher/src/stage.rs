@@ -79,6 +79,13 @@ impl<'a> Stage<'a> {
         }
     }
 
+    /// Keeps a file that is known to hold the blob, and will be among those that are named.
+    #[cfg(feature = "registry")]
+    pub(crate) fn insert(&mut self, digest: &Digest, file: File) {
+        self.blobs.insert(digest.clone(), file);
+        self.used.push(digest.clone());
+    }
+
     /// Whether the blob has been kept.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
         self.blobs.contains_key(digest)

@@ -1,0 +1,340 @@
+//! Fetching: a document, or the bytes of a blob that are missing, from the first endpoint that has them.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ureq::http::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use ureq::http::{HeaderMap, Method, Response};
+use ureq::{Body, BodyReader};
+
+use super::client::{Ask, Client, Failure, Retries, refusal};
+use super::hosts::Capability;
+use super::part::Part;
+use super::report::Event;
+use crate::digest::Digest;
+use crate::error::{Context, Error, Kind, Result};
+use crate::store::DOCUMENT_LIMIT;
+
+/// A connection that brings less than this between two failures makes no progress.
+const PROGRESS: u64 = 64 << 10;
+/// A connection that brings less than this in a second is as good as a silent one.
+const SLOWEST: u64 = 512;
+const BUFFER: usize = 128 << 10;
+
+/// The types of manifests and indexes that are understood, the header `Accept`.
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// A manifest or index as it came, with its type and digest.
+pub(crate) struct Document {
+    pub bytes: Vec<u8>,
+    pub media_type: String,
+    pub digest: Digest,
+}
+
+/// Several addresses of one registry.
+pub(crate) struct Fetcher<'a> {
+    pub clients: &'a [Client<'a>],
+    pub repository: &'a str,
+    pub slots: Slots,
+}
+
+impl Fetcher<'_> {
+    fn scope(&self) -> String {
+        format!("repository:{}:pull", self.repository)
+    }
+
+    /// Asks one address after the other, until one has an answer.
+    fn first<T>(&self, capability: Capability, ask: impl Fn(&Client<'_>) -> Result<T>) -> Result<T> {
+        let mut last = None;
+        for client in self.clients.iter().filter(|c| c.endpoint().capabilities.contains(&capability)) {
+            match ask(client) {
+                Ok(found) => return Ok(found),
+                // A disk that is full stays full.
+                Err(error) if error.kind() == Kind::System => return Err(error),
+                Err(error) => last = Some(error),
+            }
+        }
+        let none =
+            || Error::new(Kind::NotFound, format!("no address in hosts.toml may be asked to {capability:?}"));
+        Err(last.unwrap_or_else(none))
+    }
+
+    /// The digest that a tag has, where the registry says it without sending the manifest.
+    pub(crate) fn resolve(&self, tag: &str) -> Result<Option<Digest>> {
+        self.first(Capability::Resolve, |client| {
+            let ask = Ask { method: Method::HEAD, ..self.manifest(tag) };
+            let response = client.ask(&ask)?;
+            match response.status().as_u16() {
+                200 => Ok(named_digest(response.headers())),
+                // Not all registries know HEAD.
+                405 => Ok(None),
+                _ => Err(refusal(response, &client.endpoint().origin)),
+            }
+        })
+    }
+
+    fn manifest(&self, wanted: &str) -> Ask<'static> {
+        let path = format!("/{}/manifests/{wanted}", self.repository);
+        Ask { headers: vec![(ACCEPT.as_str(), MANIFEST_TYPES.to_owned())], ..Ask::get(path, self.scope()) }
+    }
+
+    /// The manifest or index that a tag or digest names.
+    pub(crate) fn document(&self, wanted: &str) -> Result<Document> {
+        let expected: Option<Digest> = wanted.parse().ok();
+        let capability = if expected.is_some() { Capability::Pull } else { Capability::Resolve };
+        self.first(capability, |client| {
+            let response = success(client, client.ask(&self.manifest(wanted))?)?;
+            let (named, media_type) = (named_digest(response.headers()), media_type(response.headers()));
+            let bytes = read(response).context(|| format!("manifest {wanted:?}"))?;
+            let digest = Digest::of(&bytes);
+            for expected in expected.iter().chain(&named) {
+                if *expected != digest {
+                    let why = format!("manifest {wanted:?} should be {expected}, but what came is {digest}");
+                    return Err(Error::new(Kind::Corrupt, why));
+                }
+            }
+            Ok(Document { bytes, media_type, digest })
+        })
+    }
+
+    /// A small blob: an image's config.
+    pub(crate) fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
+        self.first(Capability::Pull, |client| {
+            let response = success(client, client.ask(&self.blob(digest))?)?;
+            let bytes = read(response).context(|| format!("blob {digest}"))?;
+            crate::store::read_document(&bytes[..], digest, size)
+        })
+    }
+
+    fn blob(&self, digest: &Digest) -> Ask<'static> {
+        Ask::get(format!("/{}/blobs/{digest}", self.repository), self.scope())
+    }
+
+    /// Fetches what is missing of a blob.
+    pub(crate) fn fetch(&self, part: &Part) -> Result<()> {
+        let result = self.first(Capability::Pull, |client| {
+            let mut retries = Retries::new(client.watch());
+            loop {
+                let before = part.length();
+                if before == part.size {
+                    return Ok(());
+                }
+                client.watch().check()?;
+                let slot = self.slots.take(&client.endpoint().origin.authority);
+                let Err(failure) = self.attempt(client, part) else { continue };
+                drop(slot);
+                if part.length() - before >= PROGRESS {
+                    retries.reset();
+                }
+                retries.wait(failure)?;
+            }
+        });
+        result.context(|| format!("blob {}", part.digest))
+    }
+
+    /// Fetches as many bytes as one connection brings.
+    fn attempt(&self, client: &Client<'_>, part: &Part) -> std::result::Result<(), Failure> {
+        let from = part.length();
+        let mut ask = Ask { is_long: true, ..self.blob(&part.digest) };
+        if from > 0 {
+            ask.headers.push((RANGE.as_str(), format!("bytes={from}-")));
+        }
+        let response = client.once(&ask)?;
+        let start = match response.status().as_u16() {
+            200 => 0,
+            206 => content_range(response.headers(), part)?,
+            416 => return Err(differs(part, "fewer").into()),
+            _ => return Err(refusal(response, &client.endpoint().origin).into()),
+        };
+        if start > from || response.body().content_length().is_some_and(|n| n != part.size - start) {
+            return Err(differs(part, "others").into());
+        }
+        let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        receive(body, client, part, from - start)
+    }
+}
+
+/// Appends what comes to the part, but for the first `skip` bytes, which are here already.
+fn receive(
+    mut body: BodyReader<'_>,
+    client: &Client<'_>,
+    part: &Part,
+    mut skip: u64,
+) -> std::result::Result<(), Failure> {
+    let origin = &client.endpoint().origin;
+    let cut = |why: String| Failure::passing(Error::new(Kind::Network, format!("{origin}: {why}")), None);
+    let (mut buffer, mut pace) = (vec![0; BUFFER], Pace::new());
+    loop {
+        client.watch().check()?;
+        let n = match body.read(&mut buffer) {
+            Ok(0) if part.length() == part.size => return Ok(()),
+            Ok(0) => return Err(cut(format!("it ended after {} of {} bytes", part.length(), part.size))),
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => {
+                return Err(cut(format!("it broke off after {} of {} bytes: {e}", part.length(), part.size)));
+            }
+        };
+        let passed = skip.min(n as u64);
+        skip -= passed;
+        let bytes = &buffer[passed as usize..n];
+        if part.length() + bytes.len() as u64 > part.size {
+            return Err(differs(part, "more").into());
+        }
+        part.append(bytes)?;
+        client.watch().event(&Event::Moved(part.digest.clone(), bytes.len() as u64));
+        if pace.is_too_slow(n as u64) {
+            return Err(cut("it sends a few bytes a second".to_owned()));
+        }
+    }
+}
+
+/// Tells a connection that trickles from one that flows.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    const WINDOW: Duration = Duration::from_secs(20);
+
+    fn new() -> Self {
+        Self { since: Instant::now(), bytes: 0 }
+    }
+
+    fn is_too_slow(&mut self, bytes: u64) -> bool {
+        self.bytes += bytes;
+        if self.since.elapsed() < Self::WINDOW {
+            return false;
+        }
+        let is_slow = self.bytes < SLOWEST * Self::WINDOW.as_secs();
+        *self = Self::new();
+        is_slow
+    }
+}
+
+fn differs(part: &Part, found: &str) -> Error {
+    let why = format!("the registry has {found} than the {} bytes that the manifest says", part.size);
+    Error::new(Kind::Corrupt, why)
+}
+
+/// The offset of the first byte of a partial answer: `bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4).
+fn content_range(headers: &HeaderMap, part: &Part) -> Result<u64> {
+    let value = headers.get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    match parse_range(value) {
+        Some((first, _, total)) if total.is_none_or(|total| total == part.size) && first <= part.length() => {
+            Ok(first)
+        }
+        _ => Err(Error::new(
+            Kind::Corrupt,
+            format!("the registry answers with the bytes {value:?}, which nobody asked for"),
+        )),
+    }
+}
+
+/// First, last and total of a `Content-Range`; the total may be unknown.
+pub(crate) fn parse_range(value: &str) -> Option<(u64, u64, Option<u64>)> {
+    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
+    (first <= last && total.is_none_or(|total| last < total)).then_some((first, last, total))
+}
+
+/// The digest that a registry says a manifest has.
+fn named_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
+}
+
+/// The media type of an answer, without parameters.
+fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+/// An answer that is one.
+pub(crate) fn success(client: &Client<'_>, response: Response<Body>) -> Result<Response<Body>> {
+    if response.status().is_success() {
+        Ok(response)
+    } else {
+        Err(refusal(response, &client.endpoint().origin))
+    }
+}
+
+/// Reads a document to its end.
+pub(crate) fn read(response: Response<Body>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells that it is longer.
+    let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+    let read = body.take(DOCUMENT_LIMIT + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Error::new(Kind::Network, format!("it broke off: {e}")))?;
+    if bytes.len() as u64 > DOCUMENT_LIMIT {
+        return Err(Error::new(Kind::Limit, format!("it is over the limit of {DOCUMENT_LIMIT} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// How many transfers may go on with one host.
+pub(crate) struct Slots {
+    most: usize,
+    taken: Mutex<BTreeMap<String, usize>>,
+    freed: Condvar,
+}
+
+/// One of them, until it is dropped.
+pub(crate) struct Slot<'a> {
+    slots: &'a Slots,
+    host: String,
+}
+
+impl Slots {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most: most.max(1), taken: Mutex::default(), freed: Condvar::new() }
+    }
+
+    fn take(&self, host: &str) -> Slot<'_> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |taken: &mut BTreeMap<String, usize>| taken.get(host).is_some_and(|n| *n >= self.most);
+        let mut taken = self.freed.wait_while(taken, is_full).unwrap_or_else(PoisonError::into_inner);
+        *taken.entry(host.to_owned()).or_default() += 1;
+        Slot { slots: self, host: host.to_owned() }
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.host) {
+            *count -= 1;
+        }
+        self.slots.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_read_and_nonsense_is_none() {
+        assert_eq!(parse_range("bytes 5-9/10"), Some((5, 9, Some(10))));
+        assert_eq!(parse_range("bytes 0-0/*"), Some((0, 0, None)));
+        for bad in [
+            "",
+            "bytes",
+            "bytes 5-9",
+            "bytes 9-5/10",
+            "bytes 5-10/10",
+            "items 5-9/10",
+            "bytes -5-9/10",
+            "bytes */10",
+        ] {
+            assert_eq!(parse_range(bad), None, "{bad:?}");
+        }
+    }
+}

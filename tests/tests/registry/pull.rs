@@ -1,0 +1,211 @@
+//! What a pull brings, and what it leaves out.
+
+use std::fs;
+
+use coracle_fixtures::image::{Image, descriptor};
+use coracle_fixtures::layer::digest;
+use coracle_fixtures::small;
+use coracle_tests::image::Store;
+use coracle_tests::privileged;
+use coracle_tests::registry::{Content, Registry, Reply};
+use serde_json::json;
+
+use super::{assert_whole, can_run, image, layer, pull};
+
+#[test]
+fn an_image_is_pulled_unpacked_and_named_in_full() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, image) = (Store::new(host), small::image());
+        let registry = Registry::serving(Content::of(&image));
+        let pulled = pull(&store, &registry, "coracle/small", &[]).succeeds();
+        let reference = registry.image("coracle/small:latest");
+        let manifest = digest(image.manifest().to_string().as_bytes());
+        assert_eq!(pulled.text(), format!("{reference} {manifest}"));
+        assert!(
+            pulled.stderr.contains(&format!("{}: done", digest(&image.layers[0].blob))),
+            "{}",
+            pulled.stderr
+        );
+        assert_whole(&store, &reference, &image);
+        let root = store.call(&["mount", &reference, "here"]).succeeds().text();
+        assert_eq!(fs::read_to_string(format!("{root}/srv/greeting")).unwrap(), "hello from three layers\n");
+        store.call(&["unmount", "here"]).succeeds();
+    });
+}
+
+#[test]
+fn a_second_pull_fetches_only_what_is_new() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, first) = (Store::new(host), image());
+        let mut content = Content::of(&first);
+        let second = Image { layers: vec![layer(1), layer(2), layer(9)], ..image() };
+        content.add(&second, "second");
+        let registry = Registry::serving(content);
+        pull(&store, &registry, "a", &[]).succeeds();
+        let before = registry.asked().len();
+        pull(&store, &registry, "a", &[]).succeeds();
+        let again = &registry.asked()[before..];
+        assert!(again.iter().all(|r| !r.path.contains("/blobs/")), "{again:?}");
+        pull(&store, &registry, "a:second", &[]).succeeds();
+        for (number, times) in [(1, 1), (2, 1), (3, 1), (9, 1)] {
+            assert_eq!(registry.count(&digest(&layer(number).blob)), times, "layer {number}");
+        }
+        assert_whole(&store, &registry.image("a:second"), &second);
+        assert_whole(&store, &registry.image("a:latest"), &first);
+    });
+}
+
+#[test]
+fn a_digest_names_an_image_and_no_other_is_taken_for_it() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, image) = (Store::new(host), image());
+        let registry = Registry::serving(Content::of(&image));
+        let name = format!("a@{}", digest(image.manifest().to_string().as_bytes()));
+        pull(&store, &registry, &name, &["--no-unpack", "--quiet"]).succeeds();
+        assert_eq!(store.call(&["ls", "--format", "json"]).json()[0]["reference"], registry.image(&name));
+        let other = Registry::start(move |_| {
+            Reply::of("{}").header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+        });
+        pull(&store, &other, &name, &["--quiet"])
+            .fails_with(&["should be sha256:", "but what came is sha256:"]);
+    });
+}
+
+#[test]
+fn an_index_gives_the_image_for_this_machine_or_another() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let store = Store::new(host);
+        let other = Image { layers: vec![layer(7)], ..image() };
+        let mut content = Content::of(&other);
+        content.add(&image(), "plain");
+        let entry = |image: &Image, architecture: &str, variant: Option<&str>| {
+            let manifest = image.manifest().to_string();
+            let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", manifest.as_bytes());
+            entry["platform"] = json!({"os": "linux", "architecture": architecture});
+            if let Some(variant) = variant {
+                entry["platform"]["variant"] = variant.into();
+            }
+            entry
+        };
+        let here = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+        let manifests = [entry(&other, "arm", Some("v7")), entry(&image(), here, None)];
+        let index = json!({"schemaVersion": 2, "manifests": manifests});
+        content.add_manifest("latest", "application/vnd.oci.image.index.v1+json", &index);
+        let registry = Registry::serving(content);
+        pull(&store, &registry, "a", &[]).succeeds();
+        assert_whole(&store, &registry.image("a:latest"), &image());
+        pull(&store, &registry, "a", &["--platform", "linux/arm/v7", "--no-unpack"]).succeeds();
+        let shown = store.call(&["inspect", &registry.image("a:latest")]).json();
+        assert_eq!(shown["layers"][0]["digest"], digest(&layer(7).blob));
+        pull(&store, &registry, "a", &["--platform", "linux/s390x", "--quiet"])
+            .fails_with(&["no manifest is for linux/s390x", "linux/arm"]);
+    });
+}
+
+#[test]
+fn mirrors_are_asked_first_and_the_registry_where_they_fail() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, image) = (Store::new(host), image());
+        let registry = Registry::serving(Content::of(&image));
+        let content = Content::of(&image);
+        let missing = digest(&image.layers[1].blob);
+        let mirror = Registry::start(move |request| {
+            if request.path.contains(&missing) { Reply::status(404) } else { content.answer(request) }
+        });
+        let hosts = host.directory();
+        fs::create_dir_all(hosts.join("real.example")).unwrap();
+        let text = format!(
+            "server = \"http://{}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n\
+             [host.\"http://{}\".header]\nx-mirror = \"yes\"\n",
+            registry.host(),
+            mirror.host(),
+            mirror.host()
+        );
+        fs::write(hosts.join("real.example/hosts.toml"), text).unwrap();
+        let hosts = hosts.to_str().unwrap();
+        store.call(&["pull", "real.example/a/b", "--hosts-dir", hosts]).succeeds();
+        assert_whole(&store, "real.example/a/b:latest", &image);
+        assert_eq!(registry.count("/blobs/"), 1, "only what the mirror lacks");
+        let asked = mirror.asked();
+        assert!(
+            asked.iter().all(|r| r.path.ends_with("?ns=real.example") && r.header("x-mirror") == Some("yes"))
+        );
+        assert!(registry.asked().iter().all(|r| r.header("x-mirror").is_none() && !r.path.contains('?')));
+    });
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_used_but_for_exempt_hosts() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = Registry::serving(Content::of(&image()));
+        let proxy = Registry::start(|_| Reply::status(403));
+        let store = Store::new(host);
+        let with = |name: &str, value: &str| {
+            let proxy = format!("http://{}", proxy.host());
+            let set = [("http_proxy", proxy.as_str()), (name, value)];
+            store
+                .call_with(&set, &["pull", &registry.image("a"), "--plain-http", &registry.host(), "--quiet"])
+        };
+        with("no_proxy", "elsewhere.example").fails_with(&["pulling"]);
+        assert!(!proxy.asked().is_empty());
+        assert!(registry.asked().is_empty());
+        with("no_proxy", "elsewhere.example,127.0.0.1").succeeds();
+    });
+}
+
+#[test]
+fn tags_and_repositories_are_listed_page_by_page() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = Registry::start(|request| match request.path.as_str() {
+            "/v2/a/tags/list?n=1000" => Reply::of(r#"{"tags":["1","2"]}"#)
+                .header("Link", "</v2/a/tags/list?n=1000&last=2>; rel=\"next\""),
+            "/v2/a/tags/list?n=1000&last=2" => Reply::of(r#"{"tags":["3","bad\u001b"]}"#),
+            "/v2/_catalog?n=1000" => Reply::of(r#"{"repositories":["x/boat","y"]}"#),
+            _ => Reply::status(404),
+        });
+        let (store, plain) = (Store::new(host), registry.host());
+        let tags = store.call(&["tags", &registry.image("a"), "--plain-http", &plain]).succeeds();
+        assert_eq!(tags.lines(), ["1", "2", "3"]);
+        let found = store.call(&["search", &registry.image("boat"), "--plain-http", &plain]).succeeds();
+        assert_eq!(found.text(), registry.image("x/boat"));
+    });
+}
+
+#[test]
+fn events_are_json_on_demand() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = Registry::serving(Content::of(&image()));
+        let told = pull(&Store::new(host), &registry, "a", &["--json"]).succeeds().stderr;
+        let events: Vec<serde_json::Value> =
+            told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let moved: u64 =
+            events.iter().filter(|e| e["event"] == "moved").map(|e| e["bytes"].as_u64().unwrap()).sum();
+        let size: usize = image().layers.iter().map(|layer| layer.blob.len()).sum();
+        assert_eq!(moved, size as u64);
+        assert_eq!(events.iter().filter(|e| e["event"] == "finished").count(), 3);
+    });
+}

@@ -1,0 +1,198 @@
+//! Credentials: shown to the registry they are for, and to nobody and nothing else.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+
+use coracle_tests::image::Store;
+use coracle_tests::privileged;
+use coracle_tests::registry::{Content, Registry, Reply, Request};
+use coracle_tests::{Host, Outcome};
+use serde_json::json;
+
+use super::{assert_whole, can_run, image, pull};
+
+/// `me:hush` in base64.
+const BASIC: &str = "Basic bWU6aHVzaA==";
+
+/// A file of credentials for a registry.
+fn auth_file(host: &Host, registry: &str) -> String {
+    let path = host.directory().join("auth.json");
+    fs::write(&path, json!({"auths": {registry: {"auth": "bWU6aHVzaA=="}}}).to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn pull_as(host: &Host, store: &Store<'_>, registry: &Registry) -> Outcome {
+    let file = auth_file(host, &registry.host());
+    let outcome = pull(store, registry, "a", &["--auth-file", &file]);
+    for secret in ["hush", "bWU6aHVzaA"] {
+        assert!(!format!("{outcome:?}").contains(secret), "a secret is shown: {outcome:?}");
+    }
+    outcome
+}
+
+/// A registry that wants `authorization` with each request and says `challenge` without.
+fn guarded(challenge: String, authorization: &'static str) -> Registry {
+    let content = Content::of(&image());
+    Registry::start(move |request| match request.header("authorization") {
+        Some(found) if found == authorization => content.answer(request),
+        _ => Reply::status(401).header("WWW-Authenticate", challenge.clone()),
+    })
+}
+
+#[test]
+fn a_password_opens_a_registry_and_a_wrong_one_is_told_once() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = guarded("Basic realm=\"r\"".to_owned(), BASIC);
+        let store = Store::new(host);
+        pull_as(host, &store, &registry).succeeds();
+        assert_whole(&store, &registry.image("a:latest"), &image());
+        let registry = guarded("Basic realm=\"r\"".to_owned(), "Basic other");
+        pull_as(host, &store, &registry).fails_with(&["answers 401", "docker login"]);
+        let asked = registry.asked().len();
+        assert_eq!(asked, 2, "what was refused is not shown again");
+        let nothing = pull(&store, &registry, "a", &["--auth-file", "/nowhere", "--quiet"]);
+        nothing.fails_with(&["answers 401"]);
+    });
+}
+
+#[test]
+fn a_credential_helper_is_asked_for_the_registry() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = guarded("Basic realm=\"r\"".to_owned(), BASIC);
+        let (directory, store) = (host.directory(), Store::new(host));
+        let helper = directory.join("docker-credential-test");
+        let script = format!(
+            "#!/bin/sh\nread server\n[ \"$1 $server\" = \"get {}\" ] && \
+             echo '{{\"Username\":\"me\",\"Secret\":\"hush\"}}'\n",
+            registry.host()
+        );
+        fs::write(&helper, script).unwrap();
+        fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(
+            directory.join("config.json"),
+            json!({"credHelpers": {registry.host(): "test"}}).to_string(),
+        )
+        .unwrap();
+        let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+        let set = [
+            ("PATH", path.as_str()),
+            ("DOCKER_CONFIG", directory.to_str().unwrap()),
+            ("REGISTRY_AUTH_FILE", ""),
+        ];
+        let outcome =
+            store.call_with(&set, &["pull", &registry.image("a"), "--plain-http", &registry.host()]);
+        assert!(!format!("{outcome:?}").contains("hush"));
+        outcome.succeeds();
+    });
+}
+
+/// A registry that wants tokens, each good for `uses` requests; `/token` gives them.
+fn token_registry(uses: usize, realm: Option<String>) -> Registry {
+    let (content, given) = (Content::of(&image()), Mutex::new(Vec::new()));
+    Registry::start(move |request| {
+        let mut given = given.lock().unwrap();
+        if request.path.starts_with("/token") {
+            given.push(uses);
+            return Reply::of(json!({"token": format!("token-{}", given.len() - 1)}).to_string());
+        }
+        let shown = request
+            .header("authorization")
+            .and_then(|h| h.strip_prefix("Bearer token-")?.parse::<usize>().ok());
+        if let Some(left @ 1..) = shown.and_then(|n| given.get_mut(n)) {
+            *left -= 1;
+            return content.answer(request);
+        }
+        let own = format!("http://{}/token", request.header("host").unwrap_or_default());
+        let realm = realm.clone().unwrap_or(own);
+        Reply::status(401).header("WWW-Authenticate", format!("Bearer realm=\"{realm}\",service=\"s\""))
+    })
+}
+
+#[test]
+fn tokens_are_had_for_the_repository_and_again_when_they_expire() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        for uses in [1000, 3, 1] {
+            let registry = token_registry(uses, None);
+            let store = Store::new(host);
+            pull_as(host, &store, &registry).succeeds();
+            assert_whole(&store, &registry.image("a:latest"), &image());
+            let asked = registry.asked();
+            let tokens: Vec<&Request> = asked.iter().filter(|r| r.path.starts_with("/token")).collect();
+            assert!(tokens.iter().all(|r| r.path == "/token?service=s&scope=repository%3Aa%3Apull"));
+            assert!(tokens.iter().all(|r| r.header("authorization") == Some(BASIC)));
+            assert!(
+                asked
+                    .iter()
+                    .all(|r| r.path.starts_with("/token") || r.header("authorization") != Some(BASIC))
+            );
+        }
+    });
+}
+
+#[test]
+fn a_token_service_of_another_domain_is_not_told_the_password() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let thief = Registry::start(|_| Reply::of(r#"{"token":"t"}"#));
+        let port = thief.host().rsplit_once(':').unwrap().1.to_owned();
+        let registry = token_registry(1000, Some(format!("http://localhost:{port}/token")));
+        let store = Store::new(host);
+        pull_as(host, &store, &registry)
+            .fails_with(&["wants its password told to http://localhost:", "hosts.toml allows it"]);
+        assert!(thief.asked().is_empty());
+    });
+}
+
+#[test]
+fn a_redirect_to_another_origin_takes_no_credentials_along() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let storage = Registry::serving(Content::of(&image()));
+        let (content, elsewhere) = (Content::of(&image()), storage.host());
+        let registry = Registry::start(move |request| match request.header("authorization") {
+            Some(BASIC) if request.path.contains("/blobs/") => {
+                let place = format!("http://{elsewhere}{}?signature=hush", request.path);
+                Reply::status(307).header("Location", place)
+            }
+            Some(BASIC) => content.answer(request),
+            _ => Reply::status(401).header("WWW-Authenticate", "Basic realm=r"),
+        });
+        let store = Store::new(host);
+        pull_as(host, &store, &registry).succeeds();
+        assert_whole(&store, &registry.image("a:latest"), &image());
+        assert!(storage.count("/blobs/") >= 3);
+        assert!(storage.asked().iter().all(|r| r.header("authorization").is_none()), "{:?}", storage.asked());
+    });
+}
+
+#[test]
+fn one_that_asks_for_a_password_after_a_redirect_gets_none_and_its_address_is_not_shown() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let thief = Registry::start(|_| Reply::status(401).header("WWW-Authenticate", "Basic realm=r"));
+        let (content, elsewhere) = (Content::of(&image()), thief.host());
+        let registry = Registry::start(move |request| match request.path.contains("/blobs/") {
+            true => Reply::status(302).header("Location", format!("http://{elsewhere}/x?signature=hush")),
+            false => content.answer(request),
+        });
+        let store = Store::new(host);
+        pull_as(host, &store, &registry).fails_with(&["answers 401"]);
+        assert!(thief.asked().iter().all(|r| r.header("authorization").is_none()));
+    });
+}
