@@ -4,10 +4,11 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::Options;
-use crate::measure::{alternate, milliseconds, rows, timed};
-use crate::report::Report;
+use crate::measure::{alternate, median, milliseconds, rows, timed};
+use crate::report::{Report, Row};
 use crate::subject::{Bundle, Subject};
 
 const NONE: &str = "no plugin";
@@ -29,7 +30,27 @@ pub(crate) fn measure(directory: &Path, options: &Options, report: &mut Report) 
     let subjects: Vec<&Subject> = subjects.iter().collect();
     let times = alternate(&subjects, options.runs, |subject| timed(&mut subject.run(Bundle::Plain)))?;
     report.add(rows("run", "ms", &subjects, &milliseconds(&times), NONE));
+    let times: Result<Vec<_>, _> =
+        (0..options.runs).map(|_| call(&options.runtime, &directory.join("config-1"))).collect();
+    report.add(vec![Row {
+        what: "a call of a plugin, there and back".to_owned(),
+        subject: "coracle".to_owned(),
+        value: median(times?).as_secs_f64() * 1e6,
+        unit: "µs",
+        ratio: None,
+    }]);
     Ok(())
+}
+
+/// How long a call took, as `isolator check` tells: of `process`, with a document each way.
+fn call(runtime: &Path, config: &Path) -> Result<Duration, String> {
+    let object = config.join(LIMITS[0]).with_extension("so");
+    let output = Command::new(runtime).args(["isolator", "check"]).arg(object).output();
+    let output = output.map_err(|error| format!("check a plugin: {error}"))?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    let micros = told.lines().find_map(|line| line.strip_prefix("process")?.trim().strip_suffix(" µs"));
+    let micros = micros.and_then(|number| number.parse().ok());
+    micros.map(Duration::from_micros).ok_or_else(|| format!("check a plugin: {told}"))
 }
 
 fn configure(config: &Path, count: usize) -> Result<(), Box<dyn std::error::Error>> {
