@@ -32,6 +32,50 @@ fn has(options: &[String], wanted: &[&str]) {
     }
 }
 
+/// As with runc: a path below the root directory names what the container has there by then, and may stand for a
+/// destination.
+#[test]
+fn what_an_earlier_mount_shows_can_be_bound_again() {
+    privileged(|host| {
+        let (first, second) = (host.directory(), host.directory());
+        fs::create_dir(first.join("x")).unwrap();
+        fs::write(second.join("file"), "of the second").unwrap();
+        let bound = |spec: Spec, root: &str| {
+            spec.bind(first.to_str().unwrap(), "/mnt", &["rbind"])
+                .bind(second.to_str().unwrap(), "/mnt/x", &["rbind"])
+                .bind(&format!("{root}/mnt"), "/copy", &["rbind"])
+                .args(["cat", "/copy/x/file"])
+        };
+        let map = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+        let mapped = || {
+            let spec = Spec::new().namespace("user").set("/linux/uidMappings", map.clone());
+            spec.set("/linux/gidMappings", map.clone())
+        };
+        for spec in [bound(Spec::new(), "rootfs"), bound(mapped(), "rootfs")] {
+            assert_eq!(host.bundle(spec).run().succeeds().text(), "of the second");
+        }
+        let bundle = host.bundle(Spec::new());
+        let root = bundle.rootfs().to_str().unwrap().to_owned();
+        let named = bound(Spec::new(), &root).bind(
+            &format!("{root}/copy"),
+            &format!("{root}/last"),
+            &["rbind", "ro"],
+        );
+        let named = named.set("/root/path", root).args(["sh", "-c", "cat /last/x/file; touch /last/new"]);
+        let run = host.bundle(named).run();
+        assert_eq!(run.text(), "of the second", "{run:?}");
+        assert!(run.stderr.contains("ead-only"), "{run:?}");
+        let missing = Spec::new().bind(first.to_str().unwrap(), "/mnt", &["rbind"]).bind(
+            "rootfs/mnt/y",
+            "/copy",
+            &["bind"],
+        );
+        host.bundle(missing)
+            .run()
+            .fails_with(&["/mounts/8/source", "there is no \"mnt/y\" in the container's root yet"]);
+    });
+}
+
 #[test]
 fn the_root_is_the_bundles_and_writable() {
     privileged(|host| {

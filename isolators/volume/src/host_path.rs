@@ -1,6 +1,6 @@
 //! `volume/host-path`: files and directories of the host in the container.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use coracle_isolator::{Adjustment, Config, Error, Isolator, Result};
 use coracle_sys::file::{self, CWD, Resolve};
@@ -19,9 +19,17 @@ impl Isolator for HostPath {
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
         let mut adjustment = Adjustment::default();
         let mounts = config.spec.mounts().as_deref().unwrap_or_default();
+        let root = config.spec.root().as_ref().map(|root| config.bundle.join(root.path()));
+        let is_inside = |i: usize, source: &Path| {
+            root.as_ref().is_some_and(|root| inside(&mounts[..i], source, root).is_some())
+        };
         let mut resolved: Vec<(usize, PathBuf)> = Vec::new();
         for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
-            let source = source(mount, config.bundle).map_err(|e| e.at(format!("/mounts/{i}/source")))?;
+            let at = |e: Error| e.at(format!("/mounts/{i}/source"));
+            let source = source(mount, config.bundle).map_err(at)?;
+            if !is_inside(i, &source) {
+                is_there(mount, &source).map_err(at)?;
+            }
             if mount.source().as_ref() != Some(&source) {
                 resolved.push((i, source));
             }
@@ -29,6 +37,22 @@ impl Isolator for HostPath {
         adjustment.mounts = adjusted(mounts, &resolved);
         Ok(adjustment)
     }
+}
+
+/// Where `source`, that of a bind mount, is below the container's root, if it is there that one of the mounts before it,
+/// `earlier`, shows it: a path below `rootfs` names, as with runc, what the container has there by then.
+pub fn inside(earlier: &[Mount], source: &Path, rootfs: &Path) -> Option<PathBuf> {
+    let path = source.strip_prefix(rootfs).ok()?;
+    let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let shows_it = |mount: &Mount| path.starts_with(target(mount.destination(), rootfs));
+    (is_plain && earlier.iter().any(shows_it)).then(|| path.to_owned())
+}
+
+/// Where `destination` is below the container's root. One that begins with the path of that root, `rootfs`, counts
+/// from there, as with runc.
+pub fn target<'a>(destination: &'a Path, rootfs: &Path) -> &'a Path {
+    let rest = destination.strip_prefix(rootfs).or_else(|_| destination.strip_prefix("/"));
+    rest.unwrap_or(destination)
 }
 
 /// A bind mount says so in its options; its type is then ignored, but `bind` as a type means the same. With `remount`
@@ -42,19 +66,22 @@ fn has(mount: &Mount, options: &[&str]) -> bool {
     mount.options().iter().flatten().any(|option| options.contains(&option.as_str()))
 }
 
-/// The source of a bind mount as an absolute path to something that is there.
+/// The source of a bind mount as an absolute path.
 fn source(mount: &Mount, bundle: &Path) -> Result<PathBuf> {
     let source = mount.source().as_deref().filter(|source| !source.as_os_str().is_empty());
     let source = source.ok_or_else(|| {
         let destination = mount.destination().display();
         Error::new(format!("the bind mount on {destination} has none"))
     })?;
-    let source = bundle.join(source);
+    Ok(bundle.join(source))
+}
+
+fn is_there(mount: &Mount, source: &Path) -> Result<()> {
     // The runtime opens it again when it mounts: the plan has no side effects and keeps nothing open.
     let is_link = has(mount, &["copy-symlink", "src-nofollow"]);
     let flags = nix::libc::O_PATH | if is_link { nix::libc::O_NOFOLLOW } else { 0 };
-    match file::open(CWD, &source, flags, 0, Resolve::Host) {
-        Ok(_) => Ok(source),
+    match file::open(CWD, source, flags, 0, Resolve::Host) {
+        Ok(_) => Ok(()),
         Err(e) => Err(Error::failed(e.call(), e.errno()).on_path(source.to_string_lossy())),
     }
 }

@@ -27,7 +27,7 @@ pub fn open_source(plan: &MountPlan) -> Result<Option<OwnedFd>> {
         }
         Source::Bind { path, recursive, .. } => Ok(Some(mount::clone_tree(file::CWD, path, *recursive)?)),
         Source::New { .. } => create(plan, None).map(Some),
-        Source::Cgroups { .. } | Source::Present => Ok(None),
+        Source::Inside { .. } | Source::Cgroups { .. } | Source::Present => Ok(None),
     }
 }
 
@@ -43,6 +43,10 @@ pub(super) fn mount(
     let made = match (&plan.source, opened) {
         (Source::Bind { .. } | Source::New { .. }, Some(opened)) => put(root, plan, opened).map(Some),
         (Source::Bind { path, .. }, None) => bind(root, plan, path),
+        (Source::Inside { path, recursive }, _) => inside(root, path, *recursive)
+            .context(|| format!("{}/source", plan.field))
+            .and_then(|tree| put(root, plan, tree))
+            .map(Some),
         (Source::New { .. }, None) => new(root, plan).or_else(|e| hosts(root, plan, birth, e)).map(Some),
         (Source::Cgroups { .. }, _) => match birth.place {
             Some(place) => cgroups::mount(root, plan, place).map(|()| None),
@@ -62,6 +66,14 @@ fn bind(root: &Root, plan: &MountPlan, path: &Path) -> Result<Option<OwnedFd>> {
         Some(tree) => put(root, plan, tree).map(Some),
         None => copy_link(root, &plan.target, &file::read_link(file::CWD, path)?).map(|()| None),
     }
+}
+
+/// A tree of the container itself, as far as it is built.
+fn inside(root: &Root, path: &Path, recursive: bool) -> Result<OwnedFd> {
+    let nothing =
+        || Error::new(Code::InvalidSpec, format!("there is no {path:?} in the container's root yet"));
+    let shown = root.existing(path)?.ok_or_else(nothing)?;
+    Ok(mount::clone_tree(shown.as_fd(), Path::new(""), recursive)?)
 }
 
 /// What the host has mounted in the place of a new file system that could not be made (`failure`): one that shows a

@@ -133,14 +133,17 @@ impl Inside {
     fn new(spec: &Spec, rootfs: &Path, own_mounts: bool) -> Result<Self> {
         let linux = linux(spec)?;
         let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
-        let mounts = spec.mounts().iter().flatten().enumerate();
+        let all = spec.mounts().as_deref().unwrap_or_default();
         let hooks = spec.hooks().clone().unwrap_or_default();
         let paths = |list: &Option<Vec<String>>| {
             list.iter().flatten().map(|p| below_root(Path::new(p))).collect::<Vec<_>>()
         };
-        let mounts = mounts
+        let mounts = all
+            .iter()
+            .enumerate()
             .map(|(index, mount)| {
-                Ok(MountPlan { label: mount_label.clone(), ..mounts::plan(index, mount, linux)? })
+                let plan = mounts::plan(index, mount, linux)?.placed(&all[..index], rootfs)?;
+                Ok(MountPlan { label: mount_label.clone(), ..plan })
             })
             .collect::<Result<Vec<_>>>()?;
         let mut sysctl: BTreeMap<String, String> =

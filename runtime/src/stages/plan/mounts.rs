@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_isolator_volume::host_path;
 use coracle_sys::mount::{Attributes, Propagation, attr};
 use oci_spec::runtime::{Linux, Mount};
 use serde::Serialize;
@@ -55,6 +56,22 @@ impl MountPlan {
         is_read_only && (self.is_new("tmpfs") || is_new && self.target == Path::new("dev"))
     }
 
+    /// The same mount after the mounts `earlier`, in a container whose root is at `rootfs`.
+    ///
+    /// # Errors
+    /// `Unsupported` for owners that are mapped in what the container itself shows.
+    pub fn placed(mut self, earlier: &[Mount], rootfs: &Path) -> Result<Self> {
+        self.target = below_root(host_path::target(&Path::new("/").join(&self.target), rootfs));
+        let Source::Bind { path, recursive, link: Link::Followed } = &self.source else { return Ok(self) };
+        let Some(path) = host_path::inside(earlier, path, rootfs) else { return Ok(self) };
+        if self.id_map.is_some() {
+            let why = format!("{}: owners can't be mapped in what an earlier mount shows", self.field);
+            return Err(Error::new(Code::Unsupported, why).hint("name its source on the host"));
+        }
+        self.source = Source::Inside { path, recursive: *recursive };
+        Ok(self)
+    }
+
     /// Whether it is a tmpfs that takes the permissions of the directory it covers, as runc's does.
     pub fn takes_mode(&self) -> bool {
         self.is_new("tmpfs") && !self.has_parameter("mode")
@@ -83,6 +100,13 @@ pub enum Source {
         recursive: bool,
         /// What is done where it is a symbolic link.
         link: Link,
+    },
+    /// What an earlier mount shows in the container itself.
+    Inside {
+        /// Its path below the container's root.
+        path: PathBuf,
+        /// With what is mounted below it.
+        recursive: bool,
     },
     /// A new file system.
     New {
