@@ -9,10 +9,10 @@
 // signal others, unless the configuration grants that; never in the container. Calls come one after the other, from
 // one thread. Nothing is kept in memory from one command to the next: what must be remembered of a container is
 // read back from the kernel or kept in a file. The process may be killed between two calls.
-// Order: as the functions stand here. Of two isolators the one that is named in `after`, or that names the other in
+// Order: as the functions stand here, but for those after cleanup, which say when. Of two isolators the one that is named in `after`, or that names the other in
 // `before`, goes first; cleanup goes the other way round.
 // Failure: a call returns 0 or a negative errno, and may say why through coracle_call.fail first. What fails in
-// prepare, process, validate, isolate or join ends the launch; cleanup is called then. A call that crashes, or is not
+// prepare, process, validate, provide, isolate or join ends the launch; cleanup is called then. A call that crashes, or is not
 // done by its deadline (5 s unless the configuration says otherwise), has failed, and its process is killed.
 // Memory: each side keeps its own. What is passed to a call (texts, structures, descriptors) ends with the call; what
 // the table points to stays as it is for ever. Documents are JSON in UTF-8 with a terminating NUL; their schemas are in
@@ -158,6 +158,10 @@ typedef struct coracle_isolator {
     // When a launch fails after isolate, in the process that made that call, whether or not the container's process is
     // still there: gives back what would go with its namespaces. cleanup follows in any case.
     int32_t (*give_back)(const struct coracle_call *call, const char *id);
+    // Once a launch, after validate, and before the container's cgroups and process are made: the final configuration,
+    // as in prepare. Make here what the mounts and devices of the adjustment come from; undone by cleanup, which is
+    // called whatever comes of it.
+    int32_t (*provide)(const struct coracle_call *call, const char *config);
 } coracle_isolator;
 
 #ifdef __cplusplus

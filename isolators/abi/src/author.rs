@@ -120,6 +120,7 @@ fn table(about: About) -> Isolator {
         cleanup: Some(cleanup),
         update_intel_rdt: Some(update_intel_rdt),
         give_back: Some(give_back),
+        provide: Some(provide),
     }
 }
 
@@ -154,6 +155,7 @@ functions! {
     status Status none container,
     cleanup Cleanup text none,
     give_back GiveBack text none,
+    provide Provide text none,
 }
 
 unsafe extern "C" fn watch(call: *const Call, container: *const Handles, fd: *mut i32) -> i32 {

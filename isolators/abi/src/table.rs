@@ -136,6 +136,10 @@ pub struct Isolator {
     /// When a launch fails after isolate, in the process that made that call, whether or not the container's process is
     /// still there: gives back what would go with its namespaces. cleanup follows in any case.
     pub give_back: Option<unsafe extern "C" fn(call: *const Call, id: *const c_char) -> i32>,
+    /// Once a launch, after validate, and before the container's cgroups and process are made: the final configuration,
+    /// as in prepare. Make here what the mounts and devices of the adjustment come from; undone by cleanup, which is
+    /// called whatever comes of it.
+    pub provide: Option<unsafe extern "C" fn(call: *const Call, config: *const c_char) -> i32>,
 }
 
 // SAFETY: a table is constant, and what it points to is too, for as long as the plugin is loaded: the contract says so.

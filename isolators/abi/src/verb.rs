@@ -34,6 +34,8 @@ pub enum Verb {
     UpdateIntelRdt,
     /// A launch has failed.
     GiveBack,
+    /// What the plan's mounts and devices come from is to be made.
+    Provide,
 }
 
 /// What a call is given.
@@ -49,7 +51,7 @@ pub enum Given {
 
 impl Verb {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Configure,
         Self::Recover,
         Self::Prepare,
@@ -65,6 +67,7 @@ impl Verb {
         Self::Cleanup,
         Self::UpdateIntelRdt,
         Self::GiveBack,
+        Self::Provide,
     ];
 
     /// The verb with this number.
@@ -95,6 +98,7 @@ impl Verb {
             Self::Cleanup => "cleanup",
             Self::UpdateIntelRdt => "update_intel_rdt",
             Self::GiveBack => "give_back",
+            Self::Provide => "provide",
         }
     }
 
@@ -107,7 +111,8 @@ impl Verb {
             | Self::Process
             | Self::Validate
             | Self::Cleanup
-            | Self::GiveBack => Given::Text,
+            | Self::GiveBack
+            | Self::Provide => Given::Text,
             Self::Isolate | Self::Join | Self::Watch | Self::Limitation | Self::Usage | Self::Status => {
                 Given::Container
             }
@@ -126,6 +131,6 @@ mod tests {
             assert_eq!(verb.number() as usize, number);
             assert_eq!(Verb::of_number(verb.number()), Some(verb));
         }
-        assert_eq!(Verb::of_number(15), None);
+        assert_eq!(Verb::of_number(16), None);
     }
 }

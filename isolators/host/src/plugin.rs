@@ -295,6 +295,13 @@ impl Isolator for Plugin {
         self.call_with_document(Verb::Validate, spec).map(drop)
     }
 
+    fn provide(&self, config: &Config<'_>) -> Result<()> {
+        if !self.open()?.implements(Verb::Provide) {
+            return Ok(());
+        }
+        self.call_with_document(Verb::Provide, config).map(drop)
+    }
+
     fn isolate(&self, container: &Handles<'_>) -> Result<()> {
         self.call_with_container(Verb::Isolate, container, "").map(drop)
     }

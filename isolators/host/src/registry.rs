@@ -172,6 +172,14 @@ impl Registry {
         })
     }
 
+    /// Lets each isolator make what the final plan needs of it, before anything of the container is made.
+    ///
+    /// # Errors
+    /// Where one fails; those after it are not called.
+    pub fn provide(&self, config: &Config<'_>) -> Result<()> {
+        self.each("provide", |isolator| isolator.provide(config))
+    }
+
     /// Lets each isolator act on the waiting container.
     ///
     /// # Errors

@@ -98,6 +98,7 @@ fn with_text(isolator: &mut dyn Isolator, verb: Verb, text: &str) -> Result<Retu
         Verb::Process => isolator.process(&parse::<ConfigDocument>(text)?.lend()).and_then(|a| document(&a)),
         Verb::Validate => isolator.validate(&parse(text)?).map(|()| nothing()),
         Verb::GiveBack => isolator.give_back(text).map(|()| nothing()),
+        Verb::Provide => isolator.provide(&parse::<ConfigDocument>(text)?.lend()).map(|()| nothing()),
         Verb::Cleanup => isolator.cleanup(text).map(|()| nothing()),
         other => Err(Error::new(format!("{} is given no container", other.name()))),
     }

@@ -16,7 +16,7 @@ use crate::{Adjustment, Config, Error, Handles, Kind, Limitation, Result, States
 /// **Order**: of two isolators, the one that another names in [`after`](Self::after), or that names the other in
 /// [`before`](Self::before), goes first; else the order of registration holds: the built-in ones, then plugins by name.
 /// `cleanup` goes the other way round.
-/// **Failure**: an error of `configure`, `prepare`, `process`, `validate`, `isolate` or `join` ends the launch, and
+/// **Failure**: an error of `configure`, `prepare`, `process`, `validate`, `provide`, `isolate` or `join` ends the launch, and
 /// `cleanup` is called for every isolator. The host names the isolator and the call; the error says the rest, once. A
 /// plugin's call that crashes, or that takes longer than its deadline, has failed, and its process is killed. Of a
 /// plugin that the configuration calls optional, a failure is a warning, and it is left out of this launch.
@@ -93,6 +93,17 @@ pub trait Isolator {
     /// Where the container must not be started as it stands.
     fn validate(&self, spec: &Spec) -> Result<()> {
         let _ = spec;
+        Ok(())
+    }
+
+    /// Called once a launch with the final specification, when the launch is on record and before its cgroups and its
+    /// process are made: the isolator makes what the mounts of its adjustment come from. What it makes must be undone
+    /// by `cleanup`.
+    ///
+    /// # Errors
+    /// Where it can't. Nothing of the container is made then.
+    fn provide(&self, config: &Config<'_>) -> Result<()> {
+        let _ = config;
         Ok(())
     }
 

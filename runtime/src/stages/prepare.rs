@@ -102,9 +102,16 @@ pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
     let Claimed { plan, state, mut record } = claimed;
     let (launch, spec, mut warnings) = adjust(&plan, isolators)?;
     seccomp_agent::check(&spec, &launch.process)?;
+    isolators.provide(&config(&plan, &spec)).context(|| "providing what the container needs")?;
     record.warnings = isolators.take_warnings();
     warnings.extend(record.warnings.iter().cloned());
     Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
+}
+
+/// What the isolators are told of the container of `plan`, with `spec` for its specification.
+fn config<'a>(plan: &'a Plan, spec: &'a Spec) -> Config<'a> {
+    let cgroup = plan.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
+    Config { id: &plan.id, kind: plan.kind, bundle: &plan.bundle, spec, cgroup }
 }
 
 /// The final launch plan and configuration of `plan`, and what could not be done. No side effects.
@@ -112,10 +119,7 @@ pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
 /// # Errors
 /// As [`prepare`].
 pub fn adjust(plan: &Plan, isolators: &Registry) -> Result<(Launch, Spec, Vec<String>)> {
-    let version = plan.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
-    let config =
-        Config { id: &plan.id, kind: plan.kind, bundle: &plan.bundle, spec: &plan.spec, cgroup: version };
-    let mut adjusted = isolators.prepare(&config).context(|| "preparing the isolators")?;
+    let mut adjusted = isolators.prepare(&config(plan, &plan.spec)).context(|| "preparing the isolators")?;
     let mut warnings = plan.warnings.clone();
     warnings.append(&mut adjusted.warnings);
     let (launch, spec) = Launch::adjusted(adjusted, &plan.rootfs)?;

@@ -473,7 +473,19 @@ fn exchange(dir: BorrowedFd<'_>, one: &str, other: &str) -> Result<()> {
 /// # Errors
 /// `EWOULDBLOCK` where somebody else holds it and `wait` is false.
 pub fn lock(fd: BorrowedFd<'_>, wait: bool) -> Result<()> {
-    let operation = libc::LOCK_EX | if wait { 0 } else { libc::LOCK_NB };
+    flock(fd, libc::LOCK_EX | if wait { 0 } else { libc::LOCK_NB })
+}
+
+/// Waits for the advisory lock of an open file as one of several that may hold it together, while nobody holds it
+/// [alone](lock).
+///
+/// # Errors
+/// `ENOLCK`.
+pub fn lock_shared(fd: BorrowedFd<'_>) -> Result<()> {
+    flock(fd, libc::LOCK_SH)
+}
+
+fn flock(fd: BorrowedFd<'_>, operation: i32) -> Result<()> {
     loop {
         // SAFETY: the call takes no pointers.
         let ret = unsafe { libc::flock(fd.as_raw_fd(), operation) };

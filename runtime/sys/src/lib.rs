@@ -17,6 +17,7 @@ pub mod archive;
 pub mod mount;
 pub mod namespace;
 pub mod process;
+pub mod program;
 pub mod signal;
 pub mod pattern;
 pub mod identity;

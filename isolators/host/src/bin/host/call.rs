@@ -91,6 +91,7 @@ fn with_text(plugin: &Plugin, verb: Verb) -> Option<WithText> {
         Verb::Validate => table.validate,
         Verb::Cleanup => table.cleanup,
         Verb::GiveBack => table.give_back,
+        Verb::Provide => table.provide,
         _ => None,
     }
 }

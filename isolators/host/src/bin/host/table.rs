@@ -141,6 +141,7 @@ pub(crate) fn has(table: &Isolator, verb: Verb) -> bool {
         Verb::Cleanup => table.cleanup.is_some(),
         Verb::UpdateIntelRdt => table.update_intel_rdt.is_some(),
         Verb::GiveBack => table.give_back.is_some(),
+        Verb::Provide => table.provide.is_some(),
     }
 }
 
