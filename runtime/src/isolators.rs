@@ -1,7 +1,10 @@
 //! The isolators of this runtime: those that are built in, and the plugins that are configured.
 
+use std::path::Path;
+
 use coracle_isolator::Isolator;
 use coracle_isolator_host::{Config, Registry, plugin};
+use serde_json::{Map, Value};
 
 use crate::cli::Global;
 use crate::error::{Context, Result};
@@ -15,13 +18,25 @@ pub const HOST: &str = "coracle-isolator-host";
 /// # Errors
 /// Where the configuration is malformed, or two wait for each other.
 pub fn all(global: &Global) -> Result<Registry> {
-    let config = Config::read(&global.config)
-        .context(|| format!("reading the configuration in {:?}", global.config))?;
+    let mut config = read(global)?;
+    let mut built_in = built_in(&global.root);
+    for isolator in &mut built_in {
+        // What has a file of its own is a plugin that takes the place of the one that is built in.
+        if let Some(settings) =
+            config.isolators.get(isolator.name()).filter(|settings| settings.file.is_none())
+        {
+            let name = isolator.name().to_owned();
+            isolator.configure(&settings.options).map_err(|e| e.in_call(&name, "configure"))?;
+        }
+    }
+    config.isolators.retain(|name, settings| {
+        settings.file.is_some() || !built_in.iter().any(|isolator| isolator.name() == name)
+    });
     if config.isolators.is_empty() {
-        return Ok(Registry::new(built_in())?);
+        return Ok(Registry::new(built_in)?);
     }
     let program = self_image::origin()?.with_file_name(HOST);
-    Ok(Registry::with_plugins(built_in(), plugin::plugins(&config, &program))?)
+    Ok(Registry::with_plugins(built_in, plugin::plugins(&config, &program))?)
 }
 
 /// The same, to launch a container with.
@@ -32,9 +47,27 @@ pub fn for_launch(global: &Global) -> Result<Registry> {
     Ok(all(global)?.ready()?)
 }
 
-/// Those that are built in.
-pub fn built_in() -> Vec<Box<dyn Isolator>> {
+/// What the configuration says to the built-in isolator `name`.
+///
+/// # Errors
+/// As [`all`].
+pub fn options_of(global: &Global, name: &str) -> Result<Option<Map<String, Value>>> {
+    let mut config = read(global)?;
+    Ok(config
+        .isolators
+        .remove(name)
+        .filter(|settings| settings.file.is_none())
+        .map(|settings| settings.options))
+}
+
+fn read(global: &Global) -> Result<Config> {
+    Config::read(&global.config).context(|| format!("reading the configuration in {:?}", global.config))
+}
+
+/// Those that are built in, for containers whose states lie in `root`.
+fn built_in(root: &Path) -> Vec<Box<dyn Isolator>> {
     let mut all = coracle_isolator_linux::isolators();
+    all.extend(coracle_isolator_network::isolators(root));
     all.extend(coracle_isolator_volume::isolators());
     all.extend(coracle_isolator_cgroup::isolators());
     all.into_iter().map(|isolator| -> Box<dyn Isolator> { isolator }).collect()

@@ -1,11 +1,12 @@
 //! What the caller of a container says beside the image.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The network of the container.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Network {
-    /// A network namespace of its own, with nothing but the loopback interface.
+    /// A network namespace of its own, with nothing but the loopback interface; and with what an annotation asks for.
     #[default]
     None,
     /// The host's, with its `/etc/hosts` and `/etc/resolv.conf`.
@@ -51,6 +52,8 @@ pub struct Options {
     pub volumes: Vec<String>,
     /// `destination[:option,…]`, as `/tmp:size=64m`.
     pub tmpfs: Vec<String>,
+    /// Annotations, by name.
+    pub annotations: BTreeMap<String, String>,
     /// Capabilities over the default ones, with or without `CAP_`; `ALL` is all.
     pub cap_add: Vec<String>,
     /// Capabilities to take from the default ones; `ALL` is all.

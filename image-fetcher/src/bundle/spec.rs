@@ -68,6 +68,7 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
     }
     finish(json!({
         "ociVersion": SPEC_VERSION,
+        "annotations": options.annotations,
         "process": process::process(&image, options, &who)?,
         "root": { "path": "rootfs", "readonly": options.read_only },
         "hostname": options.hostname.as_deref().unwrap_or("container"),

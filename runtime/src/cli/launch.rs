@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use coracle_image::bundle::{Network, Seccomp};
+use coracle_image::bundle::Seccomp;
 use coracle_sys::process;
 use lexopt::prelude::*;
 
+use super::network::Networks;
 use super::words::{need_id, parsed, rest, size, text, usage};
 use crate::error::Result;
 
@@ -78,6 +79,7 @@ pub struct ImageRun {
 pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launch, Option<Box<ImageRun>>)> {
     let mut launch = Launch::listening()?;
     let mut image = ImageRun::default();
+    let mut networks = Networks::default();
     let mut from_image = false;
     let mut bundle: Option<PathBuf> = None;
     let mut only_for_images: Option<String> = None;
@@ -100,7 +102,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launc
             }
             Short(_) | Long(_) if command == "run" => {
                 let name = arg_name(&arg);
-                from_image_option(&name, parser, &mut image)?;
+                from_image_option(&name, parser, (&mut image, &mut networks))?;
                 only_for_images.get_or_insert(name);
             }
             Value(id) if launch.id.is_empty() => {
@@ -124,6 +126,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launc
             .hint("add --image REFERENCE, or set it in the bundle's config.json")),
         _ => {
             launch.bundle = bundle.unwrap_or_else(|| ".".into());
+            networks.apply(&mut image.options)?;
             Ok((launch, from_image.then(|| Box::new(image))))
         }
     }
@@ -181,7 +184,11 @@ fn arg_name(arg: &lexopt::Arg<'_>) -> String {
     }
 }
 
-fn from_image_option(name: &str, parser: &mut lexopt::Parser, image: &mut ImageRun) -> Result<()> {
+fn from_image_option(
+    name: &str,
+    parser: &mut lexopt::Parser,
+    (image, networks): (&mut ImageRun, &mut Networks),
+) -> Result<()> {
     let options = &mut image.options;
     match name {
         "--store" => image.store = Some(parser.value()?.into()),
@@ -201,7 +208,10 @@ fn from_image_option(name: &str, parser: &mut lexopt::Parser, image: &mut ImageR
         "--cpus" => options.cpus = Some(cpus(&text(parser)?)?),
         "--cpu-shares" => options.cpu_shares = Some(parsed("cpu-shares", &text(parser)?)?),
         "--pids" => options.pids = Some(parsed("pids", &text(parser)?)?),
-        "--network" => options.network = parse_network(&text(parser)?)?,
+        "--network" => networks.join(&text(parser)?),
+        "-p" | "--publish" => networks.publish(&text(parser)?)?,
+        "--dns" => networks.wanted.dns.nameservers.push(text(parser)?),
+        "--annotation" => annotation(&text(parser)?, options)?,
         "--seccomp" => options.seccomp = parse_seccomp(&text(parser)?),
         other => return Err(usage(format!("run has no option {other}")).hint(instead_of(other))),
     }
@@ -214,7 +224,6 @@ fn instead_of(option: &str) -> &'static str {
         "--rm" => "a container goes when it ends, unless --keep is given",
         "-i" | "--interactive" => "the standard input is always passed on",
         "--name" => "the name stands after the options: coracle run [options] NAME",
-        "-p" | "--publish" => "no ports are published; --network host has the host's",
         _ => "see coracle run --help",
     }
 }
@@ -234,12 +243,13 @@ fn parse_pull(text: &str) -> Result<Pull> {
     }
 }
 
-fn parse_network(text: &str) -> Result<Network> {
-    match text {
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        other => Err(usage(format!("--network {other:?} is neither none nor host"))),
-    }
+fn annotation(text: &str, options: &mut coracle_image::bundle::Options) -> Result<()> {
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or_else(|| usage(format!("--annotation {text:?} is not of the form NAME=VALUE")))?;
+    options.annotations.insert(name.to_owned(), value.to_owned());
+    Ok(())
 }
 
 fn parse_seccomp(text: &str) -> Seccomp {
@@ -280,7 +290,12 @@ mod tests {
             ("--rm web", "run has no option --rm; a container goes when it ends, unless --keep is given"),
             ("-i web", "run has no option -i; the standard input is always passed on"),
             ("--name web", "run has no option --name; the name stands after the options"),
-            ("-p 80:80 web", "run has no option -p; no ports are published"),
+            (
+                "--image app -p 80:80 web",
+                "--publish and --dns are for containers on networks; add --network bridge",
+            ),
+            ("--image app --network host,bridge web", "--network host and others exclude each other"),
+            ("--image app --network bridge -p 80 web", "\"80\" is no mapping of a port; write "),
             ("--frob web", "run has no option --frob; see coracle run --help"),
         ] {
             let error = run(line).unwrap_err().to_string();

@@ -11,6 +11,7 @@ mod checkpoint;
 mod isolator;
 mod complete;
 mod pod;
+mod network;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch, Pull};
 pub use look::{Events, List, Ps};
 pub use pod::{Attach, ListForm, Logs, Make, PodExec, PodVerb, Target};
+pub use network::NetworkVerb;
 pub use update::Update;
 
 /// What stands before the command.
@@ -100,6 +102,8 @@ pub enum Command {
     Stats(Stats),
     /// Looks at isolators.
     Isolator(Isolators),
+    /// Looks at networks.
+    Network(NetworkVerb),
     /// Removes what launches left that were cut off.
     Recover,
     /// Does something with pods.
@@ -204,6 +208,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "state" => Ok(Command::State(only_id(parser, "state")?)),
         "stats" => isolator::stats(parser).map(Command::Stats),
         "isolator" => isolator::isolator(parser).map(Command::Isolator),
+        "network" => network::network(parser).map(Command::Network),
         "recover" => words::nothing(parser).map(|()| Command::Recover),
         "pod" => pod::parse(parser),
         "kill" => kill(parser),

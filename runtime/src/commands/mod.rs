@@ -17,6 +17,7 @@ pub mod ps;
 pub mod list;
 pub mod stats;
 pub mod isolator;
+pub mod network;
 pub mod recover;
 pub mod events;
 pub mod spec;
@@ -66,6 +67,7 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::List(options) => list::list(global, &options),
         Command::Stats(options) => stats::stats(global, &options),
         Command::Isolator(wanted) => isolator::isolator(global, &wanted),
+        Command::Network(verb) => network::network(global, &verb),
         Command::Pod(verb) => pod::execute(global, &verb),
         Command::Recover => recover::recover(global),
         Command::Spec { bundle, file, rootless } => spec::spec(&bundle, &file, rootless),

@@ -1,0 +1,35 @@
+//! The built-in isolators for networks.
+//!
+//! `network/cni` connects a container, or the sandbox of a pod, to networks by plugins of the Container Network Interface
+//! (CNI 1.1, github.com/containernetworking/cni/blob/spec-v1.1.0/SPEC.md). What it does is also there as plain functions,
+//! for those who have a network namespace and no container yet: [`Cni::attach`], [`Cni::detach`].
+
+#![forbid(unsafe_code)]
+
+pub mod wanted;
+pub mod conflist;
+mod plugin;
+mod list;
+mod answer;
+mod records;
+mod names;
+pub mod cni;
+mod isolator;
+
+use std::path::Path;
+
+use coracle_isolator::Isolator;
+
+pub use cni::{Cni, Sandbox, Settings};
+pub use isolator::{ANNOTATION, NetworkCni};
+pub use wanted::{HostAlias, Network, PortMapping, Wanted};
+
+/// The isolators of this family, for containers whose states lie in `root`.
+pub fn isolators(root: &Path) -> Vec<Box<dyn Isolator + Send>> {
+    vec![Box::new(NetworkCni::new(root))]
+}
+
+/// The failure of a system call.
+fn failed(error: &coracle_sys::Error) -> coracle_isolator::Error {
+    coracle_isolator::Error::failed(error.call(), error.errno())
+}

@@ -1,0 +1,215 @@
+//! The files of `/etc` that say how names become addresses, and what a container is called.
+//!
+//! They are written on the host and mounted into the container, so that nothing is ever written through what an image
+//! has there. Those on one network know each other by name: when one comes or goes, `hosts` of the others is written
+//! anew, in its place, since a mount shows the very file.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use coracle_isolator::Result;
+use coracle_sys::Errno;
+use coracle_sys::file::{self, CWD, Resolve};
+
+use crate::answer::Answer;
+use crate::failed;
+use crate::records::{Record, Records};
+use crate::wanted::{Dns, is_name};
+
+/// The longest file that is read, in bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// What every container knows.
+const LOOPBACK: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// One line of a network's list: who is on it, at an address, under which names.
+#[derive(Debug, Clone, PartialEq)]
+struct Member {
+    id: String,
+    address: IpAddr,
+    names: Vec<String>,
+}
+
+/// Makes the files of a container that is on no network yet.
+pub(crate) fn begin(records: &Records, record: &Record) -> Result<()> {
+    let dir = records.directory(&record.id)?;
+    let hostname = record.names.first().map(String::as_str).unwrap_or_default();
+    overwrite(dir.as_fd(), "hostname", &format!("{hostname}\n"))?;
+    overwrite(dir.as_fd(), "hosts", LOOPBACK)?;
+    overwrite(dir.as_fd(), "resolv.conf", "")
+}
+
+/// Lets the container be known on its networks, and know the others.
+pub(crate) fn join(records: &Records, record: &Record) -> Result<()> {
+    let answers: Vec<Answer> =
+        record.attachments.iter().filter_map(|a| a.result.as_ref()).map(Answer::of).collect();
+    let dns = resolver(&record.wanted.dns, &answers);
+    overwrite(records.directory(&record.id)?.as_fd(), "resolv.conf", &dns)?;
+    change(records, record, true)
+}
+
+/// Lets it be forgotten there.
+pub(crate) fn leave(records: &Records, record: &Record) -> Result<()> {
+    change(records, record, false)
+}
+
+fn change(records: &Records, record: &Record, is_there: bool) -> Result<()> {
+    let networks = records.networks()?;
+    let mut others: Vec<String> = Vec::new();
+    for attachment in &record.attachments {
+        let name = &attachment.network.name;
+        let mut members = read(networks.as_fd(), name)?;
+        members.retain(|member| member.id != record.id);
+        others.extend(members.iter().map(|member| member.id.clone()));
+        let addresses = attachment.result.as_ref().map(|result| Answer::of(result).addresses());
+        for address in addresses.unwrap_or_default().into_iter().filter(|_| is_there) {
+            members.push(Member { id: record.id.clone(), address, names: record.names.clone() });
+        }
+        write(networks.as_fd(), name, &members)?;
+    }
+    others.sort_unstable();
+    others.dedup();
+    for id in &others {
+        // One that is on its way out has no record any more.
+        if let Some(other) = records.read(id)? {
+            tell(records, networks.as_fd(), &other)?;
+        }
+    }
+    if is_there { tell(records, networks.as_fd(), record) } else { Ok(()) }
+}
+
+/// Writes the `hosts` of one container.
+fn tell(records: &Records, networks: BorrowedFd<'_>, record: &Record) -> Result<()> {
+    let mut text = LOOPBACK.to_owned();
+    for alias in &record.wanted.hosts {
+        text += &format!("{}\t{}\n", alias.ip, alias.hostnames.join(" "));
+    }
+    let mut seen: Vec<Member> = Vec::new();
+    for attachment in &record.attachments {
+        for member in read(networks, &attachment.network.name)? {
+            if !seen.contains(&member) {
+                text += &format!("{}\t{}\n", member.address, member.names.join(" "));
+                seen.push(member);
+            }
+        }
+    }
+    overwrite(records.directory(&record.id)?.as_fd(), "hosts", &text)
+}
+
+/// Who is on the network `name`. A line that can't be understood is nobody.
+fn read(networks: BorrowedFd<'_>, name: &str) -> Result<Vec<Member>> {
+    let text = match file::read(networks, name, LONGEST, Resolve::BeneathNoLinks) {
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
+        text => text.map_err(|e| failed(&e))?,
+    };
+    let parse = |line: &str| {
+        let mut words = line.split(' ');
+        let (id, address) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+        Some(Member { id, address, names: words.map(str::to_owned).collect() })
+    };
+    Ok(String::from_utf8_lossy(&text).lines().filter_map(parse).collect())
+}
+
+fn write(networks: BorrowedFd<'_>, name: &str, members: &[Member]) -> Result<()> {
+    let text: String =
+        members.iter().map(|m| format!("{} {} {}\n", m.id, m.address, m.names.join(" "))).collect();
+    let written = match text.is_empty() {
+        false => file::replace(networks, name, text.as_bytes(), 0o600),
+        true => file::unlink(networks, name),
+    };
+    match written {
+        Err(e) if e.errno() != Errno::ENOENT => Err(failed(&e)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes `text` over what a file holds, and never leaves it empty in between: it is looked at meanwhile.
+fn overwrite(dir: BorrowedFd<'_>, name: &str, text: &str) -> Result<()> {
+    let flags = libc::O_WRONLY | libc::O_CREAT;
+    let written = file::open(dir, name, flags, 0o644, Resolve::BeneathNoLinks).and_then(|fd| {
+        // Whatever the caller's umask: any user of the container reads it.
+        file::chmod(fd.as_fd(), 0o644)?;
+        file::write_all(fd.as_fd(), text.as_bytes())?;
+        let length = libc::off_t::try_from(text.len()).unwrap_or(libc::off_t::MAX);
+        nix::unistd::ftruncate(&fd, length)
+            .map_err(|e| coracle_sys::Error::new(format!("ftruncate({name:?})"), e))
+    });
+    written.map_err(|e| failed(&e))
+}
+
+/// The text of resolv.conf(5): what was asked for, else what the networks say, else the host's.
+fn resolver(wanted: &Dns, answers: &[Answer]) -> String {
+    let told = |pick: fn(&Dns) -> &Vec<String>| -> Vec<String> {
+        if !pick(wanted).is_empty() {
+            return pick(wanted).clone();
+        }
+        let is_word = |word: &&String| word.chars().all(|c| c.is_ascii_graphic());
+        answers.iter().flat_map(|answer| pick(&answer.dns)).filter(is_word).cloned().collect()
+    };
+    let servers = told(|dns| &dns.nameservers);
+    let mut text = if servers.is_empty() { hosts_own() } else { String::new() };
+    for (keyword, words) in [("search", told(|dns| &dns.search)), ("options", told(|dns| &dns.options))] {
+        if !words.is_empty() {
+            text += &format!("{keyword} {}\n", words.join(" "));
+        }
+    }
+    servers.iter().for_each(|server| text += &format!("nameserver {server}\n"));
+    text
+}
+
+/// The host's own. A server that listens on the host's loopback can't be reached from another network namespace:
+/// systemd-resolved keeps the list of those behind it.
+fn hosts_own() -> String {
+    let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+    let texts = files.map(|path| {
+        let text = file::read(CWD, path, LONGEST, Resolve::Host).unwrap_or_default();
+        reachable(&String::from_utf8_lossy(&text))
+    });
+    let [own, behind] = texts;
+    if own.contains("nameserver ") || behind.is_empty() { own } else { behind }
+}
+
+/// The lines of `text` without servers on the loopback interface.
+fn reachable(text: &str) -> String {
+    let is_reachable = |line: &&str| {
+        let server = line.strip_prefix("nameserver").map(|rest| rest.trim().parse::<IpAddr>());
+        !matches!(server, Some(Ok(address)) if address.is_loopback())
+    };
+    text.lines().filter(is_reachable).map(|line| format!("{line}\n")).collect()
+}
+
+/// Those of `names` that can stand in a file of names, each once.
+pub(crate) fn known_as(names: &[&str]) -> Vec<String> {
+    let mut known: Vec<String> = Vec::new();
+    for name in names.iter().filter(|name| is_name(name)) {
+        if !known.iter().any(|other| other == name) {
+            known.push((*name).to_owned());
+        }
+    }
+    known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_goes_before_what_networks_say() {
+        let answer =
+            Answer::of(&serde_json::json!({"dns": {"nameservers": ["10.0.0.1"], "search": ["lan"]}}));
+        let wanted = Dns { nameservers: vec!["1.1.1.1".to_owned()], ..Dns::default() };
+        assert_eq!(resolver(&wanted, &[]), "nameserver 1.1.1.1\n");
+        assert_eq!(resolver(&Dns::default(), &[answer]), "search lan\nnameserver 10.0.0.1\n");
+    }
+
+    #[test]
+    fn a_server_on_the_hosts_loopback_is_left_out() {
+        let text = "search lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 10.0.0.1\n";
+        assert_eq!(reachable(text), "search lan\nnameserver 10.0.0.1\n");
+    }
+
+    #[test]
+    fn a_name_that_would_break_the_file_is_none() {
+        assert_eq!(known_as(&["web", "a b", "web", "x\n1.2.3.4 bank", "db-1"]), ["web", "db-1"]);
+    }
+}
