@@ -35,7 +35,13 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("coracle-fixtures", &[]),
     (
         "coracle-fixture-built-in",
-        &["coracle-isolator", "coracle-isolator-cgroup", "coracle-isolator-linux", "coracle-isolator-volume"],
+        &[
+            "coracle-isolator",
+            "coracle-isolator-cgroup",
+            "coracle-isolator-linux",
+            "coracle-isolator-network",
+            "coracle-isolator-volume",
+        ],
     ),
     ("coracle-tests", &["coracle-fixtures"]),
 ];

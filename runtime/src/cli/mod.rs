@@ -31,8 +31,8 @@ pub use exec::Exec;
 pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch, Pull};
 pub use look::{Events, List, Ps};
-pub use pod::{Attach, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use network::NetworkVerb;
+pub use pod::{Attach, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;
 
 /// What stands before the command.

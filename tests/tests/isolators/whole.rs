@@ -185,8 +185,9 @@ fn built_in_as_plugins(host: &Host) -> String {
         let mut copy = object.clone();
         copy[at..at + name.len()].copy_from_slice(name.as_bytes());
         copy[at + name.len()] = 0;
-        fs::write(directory.join(format!("{}.so", name.replace('/', "-"))), copy).unwrap();
-        config.push_str(&format!("[isolator.{name:?}]\ninline = true\n"));
+        let file = format!("{}.so", name.replace('/', "-"));
+        fs::write(directory.join(&file), copy).unwrap();
+        config.push_str(&format!("[isolator.{name:?}]\nfile = {file:?}\ninline = true\n"));
     }
     config
 }
