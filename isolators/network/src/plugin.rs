@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use coracle_isolator::{Error, Result};
 use coracle_sys::file::{self, CWD, Resolve};
-use coracle_sys::program::{self, Ended};
+use coracle_sys::process;
+use coracle_sys::program::{self, Ended, Outcome};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -63,11 +64,16 @@ impl Plugins {
         let mut pause = FIRST_PAUSE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let ended = self.run(&program, call, config, left)?;
-            let ended = ended.ok_or_else(|| self.too_late(name, call))?;
-            let failure = match answered(&ended) {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => failure,
+            let failure = match self.run(&program, call, config, left)? {
+                Outcome::TooLate => return Err(self.too_late(name, call)),
+                Outcome::Interrupted(signal) => {
+                    let why = format!("it was interrupted by {}", process::signal_name(signal));
+                    return Err(told(name, call, &words(why)));
+                }
+                Outcome::Ended(ended) => match answered(&ended) {
+                    Ok(answer) => return Ok(answer),
+                    Err(failure) => failure,
+                },
             };
             let again = failure.code == TRY_AGAIN && Instant::now() + pause < deadline;
             if !again {
@@ -89,7 +95,7 @@ impl Plugins {
         })
     }
 
-    fn run(&self, program: &Path, call: &Call<'_>, config: &Value, left: Duration) -> Result<Option<Ended>> {
+    fn run(&self, program: &Path, call: &Call<'_>, config: &Value, left: Duration) -> Result<Outcome> {
         #[expect(clippy::disallowed_methods, reason = "this is where network plugins are started")]
         let mut command = Command::new(program);
         let directories: Vec<&str> = self.directories.iter().filter_map(|dir| dir.to_str()).collect();

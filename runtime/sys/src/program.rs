@@ -103,7 +103,8 @@ fn streams(child: &mut Child, deadline: Option<Instant>) -> Result<Stopped> {
         if ended {
             return Ok(Stopped::Ended(wrote));
         }
-        let signal = signals.as_ref().filter(|_| told).and_then(|signals| signals.read_signal().ok().flatten());
+        let signal =
+            signals.as_ref().filter(|_| told).and_then(|signals| signals.read_signal().ok().flatten());
         if let Some(signal) = signal {
             return Ok(Stopped::Interrupted(signal.ssi_signo.cast_signed()));
         }
