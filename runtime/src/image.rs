@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coracle_image::bundle::{self, Bundle};
+use coracle_image::snapshot::{self, Access};
 use coracle_image::store::Store;
 
 use crate::cli::{ImageRun, Pull};
@@ -46,6 +47,33 @@ pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf>
 pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
     let removed = Store::open(store).and_then(|store| bundle::remove(&store, &state::name(id)));
     removed.context(|| format!("removing the snapshot of container {id:?}"))
+}
+
+/// Mounts the files of an image, read-only, as the snapshot of `id`; one that is mounted already stays.
+///
+/// # Errors
+/// `NotFound` where the store has no such image.
+pub fn mount_volume(store: &Path, id: &str, reference: &str) -> Result<()> {
+    let attempt = || -> coracle_image::Result<PathBuf> {
+        let store = Store::open(store)?;
+        snapshot::mount(&store, &state::name(id), &store.image(reference)?, Access::ReadOnly)
+    };
+    let mounted = match attempt() {
+        Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
+            unpack(store, reference)?;
+            attempt()
+        }
+        other => other,
+    };
+    match mounted {
+        Err(e) if e.kind() == coracle_image::Kind::Exists => Ok(()),
+        other => other.map(drop).context(|| format!("mounting image {reference:?}")),
+    }
+}
+
+/// Where [`mount_volume`] mounts them.
+pub fn volume_path(store: &Path, id: &str) -> PathBuf {
+    store.join("snapshots").join(state::name(id)).join("rootfs")
 }
 
 /// Fetches an image into the store.

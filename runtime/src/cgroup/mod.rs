@@ -14,6 +14,7 @@ mod tree;
 mod below;
 mod freeze;
 mod remove;
+mod room;
 mod systemd;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -32,7 +32,7 @@ pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch, Pull};
 pub use look::{Events, List, Ps};
 pub use network::NetworkVerb;
-pub use pod::{Attach, ListForm, Logs, Make, PodExec, PodVerb, Target};
+pub use pod::{Attach, Drain, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;
 
 /// What stands before the command.
@@ -108,6 +108,8 @@ pub enum Command {
     Recover,
     /// Does something with pods.
     Pod(PodVerb),
+    /// Ends the pods of the host for its maintenance.
+    Drain(Drain),
     /// Writes a `config.json` to start from.
     Spec {
         /// The bundle.
@@ -211,6 +213,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "network" => network::network(parser).map(Command::Network),
         "recover" => words::nothing(parser).map(|()| Command::Recover),
         "pod" => pod::parse(parser),
+        "drain" => pod::drain(parser),
         "kill" => kill(parser),
         "pause" => Ok(Command::Pause(only_id(parser, "pause")?)),
         "resume" => Ok(Command::Resume(only_id(parser, "resume")?)),

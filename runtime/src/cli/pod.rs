@@ -1,6 +1,7 @@
 //! `pod`: its verbs and their options.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::prelude::*;
 
@@ -60,6 +61,8 @@ pub enum PodVerb {
     Launch(Target, PathBuf),
     /// Forgets a container that was launched so.
     Forget(Target),
+    /// Serves `io.coracle.Host`.
+    Serve,
     /// Prints what happens.
     Watch(String),
 }
@@ -144,6 +147,28 @@ pub struct PodExec {
     pub tty: bool,
 }
 
+/// The options of `drain`.
+#[derive(Debug, Clone, Default)]
+pub struct Drain {
+    /// Within which time pods are to be over.
+    pub within: Option<Duration>,
+    /// Take pods again.
+    pub off: bool,
+}
+
+/// The options of `drain`.
+pub(super) fn drain(parser: &mut lexopt::Parser) -> Result<Command> {
+    let mut drain = Drain::default();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("within") => drain.within = Some(Duration::from_secs(parsed("within", &text(parser)?)?)),
+            Long("off") => drain.off = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Command::Drain(drain))
+}
+
 /// The verb that comes next.
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Command> {
     let verb = match parser.next()? {
@@ -169,6 +194,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Command> {
         "update" => file(parser).map(|(target, file)| PodVerb::Update(target, file))?,
         "launch" => file(parser).map(|(target, file)| PodVerb::Launch(target, file))?,
         "forget" => PodVerb::Forget(target_and(parser, 0)?.0),
+        "serve" => words::nothing(parser).map(|()| PodVerb::Serve)?,
         "watch" => PodVerb::Watch(only_pod(parser)?),
         other => return Err(usage(format!("pod has no verb {other:?}")).hint("see coracle help pod")),
     };

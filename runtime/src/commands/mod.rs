@@ -24,6 +24,7 @@ pub mod spec;
 pub mod plan;
 pub mod features;
 pub mod pod;
+pub mod drain;
 
 use std::os::fd::AsFd;
 
@@ -68,6 +69,7 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Stats(options) => stats::stats(global, &options),
         Command::Isolator(wanted) => isolator::isolator(global, &wanted),
         Command::Network(verb) => network::network(global, &verb),
+        Command::Drain(options) => drain::drain(global, &options),
         Command::Pod(verb) => pod::execute(global, &verb),
         Command::Recover => recover::recover(global),
         Command::Spec { bundle, file, rootless } => spec::spec(&bundle, &file, rootless),

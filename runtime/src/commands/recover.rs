@@ -1,19 +1,24 @@
-//! `recover`: removes what launches left that were cut off, and debug containers whose session is over.
+//! `recover`: gives pods new supervisors, removes what launches left that were cut off, and debug containers whose session is over.
 
 use coracle_isolator::{State as Told, States};
 
 use crate::cli::Global;
-use crate::error::{Error, Result};
-use crate::isolators;
+use crate::error::Result;
+use crate::pod::host;
 use crate::stages::cleanup;
 use crate::state::{self, Record, State};
+use crate::{isolators, self_image};
 
-/// Tells the isolators which containers there are, removes each whose launch was cut off or whose session is over, and
+/// Gives each pod whose supervisor is gone another one, and prints its name. Tells the isolators which containers there are, removes each whose launch was cut off or whose session is over, and
 /// prints its ID. A container that somebody is at work on is left alone.
 ///
 /// # Errors
 /// The first container that can't be removed; the others are, and each that can't is tried again by the next `recover`.
 pub fn recover(global: &Global) -> Result<u8> {
+    // New supervisors are forks of this process.
+    self_image::protect(&[], None, &[])?;
+    let (pods, mut failures) = host::recover(global)?;
+    crate::print(&pods.iter().map(|name| format!("{name}\n")).collect::<String>());
     let isolators = isolators::all(global)?;
     let (mut found, mut cut_off) = (States::default(), Vec::new());
     for id in state::ids(&global.root)? {
@@ -28,7 +33,6 @@ pub fn recover(global: &Global) -> Result<u8> {
         }
     }
     global.warn(isolators.recover(&found).iter().map(ToString::to_string));
-    let mut failures: Vec<Error> = Vec::new();
     for state in cut_off {
         let id = state.id().to_owned();
         match cleanup::remove(state, &isolators, false) {

@@ -16,6 +16,7 @@ use super::job::{Job, Mouth};
 use super::plan::{Member, Plan};
 use super::record::Directory;
 use super::sandbox::Sandbox;
+use super::volume;
 use crate::cgroup::Management;
 use crate::cli::{self, ImageRun};
 use crate::error::{Code, Error, Result};
@@ -46,6 +47,14 @@ pub struct Order<'a> {
     pub sandbox: &'a Sandbox,
     /// Who makes its cgroups.
     pub cgroups: Management,
+    /// The directory of the configuration.
+    pub config: &'a Path,
+}
+
+impl<'a> Order<'a> {
+    fn volumes(self) -> volume::From<'a> {
+        volume::From { dir: self.dir, pod: self.pod, store: self.store, config: self.config }
+    }
 }
 
 /// A container that was launched.
@@ -88,6 +97,9 @@ pub fn id(pod: &str, path: &str) -> String {
 fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth) -> Result<Launched> {
     let id = &id(&order.plan.name, &member.path);
     let (states, name) = order.dir.states(&member.path);
+    if let Some((parent, _)) = member.path.rsplit_once('/') {
+        make_room(order.dir, parent)?;
+    }
     let state = State::create(&states, &name)?;
     cleanup::undo_on_failure(&states, &name, isolators, || {
         state.write(&Record::new(id, Some(order.store)))?;
@@ -108,6 +120,12 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
         }
         Ok(Launched { pid: running.child.pid, warnings })
     })
+}
+
+fn make_room(dir: &Directory, parent: &str) -> Result<()> {
+    let (states, name) = dir.states(parent);
+    let record = State::open_unlocked(&states, &name)?.record()?;
+    record.and_then(|record| record.cgroup).map_or(Ok(()), |place| place.make_room())
 }
 
 /// Makes the bundle of the container's image, which is pulled where the store lacks it and the document allows.
@@ -135,6 +153,15 @@ fn shape(loaded: Loaded, order: Order<'_>, member: &Member) -> Result<Loaded> {
     let malformed = |e: serde_json::Error| Error::new(Code::System, e.to_string());
     let mut spec: Value = serde_json::to_value(&loaded.spec).map_err(malformed)?;
     spec["linux"]["namespaces"] = order.sandbox.in_spec(order.plan);
+    if let Some(mounts) = spec["mounts"].as_array_mut() {
+        mounts.extend(volume::mounts(order.volumes(), member)?);
+    }
+    let groups = &order.pod.spec.security_context;
+    let groups: Vec<u32> = groups.supplemental_groups.iter().chain(&groups.fs_group).copied().collect();
+    if let (false, user) = (groups.is_empty(), &mut spec["process"]["user"]) {
+        let own = user["additionalGids"].as_array().cloned().unwrap_or_default();
+        user["additionalGids"] = own.into_iter().chain(groups.into_iter().map(Value::from)).collect();
+    }
     if let Some(object) = spec.as_object_mut() {
         // The name of the host is the pod's.
         object.remove("hostname");

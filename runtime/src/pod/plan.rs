@@ -158,6 +158,9 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
     let path = cgroup_path(name, wish.parent);
     let annotation =
         |key: &str| pod.metadata.annotations.get(&format!("io.coracle/{key}")).map(String::as_str);
+    let mut cgroup = cgroup::place(name, Some(Path::new(&path)), wish.cgroups)?;
+    // What leads to a pod's goes with the last pod below it, whoever made it.
+    cgroup.iter_mut().flat_map(|place| &mut place.at).for_each(|site| site.keep = 0);
     Ok(Plan {
         name: name.clone(),
         sandbox: shared(pod),
@@ -170,7 +173,7 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
             number("log-size", annotation("log-size"), 1 << 20)?,
             u32::try_from(number("log-files", annotation("log-files"), 4)?).unwrap_or(u32::MAX),
         ),
-        cgroup: cgroup::place(name, Some(Path::new(&path)), wish.cgroups)?,
+        cgroup,
         resources: resources(&spec.resources),
     })
 }

@@ -170,6 +170,11 @@ impl Directory {
         &self.name
     }
 
+    /// Its absolute path, for mounts.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The directory.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()

@@ -32,7 +32,10 @@ impl Sandbox {
     /// # Errors
     /// Whatever the kernel refuses. What was made is on record.
     pub fn make(dir: &Directory, record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<Self> {
-        record.cgroup = plan.cgroup.clone();
+        // What a start that was cut off has left.
+        remove(record)?;
+        let _ = file::unlink(dir.fd(), keeper::SOCKET);
+        (record.keeper, record.cgroup) = (None, plan.cgroup.clone());
         dir.write(record)?;
         make_cgroup(record, plan, isolators).context(|| "making the pod's cgroup")?;
         let keeper = keeper::start(dir.fd(), &plan.sandbox, |_| Ok(()))?;

@@ -449,6 +449,32 @@ pub fn reap_unknown(is_known: impl Fn(i32) -> bool) -> bool {
     }
 }
 
+/// Lets go of the pages of the caller's own image (madvise(2)): those that it still needs come back one by one, and
+/// not as the huge pages in which the kernel maps them at first. For a process that lives long and does little.
+///
+/// # Errors
+/// Where procfs is not mounted.
+pub fn forget_image() -> Result<()> {
+    let maps = crate::file::read(crate::file::CWD, "/proc/self/maps", 1 << 20, crate::file::Resolve::Host)?;
+    for line in String::from_utf8_lossy(&maps).lines() {
+        // START-END PERMISSIONS OFFSET DEVICE INODE PATH (proc_pid_maps(5))
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [range, permissions, _, _, inode, ..] = fields[..] else { continue };
+        let range = range.split_once('-').and_then(|(start, end)| {
+            Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+        });
+        let Some((start, end)) = range.filter(|_| !permissions.contains('w') && inode != "0") else {
+            continue;
+        };
+        for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_DONTNEED] {
+            // SAFETY: nobody can write to these pages, so that what is dropped is what the file holds, from which each
+            // comes back when it is touched; and the file can't be written to, by the runtime's own protection.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
+        }
+    }
+    Ok(())
+}
+
 /// Forbids other processes to look into the caller's memory, descriptors and `/proc/PID/exe`
 /// (`PR_SET_DUMPABLE`).
 ///

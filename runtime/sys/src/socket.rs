@@ -161,7 +161,11 @@ fn listen_as(dir: BorrowedFd<'_>, name: &str, kind: SockType) -> Result<OwnedFd>
             "socket()".to_owned()
         })?;
     let address = named(UnixAddr::new(in_dir(dir, name).as_str()), call)?;
-    named(nix::sys::socket::bind(socket.as_raw_fd(), &address), call)?;
+    // Its file is made with the mask's bits: nobody else may connect, whatever directory it lies in.
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = nix::sys::socket::bind(socket.as_raw_fd(), &address);
+    nix::sys::stat::umask(mask);
+    named(bound, call)?;
     let backlog = named(Backlog::new(64), call)?;
     named(nix::sys::socket::listen(&socket, backlog), || format!("listen({})", show(&socket)))?;
     Ok(socket)

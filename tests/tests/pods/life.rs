@@ -100,6 +100,22 @@ fn a_document_with_an_unknown_field_makes_nothing() {
 }
 
 #[test]
+fn a_pod_is_removed_in_the_middle_of_a_launch() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        for wait in [0, 10, 20, 40] {
+            pods.make("create", "web", TWO).succeeds();
+            let mut start = std::process::Command::new(host.runtime());
+            let mut start =
+                start.args(["pod", "start", "web"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(wait));
+            pods.remove("web");
+            start.wait().unwrap();
+        }
+    });
+}
+
+#[test]
 fn names_are_taken_once() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };

@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 use crate::cli::{Global, PodVerb, Target};
 use crate::error::{Code, Context, Error, Result};
 use crate::pod::document;
+use crate::pod::host;
 use crate::pod::record::{Directory, SOCKET};
 use crate::pod::varlink::client::{self, Client};
+use crate::self_image;
 
 /// Does what the command line asks and returns the exit code.
 ///
@@ -57,6 +59,10 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
         }
         PodVerb::Forget(target) => {
             ask(global, &target.pod, "Forget", json!({ "container": target.container }))
+        }
+        PodVerb::Serve => {
+            self_image::protect(&[], None, &[])?;
+            host::serve(global).map(|()| 0)
         }
         PodVerb::Watch(pod) => watch(global, pod),
     }

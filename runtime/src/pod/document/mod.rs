@@ -41,12 +41,12 @@ pub fn parse_container(text: &[u8]) -> Result<Container> {
     Ok(container)
 }
 
-/// The document `text`, which is JSON where it begins as JSON does.
+/// The document `text`: JSON where it can be read as that, else YAML.
 ///
 /// # Errors
 /// As [`parse`].
 pub fn read<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T> {
-    if text.trim_ascii_start().first() == Some(&b'{') {
+    if serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok() {
         return json::exactly(text, "");
     }
     let text = std::str::from_utf8(text)

@@ -264,9 +264,6 @@ pub struct VolumeMount {
     /// Whether it can't be written.
     #[serde(default)]
     pub read_only: bool,
-    /// A path below the volume, in its place.
-    #[serde(default)]
-    pub sub_path: Option<PathBuf>,
 }
 
 /// A probe.

@@ -128,7 +128,9 @@ impl Supervisor {
             signal::unblock()?;
             set_streams(streams.as_ref())?;
             let state = State::open_unlocked(&states, &name)?;
-            let running = exec::launch(global, &state, &options)?;
+            let place = state.record()?.and_then(|record| record.cgroup);
+            let cgroups = place.map(|place| place.room()).unwrap_or_default();
+            let running = exec::launch(global, &state, &cli::Exec { cgroups, ..options })?;
             if let Some(socket) = running.console {
                 let master = coracle_sys::socket::receive(socket.as_fd(), 64)?.and_then(|(_, fd)| fd);
                 master.map_or(Ok(()), |master| mouth.send(master.as_fd()))?;

@@ -28,6 +28,7 @@ use super::plan::Plan;
 use super::record::{Directory, Record, Wish};
 use super::sandbox::Sandbox;
 use super::varlink::Connection;
+use super::volume;
 use crate::cli::Global;
 use crate::error::{Error, Result};
 use errand::Errand;
@@ -41,6 +42,9 @@ type Path = Rc<str>;
 
 /// The most callers at a time.
 const MOST_CLIENTS: usize = 256;
+
+/// After how long without anything to do a supervisor lets go of what it does not need.
+const REST: Duration = Duration::from_secs(1);
 
 /// What there is to wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +87,8 @@ pub struct Supervisor {
     message: Option<String>,
     /// Whether the pod is to be forgotten when it has ended.
     leaving: bool,
+    /// When it has had nothing to do for long; `None` where it has been at rest since.
+    rests: Option<Instant>,
     next: u64,
 }
 
@@ -95,14 +101,34 @@ impl Supervisor {
         loop {
             self.advance();
             self.answer();
-            if self.leaving && self.is_over() && self.dir.remove().is_ok() {
-                self.farewell();
-                return Ok(());
+            if self.leaving && self.is_over() {
+                match volume::remove(self.volumes()).and_then(|()| self.dir.remove()) {
+                    Ok(()) => {
+                        self.farewell();
+                        return Ok(());
+                    }
+                    Err(error) => self.refuse_to_leave(&error),
+                }
             }
-            for source in self.wait()? {
-                self.handle(&source);
+            let ready = self.wait()?;
+            for source in &ready {
+                self.handle(source);
             }
             self.expire(Instant::now());
+            self.rest(ready.is_empty());
+        }
+    }
+
+    /// Lets go of what it took to do something, when for a while there was nothing to do.
+    fn rest(&mut self, is_idle: bool) {
+        let now = Instant::now();
+        match self.rests {
+            _ if !is_idle => self.rests = Some(now + REST),
+            Some(at) if at <= now => {
+                self.rests = None;
+                let _ = process::forget_image();
+            }
+            _ => {}
         }
     }
 
@@ -160,7 +186,12 @@ impl Supervisor {
         let errands = self.errands.values().filter_map(Errand::deadline);
         let pod =
             self.plan.deadline.filter(|_| self.record.wish == Wish::Run).map(|most| self.started + most);
-        members.chain(errands).chain(pod).chain(self.teardown.iter().map(|job| job.deadline)).min()
+        members
+            .chain(errands)
+            .chain(pod)
+            .chain(self.rests)
+            .chain(self.teardown.iter().map(|job| job.deadline))
+            .min()
     }
 
     fn handle(&mut self, source: &Source) {
@@ -245,7 +276,13 @@ impl Supervisor {
             store: &self.record.store,
             sandbox: self.sandbox.as_ref()?,
             cgroups: self.global.cgroups,
+            config: &self.global.config,
         })
+    }
+
+    fn volumes(&self) -> volume::From<'_> {
+        let (dir, pod) = (&self.dir, &self.record.document);
+        volume::From { dir, pod, store: &self.record.store, config: &self.global.config }
     }
 
     /// Whether nothing of the pod is there but its records.

@@ -16,6 +16,7 @@ use crate::pod::logs::Log;
 use crate::pod::plan::Role;
 use crate::pod::record::{self, Ended, Wish};
 use crate::pod::sandbox::Sandbox;
+use crate::pod::volume;
 use crate::stages::spec;
 use crate::state::State;
 use crate::time;
@@ -188,9 +189,8 @@ impl Supervisor {
         member.phase = Phase::Ended(ended);
         self.save_life(path);
         for child in self.below(path) {
-            self.end(&child, Duration::ZERO);
+            self.with(&child, |member| member.doomed = Some(Duration::ZERO));
         }
-        self.remove_ended();
     }
 
     /// The containers below that at `path`.
@@ -347,6 +347,7 @@ impl Supervisor {
             }
             _ => {}
         }
+        volume::make(self.volumes())?;
         self.sandbox = Some(Sandbox::make(&self.dir, &mut self.record, &self.plan, &self.isolators)?);
         for member in self.members.values_mut().filter(|member| member.plan.role != Role::Nested) {
             member.phase = Phase::Waiting;
@@ -370,7 +371,17 @@ impl Supervisor {
 /// How a process ended: by waiting for a child, by its descriptor for a former supervisor's.
 fn exit_of(running: &Running) -> Option<Exit> {
     let pidfd = running.pidfd.as_fd();
-    process::wait(pidfd).ok().or_else(|| process::exit_of(pidfd).ok().flatten())
+    if let Ok(exit) = process::wait(pidfd) {
+        return Some(exit);
+    }
+    // It is known once whoever inherited the process has awaited it: init does that at once.
+    for _ in 0..50 {
+        match process::exit_of(pidfd) {
+            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+            known => return known.ok().flatten(),
+        }
+    }
+    None
 }
 
 /// Passes on that the first process is to end.

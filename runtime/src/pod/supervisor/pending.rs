@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use coracle_sys::file;
 use coracle_sys::process::Exit;
 use serde_json::{Value, json};
 
@@ -67,6 +68,7 @@ impl Supervisor {
             self.members.iter().filter(|(_, m)| m.is_forgotten()).map(|(p, _)| p.clone()).collect();
         for path in forgotten {
             let _ = self.dir.forget_life(&path);
+            let _ = file::rmdir(file::CWD, self.dir.states(&path).0);
             self.members.remove(&path);
         }
     }
@@ -184,6 +186,17 @@ impl Supervisor {
             self.clients.iter().filter(|(_, client)| is_watching(client)).map(|(id, _)| *id).collect();
         for id in watching {
             self.say(id, &Reply::more(json!({ "event": event })), Vec::new());
+        }
+    }
+
+    /// The pod could not be removed: says why. It can be tried again.
+    pub(super) fn refuse_to_leave(&mut self, error: &Error) {
+        self.leaving = false;
+        let is_asking = |client: &Client| matches!(client.pending, Some(Pending::Remove));
+        let asking: Vec<u64> =
+            self.clients.iter().filter(|(_, client)| is_asking(client)).map(|(id, _)| *id).collect();
+        for id in asking {
+            self.finish_call(id, Err(error.clone()), Vec::new());
         }
     }
 

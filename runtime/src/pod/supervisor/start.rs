@@ -14,6 +14,7 @@ use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
 use crate::isolators;
 use crate::pod::document::{Pod, RestartPolicy};
+use crate::pod::host;
 use crate::pod::logs::{Log, Stream};
 use crate::pod::plan::{self, Plan, Role};
 use crate::pod::record::{self, Directory, Record, SOCKET, Wish};
@@ -30,6 +31,7 @@ const READY: Duration = Duration::from_secs(10);
 /// # Errors
 /// `InvalidSpec`, `Exists`; then nothing is left.
 pub fn begin(global: &Global, document: Pod, store: PathBuf, parent: Option<String>) -> Result<()> {
+    host::check_open(&global.root)?;
     let wish = plan::Wish { cgroups: global.cgroups, parent: parent.as_deref() };
     let plan = plan::plan(&document, &wish)?;
     let dir = Directory::create(&global.root, &plan.name)?;
@@ -136,6 +138,7 @@ impl Supervisor {
             grace: plan.grace,
             message: None,
             leaving: false,
+            rests: Some(Instant::now() + super::REST),
             next: 0,
             global,
             dir,

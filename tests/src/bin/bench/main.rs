@@ -16,6 +16,7 @@ mod measure;
 mod report;
 mod starts;
 mod plugins;
+mod pods;
 mod subject;
 mod unpack;
 

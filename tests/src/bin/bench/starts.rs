@@ -12,6 +12,7 @@ use crate::measure::{
     alternate, compile, grace_periods, milliseconds, peak_memory, rate, rows, timed, timed_detached,
 };
 use crate::plugins;
+use crate::pods;
 use crate::report::{Report, Row};
 use crate::subject::{Bundle, Subject};
 use crate::{Options, crowd};
@@ -55,6 +56,7 @@ fn measure_in(directory: &Path, options: &Options, report: &mut Report) -> Resul
     report.add(rows(&format!("{count} × create + start + delete"), "/s", &runtimes, &rates, PEER));
 
     plugins::measure(directory, options, report)?;
+    pods::measure(&runtimes, directory, options, report)?;
     crowd::measure(&all, runs, report)?;
 
     report.section("What a start takes", PEER);

@@ -1,0 +1,52 @@
+//! Room below a container's cgroup for those of containers below it. On version 2 a cgroup that passes controllers down
+//! holds no processes itself (cgroups(7), "no internal processes"): the container's own move into a leaf of theirs. The
+//! container still sees its limits, which stay where they are.
+
+use std::os::fd::AsFd;
+
+use coracle_sys::Errno;
+use coracle_sys::file::{self, Resolve};
+
+use super::{LONGEST, Place};
+use crate::error::{Context, Result};
+
+/// The leaf. No container's name begins so.
+const LEAF: &str = "_own";
+
+impl Place {
+    /// Moves the container's processes into a leaf, on a machine with version 2 alone; nothing elsewhere.
+    ///
+    /// # Errors
+    /// `EBUSY` where processes come as fast as they are moved.
+    pub fn make_room(&self) -> Result<()> {
+        if !self.at.iter().all(|site| site.hierarchy.name.is_empty()) {
+            return Ok(());
+        }
+        let tree = self.open()?;
+        let Some(dir) = tree.unified() else { return Ok(()) };
+        let leaf = file::mkdir_all_no_links(dir, LEAF, 0o755)
+            .context(|| "making a leaf for the container's processes")?;
+        for _ in 0..100 {
+            let text = file::read(dir, "cgroup.procs", LONGEST, Resolve::Beneath)?;
+            if text.is_empty() {
+                return Ok(());
+            }
+            for pid in String::from_utf8_lossy(&text).lines() {
+                match file::write_to(leaf.as_fd(), "cgroup.procs", pid.as_bytes(), Resolve::Beneath) {
+                    // It has ended meanwhile.
+                    Err(e) if e.errno() == Errno::ESRCH => {}
+                    moved => moved.context(|| "moving the container's processes into a leaf")?,
+                }
+            }
+        }
+        Err(coracle_sys::Error::new("write(\"cgroup.procs\")", Errno::EBUSY).into())
+    }
+
+    /// Where a process that is executed in the container goes, as `exec --cgroup` has it: the leaf, where there is one.
+    pub fn room(&self) -> Vec<String> {
+        let has_leaf = |dir| file::stat_at(dir, LEAF).is_ok();
+        let tree = self.open().ok();
+        let leaf = tree.as_ref().and_then(|tree| tree.unified()).is_some_and(has_leaf);
+        if leaf { vec![LEAF.to_owned()] } else { Vec::new() }
+    }
+}

@@ -1,0 +1,265 @@
+//! The pods of a host, all together: who lists them, makes them, finds them again after a crash, and ends them for
+//! maintenance. It keeps nothing of its own: whoever serves this can be killed at any moment.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, event, identity, socket};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::document;
+use super::record::{self, Directory, PODS, SOCKET};
+use super::supervisor;
+use super::varlink::{self, Call, Connection, Reply, client};
+use crate::cli::Global;
+use crate::error::{Code, Context, Error, Result};
+use crate::stages::spec::json::from_value;
+
+const INTERFACE: &str = "io.coracle.Host";
+
+/// Its socket, in the directory of pods.
+pub const HOST_SOCKET: &str = "host.sock";
+
+/// The file that says that the host takes no pods.
+const DRAINING: &str = ".draining";
+
+/// Within which time pods are ended where nobody says.
+pub const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Gives each pod without a supervisor a new one. Returns their names, and what kept others from it.
+///
+/// # Errors
+/// Whatever reading says.
+pub fn recover(global: &Global) -> Result<(Vec<String>, Vec<Error>)> {
+    let (mut recovered, mut failures) = (Vec::new(), Vec::new());
+    for name in record::names(&global.root)? {
+        let adopted = Directory::open(&global.root, &name).and_then(|dir| supervisor::adopt(global, dir));
+        match adopted.context(|| format!("recovering pod {name:?}")) {
+            Ok(true) => recovered.push(name),
+            Err(e) if e.code() != Code::NotFound => failures.push(e),
+            _ => {}
+        }
+    }
+    Ok((recovered, failures))
+}
+
+/// Whether the host takes pods.
+///
+/// # Errors
+/// `IllegalState` where it doesn't.
+pub fn check_open(root: &Path) -> Result<()> {
+    match file::open(file::CWD, root.join(PODS).join(DRAINING), libc::O_PATH, 0, Resolve::Host) {
+        Ok(_) => Err(Error::new(Code::IllegalState, "the host is being drained, and takes no pods")
+            .hint("coracle drain --off ends this")),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Takes pods again.
+///
+/// # Errors
+/// Whatever unlinking says but that it did.
+pub fn reopen(root: &Path) -> Result<()> {
+    let Ok(pods) = file::open_dir(root.join(PODS)) else { return Ok(()) };
+    match file::unlink(pods.as_fd(), DRAINING) {
+        Err(e) if e.errno() != Errno::ENOENT => Err(e.into()),
+        _ => {
+            let _ = file::rmdir(file::CWD, root.join(PODS));
+            Ok(())
+        }
+    }
+}
+
+/// Takes no pods any more, and ends all that there are, each in its order. Returns the names of those that are not over
+/// within the time.
+///
+/// # Errors
+/// Whatever reading says.
+pub fn drain(global: &Global, within: Duration) -> Result<Vec<String>> {
+    let base = file::open_dir(if global.root.is_absolute() { "/" } else { "." })?;
+    let pods = file::mkdir_all(base.as_fd(), global.root.join(PODS), 0o700)?;
+    file::replace(pods.as_fd(), DRAINING, b"", 0o600).context(|| "closing the host for pods")?;
+    let now = Instant::now();
+    // Each has the time that its document gives it, and what is left then is killed.
+    let (patience, deadline) = (now + within.mul_f64(0.8), now + within);
+    let names = record::names(&global.root)?;
+    let ending: Vec<_> = names.into_iter().map(|name| (end(global, &name, json!({})), name)).collect();
+    let mut left = Vec::new();
+    for (ending, name) in ending {
+        let is_over = ending.is_some_and(|mut pod| is_over_by(&mut pod, patience));
+        let killed = || end(global, &name, json!({ "graceSeconds": 0 }));
+        if !is_over && !killed().is_some_and(|mut pod| is_over_by(&mut pod, deadline)) {
+            left.push(name);
+        }
+    }
+    Ok(left)
+}
+
+/// Asks the pod `name` to end.
+fn end(global: &Global, name: &str, how: Value) -> Option<client::Client> {
+    let dir = Directory::open(&global.root, name).ok()?;
+    let mut pod = client::connect(dir.fd(), SOCKET).ok()?;
+    pod.begin("io.coracle.Pod.Stop", how, &[], false).map(|()| pod).ok()
+}
+
+fn is_over_by(pod: &mut client::Client, moment: Instant) -> bool {
+    let time = moment.saturating_duration_since(Instant::now());
+    matches!(event::readable(&[pod.fd()], Some(time)).as_deref(), Ok([true])) && pod.reply().is_ok()
+}
+
+/// A caller.
+struct Client {
+    connection: Connection,
+}
+
+/// Who serves `io.coracle.Host`.
+struct Service {
+    global: Global,
+    clients: BTreeMap<u64, Client>,
+    next: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Create {
+    document: Value,
+    #[serde(default)]
+    parent: Option<String>,
+    #[serde(default)]
+    store: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Drain {
+    #[serde(default)]
+    within_seconds: Option<u64>,
+    #[serde(default)]
+    off: bool,
+}
+
+/// Serves `io.coracle.Host` in the directory of pods until it is killed. The calling process must be the protected image
+/// of the runtime.
+///
+/// # Errors
+/// `Exists` where somebody serves there; where waiting fails.
+pub fn serve(global: &Global) -> Result<()> {
+    let base = file::open_dir(if global.root.is_absolute() { "/" } else { "." })?;
+    file::mkdir_all(base.as_fd(), &global.root, 0o711)?;
+    let pods = file::mkdir_all(base.as_fd(), global.root.join(PODS), 0o700)?;
+    if client::connect(pods.as_fd(), HOST_SOCKET).is_ok() {
+        return Err(Error::new(Code::Exists, "somebody serves the pods of this host"));
+    }
+    let _ = file::unlink(pods.as_fd(), HOST_SOCKET);
+    let listener = socket::listen_stream(pods.as_fd(), HOST_SOCKET).context(|| "making the host's socket")?;
+    let mut service = Service { global: global.clone(), clients: BTreeMap::new(), next: 0 };
+    loop {
+        service.wait(&listener)?;
+    }
+}
+
+impl Service {
+    fn wait(&mut self, listener: &OwnedFd) -> Result<()> {
+        let mut sources: Vec<(Option<u64>, BorrowedFd<'_>, PollFlags)> =
+            vec![(None, listener.as_fd(), PollFlags::POLLIN)];
+        for (id, client) in &self.clients {
+            let writes = if client.connection.owes() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            sources.push((Some(*id), client.connection.fd(), PollFlags::POLLIN | writes));
+        }
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
+        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => return Ok(()),
+            Err(errno) => return Err(Error::from(coracle_sys::Error::new("poll()", errno))),
+            Ok(_) => {}
+        }
+        let ready = sources.iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(false));
+        let ready: Vec<Option<u64>> = ready.map(|((id, ..), _)| *id).collect();
+        for source in ready {
+            match source {
+                None => self.accept(listener),
+                Some(id) => self.hear(id),
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, listener: &OwnedFd) {
+        let Ok(connection) = socket::accept(listener.as_fd()) else { return };
+        let user = socket::peer_user(connection.as_fd());
+        if user.is_ok_and(|user| user == 0 || user == identity::caller()) {
+            self.next += 1;
+            self.clients.insert(self.next, Client { connection: Connection::new(connection) });
+        }
+    }
+
+    fn hear(&mut self, id: u64) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let heard = client.connection.flush().and_then(|()| client.connection.receive());
+        if !matches!(heard, Ok(true)) {
+            self.clients.remove(&id);
+            return;
+        }
+        while let Some((text, _)) = self.clients.get_mut(&id).and_then(|client| client.connection.message()) {
+            let reply = match serde_json::from_slice::<Call>(&text) {
+                Ok(call) => self.reply(&call),
+                Err(_) => {
+                    self.clients.remove(&id);
+                    return;
+                }
+            };
+            let sent = self.clients.get_mut(&id).map(|client| client.connection.send(&reply, Vec::new()));
+            if !matches!(sent, Some(Ok(()))) {
+                self.clients.remove(&id);
+            }
+        }
+    }
+
+    fn reply(&self, call: &Call) -> Reply {
+        let given = if call.parameters.is_null() { json!({}) } else { call.parameters.clone() };
+        let said = match call.method.strip_prefix(INTERFACE).unwrap_or_default() {
+            ".List" => self.list(),
+            ".Create" => from_value(given).and_then(|given| self.create(given)),
+            ".Recover" => self.recover(),
+            ".Drain" => from_value(given).and_then(|given: Drain| self.drain(&given)),
+            _ => return varlink::about(call, &[(INTERFACE, varlink::HOST)]),
+        };
+        said.map_or_else(|error| Reply::failed(INTERFACE, &error), Reply::last)
+    }
+
+    fn place(&self, name: &str) -> Value {
+        json!({ "name": name, "socket": self.global.root.join(PODS).join(name).join(SOCKET) })
+    }
+
+    fn list(&self) -> Result<Value> {
+        let names = record::names(&self.global.root)?;
+        Ok(json!({ "pods": names.iter().map(|name| self.place(name)).collect::<Vec<_>>() }))
+    }
+
+    fn create(&self, given: Create) -> Result<Value> {
+        let pod = document::parse(given.document.to_string().as_bytes())?;
+        let name = pod.metadata.name.clone();
+        let store = given.store.unwrap_or_else(coracle_image::store::default_root);
+        supervisor::begin(&self.global, pod, store, given.parent)
+            .context(|| format!("making pod {name:?}"))?;
+        Ok(json!({ "pod": self.place(&name) }))
+    }
+
+    fn recover(&self) -> Result<Value> {
+        let (recovered, failures) = recover(&self.global)?;
+        failures.into_iter().next().map_or(Ok(json!({ "pods": recovered })), Err)
+    }
+
+    fn drain(&self, given: &Drain) -> Result<Value> {
+        if given.off {
+            return reopen(&self.global.root).map(|()| json!({ "left": [] }));
+        }
+        let within = given.within_seconds.map_or(DRAINED_WITHIN, Duration::from_secs);
+        drain(&self.global, within).map(|left| json!({ "left": left }))
+    }
+}

@@ -1,0 +1,230 @@
+//! The volumes of a pod: made when it starts, gone when it is removed.
+//!
+//! What they are on the host lies below the pod's directory, or (for an image's files) in the image store. A volume that
+//! is there already stays as it is, so that a pod which is started again finds its files.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, mount};
+use serde_json::{Value, json};
+
+use super::document::{EmptyDir, HostPath, Pod, SecretVolume, Volume};
+use super::plan::Member;
+use super::record::Directory;
+use crate::error::{Code, Context, Error, Result};
+use crate::image;
+
+/// The directory of volumes in a pod's.
+const VOLUMES: &str = "volumes";
+
+/// The file that is mounted as `/etc/hosts`.
+const HOSTS: &str = "hosts";
+
+/// The largest file of a secret, in bytes.
+const LARGEST_SECRET: u64 = 1 << 20;
+
+/// Where volumes come from.
+#[derive(Debug, Clone, Copy)]
+pub struct From<'a> {
+    /// The pod's directory.
+    pub dir: &'a Directory,
+    /// The pod's document.
+    pub pod: &'a Pod,
+    /// The image store.
+    pub store: &'a Path,
+    /// The directory of the configuration, in which `secrets/NAME/` lies.
+    pub config: &'a Path,
+}
+
+/// Makes the volumes.
+///
+/// # Errors
+/// What is missing on the host, with the volume's pointer.
+pub fn make(from: From<'_>) -> Result<()> {
+    let volumes = file::mkdir_all(from.dir.fd(), VOLUMES, 0o711)?;
+    for (index, volume) in from.pod.spec.volumes.iter().enumerate() {
+        make_one(from, volumes.as_fd(), volume)
+            .context(|| format!("/spec/volumes/{index} ({:?})", volume.name))?;
+    }
+    file::replace(from.dir.fd(), HOSTS, hosts(from.pod).as_bytes(), 0o644)
+        .context(|| "writing the pod's hosts")
+}
+
+fn make_one(from: From<'_>, volumes: BorrowedFd<'_>, volume: &Volume) -> Result<()> {
+    let group = from.pod.spec.security_context.fs_group;
+    if let Some(empty) = &volume.empty_dir {
+        return make_empty(volumes, &volume.name, empty, group);
+    }
+    if let Some(host) = &volume.host_path {
+        return find_host_path(host);
+    }
+    if let Some(secret) = &volume.secret {
+        return make_secret(volumes, &volume.name, (secret, from.config), group);
+    }
+    let reference = volume.image.as_ref().map(|image| image.reference.as_str()).unwrap_or_default();
+    image::mount_volume(from.store, &volume_id(from.pod, &volume.name), reference)
+}
+
+/// The ID of the snapshot of an image volume. No container's name holds a dot.
+fn volume_id(pod: &Pod, name: &str) -> String {
+    format!("{}/{name}.volume", pod.metadata.name)
+}
+
+fn make_empty(volumes: BorrowedFd<'_>, name: &str, empty: &EmptyDir, group: Option<u32>) -> Result<()> {
+    match file::mkdir(volumes, name, 0o777) {
+        Err(e) if e.errno() == Errno::EEXIST => return Ok(()),
+        other => other?,
+    }
+    if empty.medium == "Memory" {
+        let size = empty.size_limit.as_ref().and_then(super::document::Quantity::whole);
+        mount_memory(volumes, name, size, "1777")?;
+    }
+    let dir = open(volumes, name)?;
+    // mkdir(2) minds the mask.
+    file::chmod(dir.as_fd(), if group.is_some() { 0o2777 } else { 0o777 })?;
+    group.map_or(Ok(()), |group| Ok(file::chown(dir.as_fd(), 0, group)?))
+}
+
+fn open(volumes: BorrowedFd<'_>, name: &str) -> coracle_sys::Result<std::os::fd::OwnedFd> {
+    file::open(volumes, name, libc::O_DIRECTORY | libc::O_NOFOLLOW, 0, Resolve::Beneath)
+}
+
+fn mount_memory(volumes: BorrowedFd<'_>, name: &str, size: Option<i64>, mode: &str) -> Result<()> {
+    let memory = mount::Context::open("tmpfs")?;
+    memory.set("mode", mode.as_bytes())?;
+    size.map_or(Ok(()), |size| memory.set("size", size.to_string().as_bytes()))?;
+    let memory = memory.mount(mount::attr::NOSUID | mount::attr::NODEV)?;
+    let target = file::open(volumes, name, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+    Ok(mount::attach(memory.as_fd(), target.as_fd())?)
+}
+
+/// Copies the files of a secret into memory, in which alone they are from here on.
+fn make_secret(
+    volumes: BorrowedFd<'_>,
+    name: &str,
+    (secret, config): (&SecretVolume, &Path),
+    group: Option<u32>,
+) -> Result<()> {
+    match file::mkdir(volumes, name, 0o755) {
+        Err(e) if e.errno() == Errno::EEXIST => return Ok(()),
+        other => other?,
+    }
+    let path = config.join("secrets").join(&secret.secret_name);
+    let source = file::open_dir(&path).map_err(|e| {
+        let _ = file::rmdir(volumes, name);
+        Error::from(e).hint(format!("a secret is a directory of files: {path:?}"))
+    })?;
+    mount_memory(volumes, name, None, "0755")?;
+    let target = open(volumes, name)?;
+    for file_name in file::list(source.as_fd())? {
+        let content = file::read(source.as_fd(), &file_name, LARGEST_SECRET, Resolve::Beneath)
+            .context(|| format!("reading {file_name:?} of secret {:?}", secret.secret_name))?;
+        let mode = secret.default_mode.unwrap_or(0o644) & 0o777;
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+        let copy = file::open(target.as_fd(), &file_name, flags, mode, Resolve::BeneathNoLinks)?;
+        file::write_all(copy.as_fd(), &content)?;
+        group.map_or(Ok(()), |group| file::chown(copy.as_fd(), 0, group))?;
+    }
+    Ok(())
+}
+
+/// Looks whether the host has what the document says that it has.
+fn find_host_path(host: &HostPath) -> Result<()> {
+    let path = &host.path;
+    if host.kind == "DirectoryOrCreate" {
+        file::mkdir_all(file::open_dir("/")?.as_fd(), path, 0o755)?;
+        return Ok(());
+    }
+    let wanted = match host.kind.as_str() {
+        "" => None,
+        "Directory" => Some(libc::S_IFDIR),
+        "File" => Some(libc::S_IFREG),
+        "Socket" => Some(libc::S_IFSOCK),
+        other => {
+            let why = format!("hostPath/type: {other:?} is not supported");
+            let hint = "use Directory, DirectoryOrCreate, File, Socket, or leave it out";
+            return Err(Error::new(Code::Unsupported, why).hint(hint));
+        }
+    };
+    let found =
+        file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host).and_then(|fd| file::stat(fd.as_fd()));
+    let found = found.map_err(Error::from)?;
+    match wanted {
+        Some(kind) if found.st_mode & libc::S_IFMT != kind => {
+            Err(Error::new(Code::InvalidSpec, format!("hostPath/path: {path:?} is no {}", host.kind)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hosts(pod: &Pod) -> String {
+    let spec = &pod.spec;
+    let own = spec.hostname.as_ref().unwrap_or(&pod.metadata.name);
+    let mut text = format!("127.0.0.1\tlocalhost {own}\n::1\tlocalhost ip6-localhost\n");
+    for alias in &spec.host_aliases {
+        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.join(" ")));
+    }
+    text
+}
+
+/// `mounts` of a container: its volumes, and `/etc/hosts` where its network is the pod's own.
+///
+/// # Errors
+/// None that is known.
+pub fn mounts(from: From<'_>, member: &Member) -> Result<Vec<Value>> {
+    let mut mounts = Vec::new();
+    if !from.pod.spec.host_network {
+        mounts.push(bind(&from.dir.path().join(HOSTS), Path::new("/etc/hosts"), false));
+    }
+    for wanted in &member.container.volume_mounts {
+        let volume = from.pod.spec.volumes.iter().find(|volume| volume.name == wanted.name);
+        let missing = || Error::new(Code::InvalidSpec, format!("there is no volume {:?}", wanted.name));
+        let volume = volume.ok_or_else(missing)?;
+        let source = match (&volume.host_path, &volume.image) {
+            (Some(host), _) => host.path.clone(),
+            (_, Some(_)) => image::volume_path(from.store, &volume_id(from.pod, &volume.name)),
+            _ => from.dir.path().join(VOLUMES).join(&volume.name),
+        };
+        let is_fixed = volume.image.is_some() || volume.secret.is_some();
+        mounts.push(bind(&source, &wanted.mount_path, wanted.read_only || is_fixed));
+    }
+    Ok(mounts)
+}
+
+fn bind(source: &Path, destination: &Path, read_only: bool) -> Value {
+    let mut options = vec!["rbind", "rprivate", "nosuid", "nodev"];
+    if read_only {
+        options.push("rro");
+    }
+    json!({ "destination": destination, "type": "bind", "source": source, "options": options })
+}
+
+/// Takes away what [`make`] made outside of the pod's directory, or mounted in it.
+///
+/// # Errors
+/// The first failure; the rest is tried.
+pub fn remove(from: From<'_>) -> Result<()> {
+    let mut first = Ok(());
+    let path: PathBuf = from.dir.path().join(VOLUMES);
+    for volume in &from.pod.spec.volumes {
+        let removed = if volume.image.is_some() {
+            image::remove_bundle(from.store, &volume_id(from.pod, &volume.name))
+        } else if volume.host_path.is_some() {
+            Ok(())
+        } else {
+            unmount(&path.join(&volume.name))
+        };
+        first = first.and(removed.context(|| format!("removing volume {:?}", volume.name)));
+    }
+    first
+}
+
+/// Unmounts what is mounted at `path`; nothing where that is nothing.
+fn unmount(path: &Path) -> Result<()> {
+    match mount::detach(path) {
+        Err(e) if !matches!(e.errno(), Errno::EINVAL | Errno::ENOENT) => Err(e.into()),
+        _ => Ok(()),
+    }
+}

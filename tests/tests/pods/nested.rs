@@ -1,0 +1,102 @@
+//! Containers below others, at any depth.
+
+use coracle_tests::pod::Pods;
+use coracle_tests::{Outcome, privileged};
+
+const WEB: &str = "
+  terminationGracePeriodSeconds: 0
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000']}
+";
+
+fn launch(pods: &Pods<'_>, parent: &str, name: &str, rest: &str) -> Outcome {
+    let image = coracle_tests::pod::IMAGE;
+    let file = pods.file(&format!("name: {name}\nimage: {image}\n{rest}\n"));
+    pods.call(&["launch", "-f", file.to_str().unwrap(), parent])
+}
+
+#[test]
+fn containers_are_launched_waited_for_and_forgotten_while_the_pod_runs() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", WEB);
+        launch(&pods, "web/main", "child", "command: [sh, -c, 'echo below; exit 6']").succeeds();
+        pods.call(&["wait", "web/main/child"]).exits(6);
+        assert_eq!(pods.logs("web/main/child"), "below");
+        launch(&pods, "web/main", "stays", "command: [sleep, '1000']").succeeds();
+        launch(&pods, "web/main", "stays", "command: [sleep, '1000']").succeeds();
+        launch(&pods, "web/main", "stays", "command: [sleep, '2000']").fails_with(&["already exists"]);
+        launch(&pods, "web/main/stays", "deep", "command: [sleep, '1000']").succeeds();
+        launch(&pods, "web/main/stays/deep", "deeper", "command: [sleep, '1000']").succeeds();
+        let net = |path: &str| pods.exec(path, &["readlink", "/proc/self/ns/net"]).succeeds().text();
+        assert_eq!(net("web/main"), net("web/main/stays/deep/deeper"));
+        pods.call(&["forget", "web/main/stays"]).succeeds();
+        assert_eq!(pods.inspect("web")["containers"].as_array().unwrap().len(), 2);
+        pods.call(&["forget", "web/main/stays"]).succeeds();
+        pods.call(&["forget", "web/main"]).fails_with(&["belongs to the pod"]);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn the_end_of_a_container_is_the_end_of_those_below_it_each_with_its_record() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", WEB);
+        launch(&pods, "web/main", "child", "command: [sleep, '1000']").succeeds();
+        launch(&pods, "web/main/child", "grandchild", "command: [sleep, '1000']").succeeds();
+        pods.call(&["kill", "web/main", "KILL"]).succeeds();
+        for path in ["web/main/child/grandchild", "web/main/child", "web/main"] {
+            pods.call(&["wait", path]).exits(137);
+        }
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_launch_that_fails_says_why_and_leaves_the_pod_alone() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", WEB);
+        launch(&pods, "web/main", "bad", "command: [no-such-program]").fails_with(&["no-such-program"]);
+        launch(&pods, "web/nobody", "bad", "command: ['true']").fails_with(&["no container \"nobody\""]);
+        launch(&pods, "web/main", "bad2", "envFrom: []")
+            .fails_with(&["/envFrom: it is unknown or not supported"]);
+        assert_eq!(pods.inspect("web")["phase"], "Running");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn the_container_that_ran_out_of_memory_is_the_one_that_is_told() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", WEB);
+        let eats = "command: [sh, -c, 'x=a; while :; do x=$x$x; done']\nresources: {limits: {memory: 16Mi}}";
+        launch(&pods, "web/main", "eats", eats).succeeds();
+        pods.call(&["wait", "web/main/eats"]).exits(137);
+        assert_eq!(pods.container("web", "main/eats")["exit"]["reason"], "OOMKilled");
+        assert_eq!(pods.container("web", "main")["state"], "running");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn many_launches_leave_nothing() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", WEB);
+        let before = host.snapshot();
+        for number in 0..20 {
+            launch(&pods, "web/main", &format!("n{number}"), "command: ['true']").succeeds();
+            pods.call(&["wait", &format!("web/main/n{number}")]).exits(0);
+            pods.call(&["forget", &format!("web/main/n{number}")]).succeeds();
+        }
+        pods.exec("web/main", &["true"]).succeeds();
+        let difference = host.difference(&before).unwrap_or_default();
+        let left: Vec<&str> = difference.lines().filter(|line| !line.contains("/logs")).collect();
+        assert!(left.is_empty(), "{left:?}");
+        pods.remove("web");
+    });
+}

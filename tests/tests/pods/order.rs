@@ -1,0 +1,268 @@
+//! Who runs when, who is started again, who is ended how.
+
+use coracle_tests::pod::Pods;
+use coracle_tests::{command, privileged};
+
+const QUICK: &str = "  annotations: {io.coracle/back-off: '20ms,40ms'}\n";
+
+#[test]
+fn init_containers_run_one_after_the_other_before_the_others_start() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  volumes: [{name: v, emptyDir: {}}]
+  initContainers:
+  - {name: first, image: IMAGE, command: [sh, -c, 'sleep 0.1; echo first >> /v/order'], volumeMounts: [{name: v, mountPath: /v}]}
+  - {name: second, image: IMAGE, command: [sh, -c, 'echo second >> /v/order'], volumeMounts: [{name: v, mountPath: /v}]}
+  containers:
+  - {name: main, image: IMAGE, command: [cat, /v/order], volumeMounts: [{name: v, mountPath: /v}]}
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web"]).exits(0);
+        assert_eq!(pods.logs("web/main"), "first\nsecond");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn an_init_container_that_fails_for_good_ends_the_pod() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  initContainers:
+  - {name: first, image: IMAGE, command: ['false']}
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web"]).exits(1);
+        let told = pods.inspect("web");
+        assert_eq!(told["phase"], "Failed");
+        assert!(told["message"].as_str().unwrap().contains("init container \"first\" failed"), "{told}");
+        assert_eq!(pods.container("web", "main")["exit"], serde_json::Value::Null);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn sidecars_start_first_and_end_last_in_reverse_order() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  initContainers:
+  - {name: one, image: IMAGE, restartPolicy: Always, command: [sh, -c, 'trap \"exit 0\" TERM; sleep 1000 & wait']}
+  - {name: two, image: IMAGE, restartPolicy: Always, command: [sh, -c, 'trap \"exit 0\" TERM; sleep 1000 & wait']}
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'sleep 0.2']}
+";
+        pods.run("job", spec);
+        pods.call(&["wait", "job"]).exits(0);
+        assert_eq!(pods.inspect("job")["phase"], "Succeeded");
+        let finished =
+            |name: &str| pods.container("job", name)["exit"]["finished"].as_str().unwrap().to_owned();
+        assert!(finished("main") <= finished("two") && finished("two") <= finished("one"));
+        pods.remove("job");
+    });
+}
+
+#[test]
+fn a_container_that_ends_is_started_again_and_each_end_is_counted() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'echo again; exit 3']}
+";
+        pods.make_with("run", "web", QUICK, spec).succeeds();
+        command::eventually("three restarts", || {
+            pods.container("web", "main")["restarts"].as_u64() >= Some(3)
+        });
+        assert_eq!(pods.container("web", "main")["exit"]["exitCode"], 3);
+        assert!(pods.logs("web/main").lines().count() >= 3);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn on_failure_starts_again_what_failed_alone() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: OnFailure
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+  - {name: good, image: IMAGE, command: ['true']}
+  - name: bad
+    image: IMAGE
+    command: [sh, -c, 'test -e /v/tried || { touch /v/tried; exit 1; }']
+    volumeMounts: [{name: v, mountPath: /v}]
+";
+        pods.make_with("run", "job", QUICK, spec).succeeds();
+        pods.call(&["wait", "job"]).exits(0);
+        assert_eq!(pods.container("job", "good")["restarts"], 0);
+        assert_eq!(pods.container("job", "bad")["restarts"], 1);
+        assert_eq!(pods.inspect("job")["phase"], "Succeeded");
+        pods.remove("job");
+    });
+}
+
+#[test]
+fn one_failure_ends_a_pod_whose_annotation_says_so() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let metadata = "  annotations: {io.coracle/termination-policy: kill-on-failure}\n";
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: lives, image: IMAGE, command: [sleep, '1000']}
+  - {name: fails, image: IMAGE, command: [sh, -c, 'sleep 0.1; exit 4']}
+";
+        pods.make_with("run", "group", metadata, spec).succeeds();
+        pods.call(&["wait", "group/fails"]).exits(4);
+        pods.is("group", "Failed");
+        assert_eq!(pods.container("group", "lives")["exit"]["signal"], 9);
+        assert!(pods.inspect("group")["message"].as_str().unwrap().contains("one failure ends the pod"));
+        pods.remove("group");
+    });
+}
+
+#[test]
+fn a_pod_ends_at_its_deadline() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  activeDeadlineSeconds: 1
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        pods.is("web", "Failed");
+        assert_eq!(pods.container("web", "main")["exit"]["reason"], "DeadlineExceeded");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn who_ignores_the_request_to_end_is_killed_after_the_grace_period() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: deaf, image: IMAGE, command: [sh, -c, 'trap \"\" TERM; while :; do sleep 1; done']}
+  - {name: polite, image: IMAGE, command: [sh, -c, 'trap \"exit 5\" TERM; sleep 1000 & wait']}
+";
+        pods.run("web", spec);
+        pods.becomes("web", "polite", "ready", true);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        pods.call(&["stop", "web"]).succeeds();
+        assert_eq!(pods.container("web", "deaf")["exit"]["exitCode"], 137);
+        assert_eq!(pods.container("web", "polite")["exit"]["exitCode"], 5);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn hooks_run_after_the_start_and_before_the_end() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 5
+  volumes: [{name: v, hostPath: {path: /run/test}}]
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, 'trap \"exit 0\" TERM; sleep 1000 & wait']
+    volumeMounts: [{name: v, mountPath: /v}]
+    lifecycle:
+      postStart: {exec: {command: [sh, -c, 'echo started >> /v/hooks']}}
+      preStop: {exec: {command: [sh, -c, 'echo stopping >> /v/hooks']}}
+";
+        pods.run("web", spec);
+        let said = || std::fs::read_to_string("/run/test/hooks").unwrap_or_default();
+        command::eventually("postStart ran", || said() == "started\n");
+        pods.call(&["stop", "web"]).succeeds();
+        assert_eq!(said(), "started\nstopping\n");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn an_ended_pod_can_be_started_again() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, command: [echo, once]}
+";
+        pods.make("create", "job", spec).succeeds();
+        assert_eq!(pods.inspect("job")["phase"], "Created");
+        for _ in 0..2 {
+            pods.call(&["start", "job"]).succeeds();
+            pods.call(&["wait", "job"]).exits(0);
+        }
+        assert_eq!(pods.logs("job/main"), "once\nonce");
+        pods.remove("job");
+    });
+}
+
+#[test]
+fn containers_may_share_processes_and_the_hosts_namespaces() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let containers = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: one, image: IMAGE, command: [sleep, '1234']}
+  - {name: two, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("shared", &format!("\n  shareProcessNamespace: true{containers}"));
+        let seen = pods.exec("shared/two", &["ps", "-o", "args"]).succeeds().text();
+        assert!(seen.contains("sleep 1234"), "{seen}");
+        pods.exec("shared/two", &["ls", "/proc/1/root/"]).exits(1);
+        pods.remove("shared");
+        pods.run("open", &format!("\n  hostNetwork: true\n  hostPID: true\n  hostIPC: true{containers}"));
+        for kind in ["net", "pid", "ipc", "uts"] {
+            let own = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+            let seen =
+                pods.exec("open/one", &["readlink", &format!("/proc/self/ns/{kind}")]).succeeds().text();
+            assert_eq!(seen, own.to_string_lossy(), "{kind}");
+        }
+        pods.remove("open");
+    });
+}
+
+#[test]
+fn limits_hold_for_the_pod_and_for_each_container_and_can_be_changed() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  resources: {limits: {memory: 128Mi}}
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000'], resources: {limits: {memory: 64Mi, cpu: 500m, pids: 50}}}
+";
+        pods.run("web", spec);
+        let read = |path: &str, v2: &str, v1: &str| {
+            let found = coracle_tests::cgroup::read(path, v2);
+            found.or_else(|| coracle_tests::cgroup::read(path, v1)).unwrap()
+        };
+        let memory = |path: &str| read(path, "memory.max", "memory.limit_in_bytes");
+        assert_eq!(memory("coracle/web.pod"), (128 << 20).to_string());
+        assert_eq!(memory("coracle/web.pod/main"), (64 << 20).to_string());
+        assert_eq!(read("coracle/web.pod/main", "pids.max", "pids.max"), "50");
+        let file = pods.file("limits: {memory: 32Mi}");
+        pods.call(&["update", "-f", file.to_str().unwrap(), "web/main"]).succeeds();
+        assert_eq!(memory("coracle/web.pod/main"), (32 << 20).to_string());
+        pods.call(&["update", "-f", file.to_str().unwrap(), "web"]).succeeds();
+        assert_eq!(memory("coracle/web.pod"), (32 << 20).to_string());
+        let stats = pods.call(&["stats", "web"]).succeeds().json();
+        assert_eq!(stats.as_array().unwrap().len(), 2, "{stats}");
+        pods.remove("web");
+    });
+}

@@ -1,0 +1,139 @@
+//! What is left when somebody is killed, and how it goes on.
+
+use std::fs;
+
+use coracle_tests::pod::Pods;
+use coracle_tests::{command, privileged};
+
+const TALKER: &str = "
+  terminationGracePeriodSeconds: 0
+  restartPolicy: Never
+  containers:
+  - {name: talks, image: IMAGE, command: [sh, -c, 'n=0; while test ! -e /tmp/end; do n=$((n+1)); echo $n; sleep 0.01; done; exit 9']}
+  - {name: sleeps, image: IMAGE, command: [sleep, '1000']}
+";
+
+fn kill(pid: &serde_json::Value) {
+    let pid = pid.as_i64().unwrap();
+    command::tool("kill", &["-KILL", &pid.to_string()]);
+    command::eventually("it is gone", || {
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z"))
+    });
+}
+
+#[test]
+fn a_supervisor_that_dies_is_replaced_and_its_containers_go_on_without_losing_a_line() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        let before = pods.inspect("web");
+        let pid = pods.container("web", "talks")["pid"].clone();
+        kill(&before["supervisor"]);
+        pods.call(&["inspect", "web"]).fails_with(&["has no supervisor", "coracle recover"]);
+        assert!(pods.call(&["ls"]).succeeds().text().contains("Unknown"));
+        assert_eq!(host.call(&["recover"]).succeeds().lines(), ["web"]);
+        assert_eq!(host.call(&["recover"]).succeeds().text(), "");
+        assert_eq!(pods.container("web", "talks")["pid"], pid);
+        pods.exec("web/talks", &["touch", "/tmp/end"]).succeeds();
+        pods.call(&["wait", "web/talks"]).exits(9);
+        let logs = pods.logs("web/talks");
+        let numbers: Vec<usize> = logs.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(
+            numbers.len() > 1 && numbers.iter().enumerate().all(|(index, number)| index + 1 == *number),
+            "{logs}"
+        );
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn how_a_container_ended_is_known_though_nobody_was_there() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        kill(&pods.inspect("web")["supervisor"]);
+        let states = "/run/coracle/.pods/web/containers/talks/record.json";
+        let record: serde_json::Value = serde_json::from_slice(&fs::read(states).unwrap()).unwrap();
+        let pid = record["process"]["pid"].as_i64().unwrap();
+        fs::write(format!("/proc/{pid}/root/tmp/end"), "").unwrap();
+        command::eventually("it has ended", || {
+            fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z"))
+        });
+        host.call(&["recover"]).succeeds();
+        pods.call(&["wait", "web/talks"]).exits(9);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn containers_below_others_are_found_again() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        let image = coracle_tests::pod::IMAGE;
+        let file = pods.file(&format!("{{name: child, image: '{image}', command: [sleep, '1000']}}"));
+        pods.call(&["launch", "-f", file.to_str().unwrap(), "web/sleeps"]).succeeds();
+        kill(&pods.inspect("web")["supervisor"]);
+        host.call(&["recover"]).succeeds();
+        assert_eq!(pods.container("web", "sleeps/child")["state"], "running");
+        pods.exec("web/sleeps/child", &["true"]).succeeds();
+        pods.call(&["kill", "web/sleeps/child", "KILL"]).succeeds();
+        pods.call(&["wait", "web/sleeps/child"]).exits(137);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pod_whose_keeper_is_killed_fails() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        kill(&pods.inspect("web")["keeper"]);
+        pods.is("web", "Failed");
+        assert!(pods.inspect("web")["message"].as_str().unwrap().contains("holder of the pod's namespaces"));
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pod_that_lost_both_supervisor_and_keeper_can_be_removed() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        let told = pods.inspect("web");
+        kill(&told["supervisor"]);
+        kill(&told["keeper"]);
+        host.call(&["recover"]).succeeds();
+        pods.is("web", "Failed");
+        pods.call(&["rm", "web"]).succeeds();
+    });
+}
+
+#[test]
+fn a_pod_that_was_only_begun_goes_with_recover() {
+    privileged(|host| {
+        let Some(_) = Pods::new(host) else { return };
+        fs::create_dir_all("/run/coracle/.pods/half").unwrap();
+        host.call(&["recover"]).succeeds();
+        assert!(!fs::exists("/run/coracle/.pods").unwrap());
+    });
+}
+
+#[test]
+fn a_host_is_drained_and_takes_no_pods_until_it_is_opened_again() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("one", TALKER);
+        pods.run("two", TALKER);
+        host.call(&["drain", "--within", "10"]).succeeds();
+        for name in ["one", "two"] {
+            assert_eq!(pods.inspect(name)["phase"], "Failed");
+        }
+        pods.make("run", "three", TALKER).fails_with(&["the host is being drained", "coracle drain --off"]);
+        host.call(&["drain", "--off"]).succeeds();
+        pods.run("three", TALKER);
+        for name in ["one", "two", "three"] {
+            pods.remove(name);
+        }
+    });
+}

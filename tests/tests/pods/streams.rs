@@ -1,0 +1,218 @@
+//! What containers write, and who reads it.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use coracle_tests::pod::Pods;
+use coracle_tests::{command, privileged};
+
+#[test]
+fn streams_are_told_apart_and_logs_are_followed_to_the_end() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'echo out; echo err >&2; sleep 0.3; printf last']}
+";
+        pods.run("job", spec);
+        let followed = pods.call(&["logs", "--follow", "job"]).exits(0);
+        assert_eq!((followed.text().as_str(), followed.stderr.as_str()), ("out\nlast", "err\n"));
+        let timed = pods.call(&["logs", "--timestamps", "--tail", "1", "job"]).exits(0).text();
+        assert!(timed.ends_with("Z last") && timed.starts_with("20"), "{timed}");
+        pods.remove("job");
+    });
+}
+
+#[test]
+fn logs_are_rotated_by_size_and_number() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'i=0; while test $i -lt 2000; do echo line $i; i=$((i+1)); done']}
+";
+        let metadata = "  annotations: {io.coracle/log-size: '10000', io.coracle/log-files: '3'}\n";
+        pods.make_with("run", "job", metadata, spec).succeeds();
+        pods.call(&["wait", "job"]).exits(0);
+        let files = std::fs::read_dir("/run/coracle/.pods/job/logs/main").unwrap().count();
+        assert_eq!(files, 3);
+        assert!(pods.logs("job").ends_with("line 1999"));
+        pods.remove("job");
+    });
+}
+
+#[test]
+fn many_attach_and_each_gets_every_byte_though_one_is_slow_and_one_is_gone() {
+    const BYTES: usize = 64 << 20;
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = format!(
+            "
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: IMAGE
+    stdin: true
+    command: [sh, -c, 'read go; head -c {BYTES} /dev/urandom | tee /tmp/all; md5sum < /tmp/all >&2']
+"
+        );
+        pods.run("job", &spec);
+        let attach = |options: &[&str]| {
+            let mut command = Command::new(host.runtime());
+            command.args(["pod", "attach"]).args(options).arg("job");
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let mut gone = attach(&[]);
+        let mut slow = attach(&[]);
+        let mut fast = attach(&["--stdin"]);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        fast.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        gone.stdout.take().unwrap().read_exact(&mut [0; 1000]).unwrap();
+        gone.kill().unwrap();
+        gone.wait().unwrap();
+        let mut slowly = slow.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let (mut all, mut chunk) = (0, [0; 1 << 20]);
+            loop {
+                match slowly.read(&mut chunk).unwrap() {
+                    0 => return all,
+                    length => all += length,
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
+        let told = fast.wait_with_output().unwrap();
+        assert_eq!(told.stdout.len(), BYTES);
+        let sum = String::from_utf8_lossy(&told.stderr).split(' ').next().unwrap().to_owned();
+        let path = host.directory().join("all");
+        std::fs::write(&path, &told.stdout).unwrap();
+        let seen = command::tool("md5sum", &[path.to_str().unwrap()]);
+        assert_eq!(seen.split(' ').next().unwrap(), sum);
+        assert_eq!(reader.join().unwrap(), BYTES);
+        slow.wait().unwrap();
+        pods.remove("job");
+    });
+}
+
+#[test]
+fn a_late_reader_gets_the_tail_and_a_second_writer_is_refused() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, stdin: true, command: [sh, -c, 'echo early; read word; echo got $word']}
+";
+        pods.run("job", spec);
+        command::eventually("it has spoken", || pods.logs("job") == "early");
+        let mut first = Command::new(host.runtime());
+        first.args(["pod", "attach", "--stdin", "--tail", "job"]);
+        let mut first = first.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut early = [0; 6];
+        first.stdout.as_mut().unwrap().read_exact(&mut early).unwrap();
+        assert_eq!(&early, b"early\n");
+        pods.call(&["attach", "--stdin", "job"]).fails_with(&["somebody is attached"]);
+        first.stdin.take().unwrap().write_all(b"boat\n").unwrap();
+        let rest = first.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&rest.stdout), "got boat\n");
+        pods.remove("job");
+    });
+}
+
+#[test]
+fn a_program_ends_with_the_caller_that_asked_for_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        let mut caller = Command::new(host.runtime());
+        let mut caller = caller.args(["pod", "exec", "web/main", "sleep", "1234"]).spawn().unwrap();
+        let runs = || pods.exec("web/main", &["ps", "-o", "args"]).succeeds().text().contains("sleep 1234");
+        command::eventually("it runs", runs);
+        caller.kill().unwrap();
+        caller.wait().unwrap();
+        command::eventually("it has ended", || !runs());
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_terminal_is_attached_to_and_has_the_size_that_is_asked_for() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("script") {
+            return;
+        }
+        let spec = "
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, tty: true, command: [sh, -c, 'read word; stty size; echo $word >&2; tty; exit 3']}
+";
+        pods.run("web", spec);
+        let attach = "stty rows 33 cols 77; $RUNTIME pod attach --stdin web";
+        let talk = format!("(sleep 0.5; echo hello; sleep 1) | script -qec '{attach}' /dev/null");
+        let said = host.shell(&talk).text();
+        assert!(said.contains("33 77") && said.contains("hello") && said.contains("/dev/"), "{said}");
+        pods.call(&["wait", "web/main"]).exits(3);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_program_with_a_terminal_ends_as_it_should_and_loses_no_last_line() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("script") {
+            return;
+        }
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        for _ in 0..5 {
+            let talk = "script -qec \"$RUNTIME pod exec -it web/main sh -c 'tty; echo last; exit 7'\" /dev/null </dev/null";
+            let said = host.shell(talk).exits(7).text();
+            assert!(said.contains("/dev/") && said.contains("last"), "{said}");
+        }
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_supervisor_of_three_containers_is_small() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: one, image: IMAGE, command: [sleep, '1000']}
+  - {name: two, image: IMAGE, command: [sleep, '1000']}
+  - {name: three, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        pods.exec("web/one", &["true"]).succeeds();
+        let pid = pods.inspect("web")["supervisor"].clone();
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let of = |key: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+        };
+        host.counted(&format!(
+            "a supervisor of three containers: {} KiB resident, {} of them its own",
+            of("VmRSS"),
+            of("RssAnon")
+        ));
+        assert!(of("VmRSS") <= 2048, "{status}");
+        pods.remove("web");
+    });
+}

@@ -1,0 +1,104 @@
+//! Volumes: what is shared, what can't be written, what is left.
+
+use std::fs;
+
+use coracle_tests::pod::Pods;
+use coracle_tests::privileged;
+
+#[test]
+fn containers_share_the_volumes_of_their_pod() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        fs::write("/run/test/from-host", "host").unwrap();
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  securityContext: {fsGroup: 1234, runAsUser: 1000, runAsGroup: 1000}
+  volumes:
+  - {name: disk, emptyDir: {}}
+  - {name: memory, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
+  - {name: host, hostPath: {path: /run/test, type: Directory}}
+  - {name: image, image: {reference: IMAGE}}
+  containers:
+  - name: one
+    image: IMAGE
+    command: [sleep, '1000']
+    volumeMounts: &none
+  - {name: two, image: IMAGE, command: [sleep, '1000'], volumeMounts: [{name: disk, mountPath: /d}]}
+";
+        let mounts = "[{name: disk, mountPath: /d}, {name: memory, mountPath: /m}, {name: host, mountPath: /h, readOnly: true}, {name: image, mountPath: /i}]";
+        pods.run("web", &spec.replace("&none", mounts));
+        pods.exec("web/one", &["sh", "-c", "echo shared > /d/file; id -G"]).succeeds();
+        assert_eq!(pods.exec("web/two", &["cat", "/d/file"]).succeeds().text(), "shared");
+        assert_eq!(pods.exec("web/two", &["stat", "-c", "%g", "/d/file"]).succeeds().text(), "1234");
+        pods.exec("web/one", &["sh", "-c", "dd if=/dev/zero of=/m/big bs=1M count=2 2>/dev/null"]).exits(1);
+        assert_eq!(pods.exec("web/one", &["cat", "/h/from-host"]).succeeds().text(), "host");
+        pods.exec("web/one", &["touch", "/h/new"]).exits(1);
+        assert!(pods.exec("web/one", &["cat", "/i/srv/greeting"]).succeeds().text().contains("three layers"));
+        pods.exec("web/one", &["touch", "/i/new"]).exits(1);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_secret_is_in_memory_and_can_not_be_written() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let config = host.directory();
+        fs::create_dir_all(config.join("secrets/key")).unwrap();
+        fs::write(config.join("secrets/key/word"), "open").unwrap();
+        let spec = "
+  restartPolicy: Never
+  volumes: [{name: key, secret: {secretName: key, defaultMode: 256}}]
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, 'cat /key/word; stat -c %a /key/word; stat -f -c %T /key; touch /key/x']
+    volumeMounts: [{name: key, mountPath: /key}]
+";
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{}",
+            spec.replace("IMAGE", coracle_tests::pod::IMAGE)
+        );
+        let file = pods.file(&text);
+        let store = pods.store.directory().to_str().unwrap();
+        let config = config.to_str().unwrap();
+        host.call(&["--config", config, "pod", "run", "--store", store, "-f", file.to_str().unwrap()])
+            .succeeds();
+        pods.call(&["wait", "web"]).exits(1);
+        let said = pods.call(&["logs", "web"]).exits(0).text();
+        assert!(said.contains("open400\ntmpfs"), "{said}");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_volume_that_is_missing_on_the_host_is_named() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  volumes: [{name: v, hostPath: {path: /nowhere, type: Directory}}]
+  containers:
+  - {name: main, image: IMAGE, command: ['true'], volumeMounts: [{name: v, mountPath: /v}]}
+";
+        pods.make("run", "web", spec).fails_with(&["/spec/volumes/0 (\"v\")", "no such file"]);
+        assert_eq!(pods.call(&["ls", "-q"]).succeeds().text(), "");
+    });
+}
+
+#[test]
+fn names_of_the_pod_are_in_its_hosts_file() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  hostAliases: [{ip: 10.0.0.7, hostnames: [db, db.local]}]
+  containers:
+  - {name: main, image: IMAGE, command: [cat, /etc/hosts]}
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web"]).exits(0);
+        let hosts = pods.logs("web");
+        assert!(hosts.contains("localhost web") && hosts.contains("10.0.0.7\tdb db.local"), "{hosts}");
+        pods.remove("web");
+    });
+}
