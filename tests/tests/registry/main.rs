@@ -5,6 +5,7 @@
 mod faults;
 mod kills;
 mod pull;
+mod real;
 mod refusals;
 mod secrets;
 
