@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use coracle_image::export::export;
 use coracle_image::image::Image;
 use coracle_image::snapshot::{self, Access};
+use coracle_image::space::{self, Policy};
 use coracle_image::store::{self, Store};
 use coracle_image::unpack::{Limits, unpack};
 use coracle_image::{Context, Error, Kind, Result, import};
@@ -40,7 +43,15 @@ Commands:
                           from the reference unless you say one
   unmount ID              take the mount away, with all that was written to it
   verify [REF]            digest all blobs again, and look for the unpacked layers
+  tag REF NAME            give the image another name
   rm REF                  remove the image, and what no other one uses
+  history REF             how the image was made, the last step first
+  export REF PATH         write an archive that is an OCI layout and that `docker load` reads, too
+  df [--format table|json]
+                          how much the store holds, and how much of it nothing uses
+  gc [--max-age DAYS] [--keep-size BYTES]
+                          remove what nothing uses, then images that were not used for so long, then those used least
+                          recently until the store fits; never one that a container or mount is made of
   help                    show this
 
 For registries:
@@ -72,6 +83,7 @@ pub(crate) struct Args {
     format: Option<Format>,
     max_size: Option<u64>,
     max_entries: Option<u64>,
+    policy: Policy,
     read_only: bool,
     transfer: Transfer,
     help: bool,
@@ -108,7 +120,10 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
         "inspect" => (1, &["format"]),
         "unpack" => (1, &["max-size", "max-entries"]),
         "mount" => (2, &["read-only"]),
-        "rm" | "unmount" | "verify" => (1, &[]),
+        "df" => (0, &["format"]),
+        "gc" => (0, &["max-age", "keep-size"]),
+        "tag" | "export" => (2, &[]),
+        "rm" | "unmount" | "verify" | "history" => (1, &[]),
         "" => return Err(usage("no command is given")),
         other => return Err(usage(format!("there is no command {other:?}"))),
     };
@@ -156,6 +171,20 @@ fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Res
             let access = if args.read_only { Access::ReadOnly } else { Access::Writable };
             let id = args.words.get(2).cloned().unwrap_or_else(|| id_of(&image));
             say(out, &format!("{}\n", snapshot::mount(store, &id, &image, access)?.display()))
+        }
+        "tag" => {
+            let entry = store.tag(word(1, "the reference of an image")?, word(2, "another name")?)?;
+            say(out, &format!("{} {}\n", entry.reference, entry.descriptor.digest()))
+        }
+        "export" => {
+            let image = store.image(word(1, "the reference of an image")?)?;
+            export(store, &image, args.paths.get(2).ok_or_else(|| usage("export needs a path"))?)
+        }
+        "history" => say(out, &show::history(&store.image(word(1, "the reference of an image")?)?)),
+        "df" => say(out, &show::usage(&space::usage(store)?, args.format.unwrap_or(Format::Table))),
+        "gc" => {
+            let gone = space::collect(store, &args.policy)?;
+            gone.iter().try_for_each(|reference| say(out, &format!("{reference} removed\n")))
         }
         "unmount" => snapshot::remove(store, word(1, "the ID of a snapshot")?),
         "verify" => verify(store, args.words.get(1).map(String::as_str), out),
@@ -210,16 +239,37 @@ fn parse(args: impl Iterator<Item = OsString>) -> std::result::Result<Args, lexo
             }
             Long(name) => {
                 let name = name.to_owned();
-                match args.transfer.option(&name, &mut parser)? {
-                    Some(given) => given,
-                    None => return Err(Long(&name).unexpected()),
-                }
+                let known = match args.transfer.option(&name, &mut parser)? {
+                    None => policy_option(&mut args.policy, &name, &mut parser)?,
+                    known => known,
+                };
+                known.ok_or_else(|| Long(&name).unexpected())?
             }
             other => return Err(other.unexpected()),
         };
         args.given.push(given);
     }
     Ok(args)
+}
+
+/// Takes the option `name` of `gc`, if it is one, and returns its name.
+fn policy_option(
+    policy: &mut Policy,
+    name: &str,
+    parser: &mut lexopt::Parser,
+) -> std::result::Result<Option<&'static str>, lexopt::Error> {
+    match name {
+        "max-age" => {
+            let days: u32 = parser.value()?.parse()?;
+            policy.max_age = Some(Duration::from_secs(u64::from(days) * 24 * 3600));
+            Ok(Some("max-age"))
+        }
+        "keep-size" => {
+            policy.max_size = Some(parser.value()?.parse()?);
+            Ok(Some("keep-size"))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// An ID made from an image's reference.

@@ -33,5 +33,9 @@ mod metadata;
 mod fixture;
 pub mod snapshot;
 pub mod bundle;
+#[cfg(feature = "unpack")]
+pub mod export;
+#[cfg(feature = "unpack")]
+pub mod space;
 
 pub use error::{Context, Error, Kind, Result};

@@ -13,6 +13,10 @@ use crate::error::Result;
 /// the root is like.
 pub(crate) const IMPLIED: &str = "trusted.coracle.implied";
 
+/// Notes of how many bytes the files of a layer are, decimal.
+#[cfg(feature = "unpack")]
+pub(crate) const SIZE: &str = "trusted.coracle.size";
+
 /// Copies all metadata of the open file `from` to the open file `to`, and returns the times, which the caller
 /// sets last: writing to the file changes them.
 pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<[Time; 2]> {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use coracle_image::Result;
 use coracle_image::image::Image;
+use coracle_image::space::{Amount, Usage};
 use coracle_image::store::Store;
 use serde_json::{Value, json};
 
@@ -112,6 +113,37 @@ pub(crate) fn inspect(store: &Store, image: &Image, format: Format) -> Result<St
         ]
     }));
     Ok(columns(&table))
+}
+
+/// How an image was made, the last step first.
+pub(crate) fn history(image: &Image) -> String {
+    let mut sizes = image.layers.iter().map(|layer| bytes(layer.size));
+    let mut rows = Vec::new();
+    for step in image.config.history().iter().flatten() {
+        let is_empty = step.empty_layer().unwrap_or(false);
+        let size = if is_empty { "-".to_owned() } else { sizes.next().unwrap_or_else(|| "?".to_owned()) };
+        let text = step.created_by().as_deref().or(step.comment().as_deref()).unwrap_or_default();
+        // What a terminal could take for commands is shown as text.
+        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        rows.push([step.created().clone().unwrap_or_else(|| "-".to_owned()), size, text]);
+    }
+    rows.push(["CREATED", "SIZE", "BY"].map(str::to_owned));
+    rows.reverse();
+    columns(&rows)
+}
+
+/// How much the store holds.
+pub(crate) fn usage(usage: &Usage, format: Format) -> String {
+    let kinds = [("blobs", usage.blobs), ("layers", usage.layers), ("partial", usage.partial)];
+    if format == Format::Json {
+        let of = |amount: &Amount| json!({ "count": amount.count, "bytes": amount.bytes, "unused": amount.unused });
+        let all: serde_json::Map<String, Value> =
+            kinds.iter().map(|(k, a)| ((*k).to_owned(), of(a))).collect();
+        return format!("{:#}\n", Value::from(all));
+    }
+    let mut rows = vec![["KIND", "COUNT", "SIZE", "UNUSED"].map(str::to_owned)];
+    rows.extend(kinds.map(|(k, a)| [k.to_owned(), a.count.to_string(), bytes(a.bytes), bytes(a.unused)]));
+    columns(&rows)
 }
 
 /// A table with each column as wide as its widest cell.

@@ -38,9 +38,9 @@ pub enum Access {
 /// What `snapshot.json` holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Record {
+pub(crate) struct Record {
     reference: String,
-    manifest: Digest,
+    pub(crate) manifest: Digest,
     /// Names below `layers`, bottom first.
     layers: Vec<String>,
     access: Access,
@@ -57,6 +57,7 @@ pub fn mount(store: &Store, id: &str, image: &Image, access: Access) -> Result<P
     let mounting = || format!("mounting {:?} as {id:?}", image.reference);
     check_id(id).context(mounting)?;
     let _lock = store.lock_adding()?;
+    store.note_use(&image.digest).context(mounting)?;
     let layers = layer_directories(store, image).context(mounting)?;
     let record =
         Record { reference: image.reference.clone(), manifest: image.digest.clone(), layers, access };
@@ -246,17 +247,21 @@ pub fn remove(store: &Store, id: &str) -> Result<()> {
 
 /// The names of the layers that snapshots are made of.
 pub(crate) fn layers_in_use(store: &Store) -> Result<BTreeSet<String>> {
-    let mut layers = BTreeSet::new();
+    Ok(records(store)?.into_iter().flat_map(|record| record.layers).collect())
+}
+
+/// What the snapshots are made of.
+pub(crate) fn records(store: &Store) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
     for id in file::list(store.snapshots())? {
         let path = std::path::Path::new(&id).join(RECORD);
         let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
         // One without a record was never assembled.
         if !is_missing(&bytes) {
-            let record: Record = crate::image::parse(&bytes?, "snapshot.json")?;
-            layers.extend(record.layers);
+            records.push(crate::image::parse(&bytes?, "snapshot.json")?);
         }
     }
-    Ok(layers)
+    Ok(records)
 }
 
 #[cfg(test)]

@@ -163,7 +163,7 @@ impl<'a> Stage<'a> {
 }
 
 /// The descriptor of a manifest with a name.
-fn named(descriptor: &Descriptor, reference: &str) -> Descriptor {
+pub(crate) fn named(descriptor: &Descriptor, reference: &str) -> Descriptor {
     let mut named =
         Descriptor::new(descriptor.media_type().clone(), descriptor.size(), descriptor.digest().clone());
     named.set_annotations(Some([(store::REF_NAME.to_owned(), reference.to_owned())].into()));

@@ -37,7 +37,7 @@ pub fn default_root() -> PathBuf {
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// The directory of blobs that have not come wholly yet.
-#[cfg(feature = "registry")]
+#[cfg(feature = "unpack")]
 const PARTIAL: &str = "partial";
 
 /// No document (index, manifest, config) may be longer: 4 MiB, what registries and containerd accept.
@@ -146,7 +146,7 @@ impl Store {
     }
 
     /// The directory of blobs that have not come wholly yet.
-    #[cfg(feature = "registry")]
+    #[cfg(feature = "unpack")]
     pub(crate) fn partial(&self) -> Result<OwnedFd> {
         file::mkdir_all(self.root.as_fd(), PARTIAL, 0o700)?;
         Ok(file::open(self.root.as_fd(), PARTIAL, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?)
@@ -287,6 +287,41 @@ impl Store {
         problems
     }
 
+    /// Gives an image another name, beside those that it has. One that has the name loses it.
+    ///
+    /// # Errors
+    /// [`Kind::NoImage`] where there is no such image, [`Kind::Usage`] where the name can't be shown.
+    #[cfg(feature = "unpack")]
+    pub fn tag(&self, reference: &str, name: &str) -> Result<Entry> {
+        crate::import::check_reference(name)?;
+        let _lock = self.lock_adding()?;
+        let entry = Entry { reference: name.to_owned(), ..self.entry(reference)? };
+        self.change_index(|manifests| {
+            manifests.retain(|d| name_of(d).is_none_or(|known| known != name));
+            manifests.push(crate::stage::named(&entry.descriptor, name));
+        })?;
+        Ok(entry)
+    }
+
+    /// Notes that an image is used now: what is used least recently goes first. The time is that of its manifest.
+    pub(crate) fn note_use(&self, manifest: &Digest) -> Result<()> {
+        let blob = self.blob(manifest)?;
+        Ok(archive::set_times_now(blob.as_fd())?)
+    }
+
+    /// Waits until nobody is adding or removing, and keeps all others out.
+    #[cfg(feature = "unpack")]
+    pub(crate) fn lock_all(&self) -> Result<Held> {
+        lock::all(self.root.as_fd())
+    }
+
+    /// The store's own directory.
+    #[cfg(test)]
+    #[cfg(feature = "unpack")]
+    pub(crate) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
     // Removal.
 
     /// Removes the reference, and what no other image and no snapshot uses: blobs and unpacked layers.
@@ -318,7 +353,7 @@ impl Store {
         self.collect_locked(&lock::all(self.root.as_fd())?)
     }
 
-    fn collect_locked(&self, _lock: &Held) -> Result<()> {
+    pub(crate) fn collect_locked(&self, _lock: &Held) -> Result<()> {
         let (mut blobs, mut layers) = (BTreeSet::new(), crate::snapshot::layers_in_use(self)?);
         for entry in self.entries()? {
             let image = Image::read(self, entry)?;

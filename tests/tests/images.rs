@@ -256,3 +256,59 @@ fn hostile_images_are_refused_or_do_no_harm() {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     });
 }
+
+#[test]
+fn an_export_is_read_by_skopeo_and_umoci_and_by_ourselves() {
+    privileged(|host| {
+        if !can_run(host) || !host.needs_program("skopeo") || !host.needs_program("umoci") {
+            return;
+        }
+        // This umoci knows no zstd.
+        let (store, image, directory) = (Store::new(host), many::image(Reader::Umoci), host.directory());
+        store.import(&image);
+        let ours = mounted(&store, &image.name, tree);
+        let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+        store.call(&["export", &image.name, &path("out.tar")]).succeeds();
+        for transport in ["oci-archive", "docker-archive"] {
+            let (from, to) = (format!("{transport}:{}", path("out.tar")), path(transport));
+            command::tool("skopeo", &["--insecure-policy", "copy", &from, &format!("oci:{to}:x")]);
+            let bundle = path(&format!("{transport}-bundle"));
+            command::tool("umoci", &["unpack", "--image", &format!("{to}:x"), &bundle]);
+            assert_eq!(difference(&ours, &tree(&Path::new(&bundle).join("rootfs"))), "");
+        }
+        // The store is a layout itself.
+        let itself = format!("oci:{}:{}", store.directory().display(), image.name);
+        command::tool("skopeo", &["--insecure-policy", "inspect", &itself]);
+        // Where skopeo keeps what it has seen.
+        fs::remove_dir_all("/var/lib/containers").unwrap();
+        let again = Store::new(host);
+        again.import_path(&directory.join("out.tar"), "again").succeeds();
+        assert_eq!(difference(&mounted(&again, "again", tree), &ours), "");
+    });
+}
+
+#[test]
+fn tag_history_df_and_gc_tell_and_keep_what_is_used() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, image) = (Store::new(host), small::image());
+        store.import(&image);
+        store.call(&["tag", &image.name, "mine:1"]).succeeds();
+        store.call(&["rm", &image.name]).succeeds();
+        let history = store.call(&["history", "mine:1"]).succeeds().lines();
+        assert!(history[0].starts_with("CREATED"), "{history:?}");
+        assert_eq!(history.iter().filter(|line| line.ends_with("coracle-fixtures")).count(), 3);
+        store.call(&["mount", "mine:1", "here"]).fails_with(&["not unpacked"]);
+        store.call(&["unpack", "mine:1"]).succeeds();
+        store.call(&["mount", "mine:1", "here"]).succeeds();
+        store.call(&["gc", "--keep-size", "0"]).succeeds();
+        let held = store.call(&["df", "--format", "json"]).succeeds().json();
+        assert_eq!((&held["layers"]["count"], &held["layers"]["unused"]), (&3.into(), &0.into()));
+        store.call(&["unmount", "here"]).succeeds();
+        assert_eq!(store.call(&["gc", "--keep-size", "0"]).succeeds().text(), "mine:1 removed");
+        let held = store.call(&["df", "--format", "json"]).succeeds().json();
+        assert_eq!((&held["layers"]["count"], &held["blobs"]["bytes"]), (&0.into(), &0.into()));
+    });
+}

@@ -91,7 +91,7 @@ fn name(found: Vec<Found>, path: &Path, options: &Options) -> Result<Vec<Entry>>
 }
 
 /// Refuses a name that a terminal or a table could not show.
-fn check_reference(reference: &str) -> Result<()> {
+pub(crate) fn check_reference(reference: &str) -> Result<()> {
     let is_plain = |c: char| !c.is_control() && !c.is_whitespace();
     if reference.is_empty() || reference.len() > 4096 || !reference.chars().all(is_plain) {
         let why = format!("{reference:?} is no reference: it needs visible characters");

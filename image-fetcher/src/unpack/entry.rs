@@ -120,6 +120,11 @@ impl<'a> Entries<'a> {
         }
     }
 
+    /// The bytes of all files until now.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Bytes of the entry at hand, none when all have been read.
     pub(crate) fn data(&mut self) -> Result<&[u8]> {
         if self.left == 0 {

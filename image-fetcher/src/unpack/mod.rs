@@ -21,6 +21,7 @@ pub(crate) mod tree;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,6 +33,7 @@ use coracle_sys::{Errno, archive};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer};
+use crate::metadata;
 use crate::snapshot;
 use crate::store::Store;
 use apply::apply;
@@ -245,7 +247,10 @@ fn apply_all(stream: &mut Stream, root: OwnedFd, limits: &Limits) -> Result<Appl
         let applied = apply(&mut tree, &mut entries, entry);
         links.extend(applied.context(|| format!("entry {:?}", String::from_utf8_lossy(&path)))?);
     }
+    let size = entries.bytes();
     stream.drain()?;
+    let size_note = OsStr::new(metadata::SIZE);
+    archive::set_xattr(tree.root().as_fd(), size_note, size.to_string().as_bytes())?;
     Ok(Applied { tree, links })
 }
 

@@ -99,6 +99,16 @@ pub fn set_xattr(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> Result<()> {
     check(ret, || format!("fsetxattr({}, {name:?}, {} bytes)", show(&fd), value.len())).map(drop)
 }
 
+/// Sets the times of last access and modification of an open file to now (futimens(3), no times given).
+///
+/// # Errors
+/// `EPERM`, `EROFS`.
+pub fn set_times_now(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: without times the call reads no memory.
+    let ret = unsafe { libc::futimens(fd.as_raw_fd(), std::ptr::null()) };
+    check(ret, || format!("futimens({}, now)", show(&fd))).map(drop)
+}
+
 /// What setxattrat(2) and getxattrat(2) read (`struct xattr_args`).
 #[repr(C, align(8))]
 struct XattrArgs {
