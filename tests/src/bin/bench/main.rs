@@ -1,6 +1,6 @@
-//! `coracle-bench [--json] [--quick] [--runtime PATH] [--image-program PATH] [starts|unpack]` measures Coracle
+//! `coracle-bench [--json] [--quick] [--runtime PATH] [--image-program PATH] [starts|unpack|pull]` measures Coracle
 //! beside its peers, in one sitting on one machine: starts beside crun, runc and a bare C program, unpacking
-//! beside `gzip -dc | tar -x` and umoci. Runs alternate, figures are medians, ratios are to the first peer.
+//! beside `gzip -dc | tar -x` and umoci, pulling beside podman. Runs alternate, figures are medians, ratios are to the first peer.
 //!
 //! crun refuses hybrid cgroups, so all of it runs in a mount namespace without the unified tree.
 
@@ -19,6 +19,7 @@ mod plugins;
 mod pods;
 mod subject;
 mod unpack;
+mod pull;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -68,7 +69,7 @@ fn options() -> Result<Options, String> {
             "--quick" => options.runs = 5,
             "--runtime" => options.runtime = value()?,
             "--image-program" => options.image_program = value()?,
-            "starts" | "unpack" => options.only = Some(argument),
+            "starts" | "unpack" | "pull" => options.only = Some(argument),
             _ => return Err(format!("unknown argument {argument}")),
         }
     }
@@ -87,6 +88,9 @@ fn measure_all(options: &Options) -> Result<(), String> {
     }
     if wanted("unpack") {
         unpack::measure(options, &mut report)?;
+    }
+    if wanted("pull") {
+        pull::measure(options, &mut report)?;
     }
     if options.json {
         println!("{}", report.json());
