@@ -264,3 +264,18 @@ fn who_keeps_writing_to_the_terminal_does_not_keep_the_command() {
         container.remove();
     });
 }
+
+#[test]
+fn a_terminal_that_only_shows_gives_its_size_too() {
+    privileged(|host| {
+        if !host.needs_coracle("the size of a terminal that is no input") || !host.needs_program("script") {
+            return;
+        }
+        let bundle = host.bundle(Spec::new().set("/process/terminal", true).script("stty size"));
+        let run =
+            format!("$RUNTIME run --bundle {} {} </dev/null", bundle.directory().display(), bundle.id());
+        let script = format!("export RUNTIME; sleep 1 | script -qec 'stty rows 31 cols 71; {run}' /dev/null");
+        let shown = host.shell(&script).succeeds().text();
+        assert!(shown.contains("31 71"), "{shown}");
+    });
+}

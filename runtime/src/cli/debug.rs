@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
-use super::launch::cpus;
+use super::launch::{Pull, cpus, parse_pull};
 use super::words::{parsed, rest, size, text, usage};
 use crate::error::Result;
 
@@ -55,6 +55,8 @@ pub struct Debug {
     pub image: Option<String>,
     /// The image store.
     pub store: Option<PathBuf>,
+    /// When the image is pulled from its registry.
+    pub pull: Pull,
     /// Which files it sees.
     pub files: Files,
     /// Whether the image's files can be written to, for as long as the session goes.
@@ -101,6 +103,7 @@ impl Debug {
             args: Vec::new(),
             image: None,
             store: None,
+            pull: Pull::default(),
             files: Files::Target,
             writable: false,
             tty: false,
@@ -198,6 +201,7 @@ fn option(name: &str, parser: &mut lexopt::Parser, debug: &mut Debug) -> Result<
     match name {
         "image" => debug.image = Some(text(parser)?),
         "store" => debug.store = Some(parser.value()?.into()),
+        "pull" => debug.pull = parse_pull(&text(parser)?)?,
         "writable" => debug.writable = true,
         // The standard input is always passed on; people type -it.
         "i" | "interactive" => {}

@@ -50,7 +50,7 @@ impl Launch {
     }
 }
 
-/// When `run --image` pulls an image.
+/// When `run` and `debug` with `--image` pull it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Pull {
     /// Each time.
@@ -234,7 +234,7 @@ pub(super) fn cpus(text: &str) -> Result<f64> {
     some.ok_or_else(|| usage(format!("--cpus {text:?} is no number of processors")).hint("write it like 1.5"))
 }
 
-fn parse_pull(text: &str) -> Result<Pull> {
+pub(super) fn parse_pull(text: &str) -> Result<Pull> {
     match text {
         "always" => Ok(Pull::Always),
         "missing" => Ok(Pull::Missing),

@@ -60,10 +60,14 @@ fn open_pair(
             .hint("a terminal needs a devpts mount at /dev/pts"));
     }
     let (master, peer) = tty::open_pair(devpts.as_fd())?;
-    if let Some((rows, columns)) = plan.console_size {
+    // The size of the caller's terminal is there before the program looks at its own.
+    let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+    let is_shown_here = birth.options.console_socket.is_none();
+    let callers = is_shown_here.then(|| tty::size_of(&[stdin.as_fd(), stdout.as_fd()])).flatten();
+    if let Some((rows, columns)) = callers.or(plan.console_size) {
         tty::set_size(master.as_fd(), rows, columns)?;
     }
-    if birth.options.console_socket.is_none() && !tty::is_terminal(std::io::stdout().as_fd()) {
+    if is_shown_here && !tty::is_terminal(stdout.as_fd()) {
         // It is the runtime that shows it, to a file or a pipe, which wants line ends as they were written. The caller's own
         // terminal is raw: programs set this one as they need it, for the whole screen for example.
         tty::keep_line_ends(peer.as_fd())?;

@@ -1,12 +1,16 @@
 //! A process that outlives the client of a session, to undo what the client can no longer undo.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use coracle_sys::process::{self, Child};
 use coracle_sys::{event, file, socket, tty};
 use nix::sys::termios::Termios;
 
 use crate::error::{Context, Result};
+
+/// How often the processes of a session are killed that is over by its target's end.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// It waits for its client's end, however that comes about.
 #[derive(Debug)]
@@ -63,8 +67,11 @@ fn keep(word: &OwnedFd, terminal: Option<&(OwnedFd, Termios)>, ends: &Ends<'_>) 
     let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
     (0..3).try_for_each(|stream| process::set_stream(null.as_fd(), stream))?;
     let both: Vec<BorrowedFd<'_>> = [word.as_fd()].into_iter().chain(ends.target).collect();
-    if event::readable(&both, None)?.first() == Some(&false) {
+    let mut has_word = event::readable(&both, None)?.first() == Some(&true);
+    while !has_word {
+        // Again and again: the session may have been about to begin.
         (ends.kill)();
+        has_word = event::readable(&[word.as_fd()], Some(AGAIN))? == [true];
     }
     // The end of the client is the end of its socket.
     if socket::receive(word.as_fd(), 1)?.is_none() {

@@ -68,7 +68,7 @@ pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path
         cgroup: plan.cgroup.clone(),
         mounts_over: mounts_over(&plan)?,
         isolators: isolators.names().map(str::to_owned).collect(),
-        session: plan.session,
+        client: plan.client,
         ..Record::new(&plan.id, store)
     };
     state.keep_config(&plan.text)?;

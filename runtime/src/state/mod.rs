@@ -15,7 +15,7 @@ use coracle_sys::Errno;
 use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, Resolve};
 
-pub use record::{Phase, Record, Session, Status};
+pub use record::{Phase, Record, Status};
 
 use crate::error::{Code, Context, Error, Result};
 

@@ -141,21 +141,12 @@ pub struct Record {
     pub mounts_over: Option<u64>,
     /// The image store that its snapshot is mounted from, for a container that was run from an image.
     pub store: Option<PathBuf>,
-    /// For a debug container, whose session it is.
+    /// For a debug container, the command by which somebody looks into another, which it must not outlive.
     #[serde(default)]
-    pub session: Option<Session>,
+    pub client: Option<Process>,
     /// Whether there may be containers below it (`web/debug-1`), which go before it.
     #[serde(default)]
     pub has_children: bool,
-}
-
-/// The two that a debug container must not outlive.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct Session {
-    /// The command that somebody looks into a container by.
-    pub client: Process,
-    /// The first process of that container; none where it has ended.
-    pub target: Option<Process>,
 }
 
 impl Record {
@@ -176,19 +167,19 @@ impl Record {
             paused: false,
             mounts_over: None,
             store: store.map(Path::to_owned),
-            session: None,
+            client: None,
             has_children: false,
         }
     }
 
     /// What kind of container it is to isolators.
     pub fn kind(&self) -> Kind {
-        if self.session.is_some() { Kind::Debug } else { Kind::Oci }
+        if self.client.is_some() { Kind::Debug } else { Kind::Oci }
     }
 
     /// Whether its launch was cut off, or whoever it was for is gone: nobody else will remove it.
     pub fn is_orphan(&self) -> bool {
-        self.phase == Phase::Creating || self.session.is_some_and(|session| !session.client.is_alive())
+        self.phase == Phase::Creating || self.client.is_some_and(|client| !client.is_alive())
     }
 
     /// Its status now. The freezer is asked only where the container was paused.

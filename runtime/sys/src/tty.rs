@@ -60,6 +60,11 @@ pub fn size(fd: BorrowedFd<'_>) -> Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// The size of the first of `fds` that is a terminal and has one.
+pub fn size_of(fds: &[BorrowedFd<'_>]) -> Option<(u16, u16)> {
+    fds.iter().filter_map(|fd| size(*fd).ok()).find(|(rows, columns)| *rows > 0 && *columns > 0)
+}
+
 /// Whether `fd` is a terminal (isatty(3)).
 pub fn is_terminal(fd: BorrowedFd<'_>) -> bool {
     nix::unistd::isatty(fd).unwrap_or(false)

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use coracle_tests::{Spec, command, privileged};
+use coracle_tests::{Spec, command, privileged, unprivileged};
 
 use crate::{Session, can_debug, debug, sessions};
 
@@ -181,5 +181,15 @@ fn a_client_that_is_killed_at_any_moment_leaves_nothing() {
             sessions(host).is_empty()
         });
         target.remove();
+    });
+}
+
+#[test]
+fn who_is_not_root_is_told_so() {
+    unprivileged(|host| {
+        if can_debug(host) {
+            let words = ["debug is for root: it enters what others have made"];
+            debug(host, &[], "any", &["true"]).exits(1).fails_with(&words);
+        }
     });
 }

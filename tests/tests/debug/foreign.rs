@@ -23,8 +23,8 @@ impl Unshared {
         let mut pid = String::new();
         command::eventually("it runs", || {
             pid = command::tool("cat", &[&children]).trim().to_owned();
-            let root_of = std::fs::read_link(format!("/proc/{pid}/root")).unwrap_or_default();
-            !pid.is_empty() && root_of.as_os_str() == root
+            let program = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            program.trim() == "sleep"
         });
         Self { parent, pid }
     }

@@ -100,7 +100,8 @@ fn an_image_runs_its_own_program_unless_another_is_named() {
         assert_eq!(host.call(&args).succeeds().text(), "hello from three layers");
         let words = ["image \"none\"", "debugging", "/debug-1"];
         let store = tools.store.directory().to_str().unwrap();
-        crate::debug(host, &["--store", store, "--image", "none"], target.id(), &["sh"]).fails_with(&words);
+        let none = ["--store", store, "--image", "none", "--pull", "never"];
+        crate::debug(host, &none, target.id(), &["sh"]).fails_with(&words);
         target.remove();
     });
 }

@@ -113,3 +113,27 @@ fn what_it_uses_kills_itself_and_not_the_target() {
         target.remove();
     });
 }
+
+#[test]
+fn rules_of_landlock_hold_for_it_too() {
+    privileged(|host| {
+        if !can_debug(host) {
+            return;
+        }
+        let rules = json!({"paths": [{"path": "/", "access": ["execute", "read_file", "read_dir"]},
+            {"path": "/dev", "access": ["read_file", "write_file", "read_dir"]}]});
+        let spec = Spec::new()
+            .set("/annotations", json!({"io.coracle.landlock": rules.to_string()}))
+            .args(["sleep", "1000"]);
+        let bundle = host.bundle(spec);
+        if bundle.try_create().code != 0 {
+            return host.skip("this kernel's Landlock has not all that is asked for");
+        }
+        let id = bundle.id();
+        host.call(&["start", id]).succeeds();
+        let writes = ["sh", "-c", "echo x > /file"];
+        debug(host, &[], id, &writes).fails_with(&["permission denied"]);
+        debug(host, &["--privileged"], id, &writes).succeeds();
+        host.call(&["delete", "--force", id]).succeeds();
+    });
+}

@@ -119,3 +119,32 @@ fn start_killed_at_any_step_can_be_repeated() {
         assert!(stuck.is_empty(), "{stuck}");
     });
 }
+
+#[test]
+fn a_session_killed_at_any_step_of_its_client_leaves_nothing() {
+    privileged(|host| {
+        if !can_sweep(host) {
+            return;
+        }
+        let (target, trace) = (host.sleeper(), host.directory().join("trace"));
+        // The first session leaves a word with the target's record.
+        traced(host, target.bundle(), &format!("-o {}", trace.display()), "debug");
+        let before = host.snapshot();
+        let steps = steps(&fs::read_to_string(&trace).unwrap());
+        assert!(steps.len() > 60, "only {} steps were traced", steps.len());
+        let (mut leaks, mut turns) = (String::new(), 0);
+        for (call, count) in steps.iter().step_by(stride(5)) {
+            turns += 1;
+            let options = format!("-qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
+            traced(host, target.bundle(), &options, "debug");
+            // One that was killed before its keeper was there has left a record at most.
+            host.call(&["recover"]).succeeds();
+            if let Some(difference) = host.difference(&before) {
+                leaks += &format!("killed at {call} #{count}:\n{difference}");
+            }
+        }
+        host.counted(&format!("debug: {turns} kills leave nothing"));
+        assert!(leaks.is_empty(), "{leaks}");
+        target.remove();
+    });
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use coracle_isolator_linux::landlock::ANNOTATION as LANDLOCK;
 use coracle_sys::file::{self, Resolve};
 use serde_json::{Map, Value, json};
 
@@ -16,6 +17,9 @@ use crate::stages::spec::SPEC_VERSION;
 /// What a session's process has of the target's: what it may do. Its turns on the processors are its own, and the kernel
 /// takes it before anybody else's when memory is short.
 const RIGHTS: [&str; 5] = ["capabilities", "rlimits", "noNewPrivileges", "apparmorProfile", "selinuxLabel"];
+
+/// The annotation that tells whom a session looks into.
+const TARGET: &str = "io.coracle.debug.target";
 
 /// The likeliest to be killed for memory (proc_pid_oom_score_adj(5)).
 const FIRST_TO_GO: i32 = 1000;
@@ -54,7 +58,7 @@ impl Session<'_> {
         if self.options.privileged {
             self.free(&mut config);
         }
-        config["annotations"] = json!({"io.coracle.debug.target": self.target.name});
+        config["annotations"] = json!({TARGET: self.target.name, LANDLOCK: self.landlock()});
         Ok(without_nulls(config))
     }
 
@@ -197,6 +201,12 @@ impl Session<'_> {
                 own.chain(sets.iter().cloned()).collect::<BTreeSet<_>>().into_iter().collect();
         }
         Ok(())
+    }
+
+    /// The target's rules of Landlock, which name its files.
+    fn landlock(&self) -> Value {
+        let is_bound = self.image.is_none() && !self.options.privileged;
+        if is_bound { self.target.config["annotations"][LANDLOCK].clone() } else { Value::Null }
     }
 
     /// Takes away all that confines.

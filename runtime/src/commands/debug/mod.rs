@@ -30,7 +30,7 @@ use crate::stages::spawn::Opened;
 use crate::stages::spec::Loaded;
 use crate::stages::watch::Watch;
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
-use crate::state::record::{self, Process};
+use crate::state::record::Process;
 use crate::state::{self, Record, State};
 use crate::{image, isolators, self_image};
 
@@ -128,15 +128,13 @@ struct With<'a> {
 
 fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
     let With { global, options, isolators } = *with;
-    let first = target.first.as_ref();
-    let session =
-        record::Session { client: Process::now(own_pid())?, target: first.map(|first| first.process) };
+    let client = Some(Process::now(std::process::id().cast_signed())?);
     let store = options
         .image
         .is_some()
         .then(|| options.store.clone().unwrap_or_else(coracle_image::store::default_root));
     let id = state.id().to_owned();
-    state.write(&Record { session: Some(session), ..Record::new(&id, store.as_deref()) })?;
+    state.write(&Record { client, ..Record::new(&id, store.as_deref()) })?;
     let image = store.as_deref().map(|store| image::make_bundle(store, &id, &image_run(target, options)));
     let bundle = image.transpose()?;
     let cgroup = options
@@ -148,7 +146,7 @@ fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
     let config = Session { target, options, cgroup, image: config }.compose()?;
     let loaded = loaded(bundle.as_deref().unwrap_or(&target.bundle), &config)?;
     let plan = plan::plan(loaded, Wish { id: &id, cgroups: global.cgroups })?;
-    let plan = Plan { kind: Kind::Debug, session: Some(session), ..plan };
+    let plan = Plan { kind: Kind::Debug, client, ..plan };
     if plan.cgroup.is_none() {
         return Err(Error::new(Code::Unsupported, "a session needs a cgroup, to be found and ended by")
             .hint("leave --cgroup-manager disabled out"));
@@ -161,10 +159,6 @@ fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
     let waiting = spawn::spawn_with(prepared, opened, &Launch::default(), false)?;
     let isolated = isolate::isolate(waiting, isolators)?;
     release::release(isolated)
-}
-
-fn own_pid() -> i32 {
-    std::process::id().cast_signed()
 }
 
 /// A program that the target lacks can be brought along.
@@ -192,7 +186,7 @@ fn image_run(target: &Target, options: &cli::Debug) -> ImageRun {
     ImageRun {
         reference: options.image.clone().unwrap_or_default(),
         store: None,
-        pull: cli::Pull::default(),
+        pull: options.pull,
         options: coracle_image::bundle::Options {
             args: options.args.clone(),
             env: term.into_iter().chain(options.env.iter().cloned()).collect(),
@@ -272,7 +266,7 @@ fn list(global: &Global) -> Result<u8> {
     let mut lines = vec![["ID", "PID", "CLIENT", "STATUS", "CREATED"].map(str::to_owned)];
     for (state, record) in sessions(global)? {
         let told = json!(record.told());
-        let client = record.session.map_or(0, |session| session.client.pid);
+        let client = record.client.map_or(0, |client| client.pid);
         let text = |key: &str| told[key].as_str().map_or_else(|| told[key].to_string(), str::to_owned);
         lines.push([state.id().to_owned(), text("pid"), client.to_string(), text("status"), text("created")]);
     }
@@ -304,5 +298,5 @@ fn sessions(global: &Global) -> Result<Vec<(State, Record)>> {
     let ids = state::ids(&global.root)?;
     let states = ids.iter().filter_map(|id| State::open_unlocked(&global.root, id).ok());
     let records = states.filter_map(|state| state.record().ok().flatten().map(|record| (state, record)));
-    Ok(records.filter(|(_, record)| record.session.is_some()).collect())
+    Ok(records.filter(|(_, record)| record.client.is_some()).collect())
 }

@@ -19,7 +19,7 @@ use oci_spec::runtime::{Linux, Spec};
 use crate::cgroup::{self, Management, Place};
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::Loaded;
-use crate::state::Session;
+use crate::state::record::Process;
 
 pub use launch::Launch;
 
@@ -30,8 +30,8 @@ pub struct Plan {
     pub id: String,
     /// What kind of container it is to isolators.
     pub kind: Kind,
-    /// For a debug container, whose session it is.
-    pub session: Option<Session>,
+    /// For a debug container, the command by which somebody looks into another.
+    pub client: Option<Process>,
     /// The bundle's absolute path.
     pub bundle: PathBuf,
     /// The root file system's absolute path.
@@ -71,7 +71,7 @@ pub fn plan(loaded: Loaded, wish: Wish<'_>) -> Result<Plan> {
     Ok(Plan {
         id: wish.id.to_owned(),
         kind: Kind::Oci,
-        session: None,
+        client: None,
         bundle,
         rootfs,
         spec,

@@ -44,9 +44,7 @@ impl Terminal {
         let before = tty::is_terminal(stdin.as_fd()).then(|| tty::make_raw(stdin.as_fd())).transpose()?;
         let (typed, shown) = (Flow::default(), Flow::default());
         let terminal = Self { master, stdin, stdout, before, typed, shown, is_in_line: false };
-        if terminal.before.is_some() {
-            terminal.resize()?;
-        }
+        terminal.resize()?;
         Ok(terminal)
     }
 
@@ -98,10 +96,10 @@ impl Terminal {
         Some(self)
     }
 
-    /// Gives the container's terminal the size of the caller's.
+    /// Gives the container's terminal the size of the caller's, if it has one: what is typed may come from elsewhere.
     pub(super) fn resize(&self) -> Result<()> {
-        let (rows, columns) = tty::size(self.stdin.as_fd())?;
-        Ok(tty::set_size(self.master.as_fd(), rows, columns)?)
+        let size = tty::size_of(&[self.stdin.as_fd(), self.stdout.as_fd()]);
+        size.map_or(Ok(()), |(rows, columns)| Ok(tty::set_size(self.master.as_fd(), rows, columns)?))
     }
 }
 
