@@ -155,12 +155,15 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
         .map(|found: Result<_>| found.map(|(container, role)| member(container, role, spec.restart_policy)))
         .collect::<Result<_>>()?;
     let name = &pod.metadata.name;
+    check_parent(wish.parent)?;
     let path = cgroup_path(name, wish.parent);
     let annotation =
         |key: &str| pod.metadata.annotations.get(&format!("io.coracle/{key}")).map(String::as_str);
     let mut cgroup = cgroup::place(name, Some(Path::new(&path)), wish.cgroups)?;
-    // What leads to a pod's goes with the last pod below it, whoever made it.
-    cgroup.iter_mut().flat_map(|place| &mut place.at).for_each(|site| site.keep = 0);
+    for site in cgroup.iter_mut().flat_map(|place| &mut place.at) {
+        // Nodes that are there are the operator's; what leads to them goes with the last pod.
+        site.keep = if wish.parent.is_some() && site.keep > 1 { site.keep } else { 0 };
+    }
     Ok(Plan {
         name: name.clone(),
         sandbox: shared(pod),
@@ -204,6 +207,16 @@ pub fn member(container: Container, role: Role, policy: RestartPolicy) -> Member
 pub fn cgroup_path(name: &str, parent: Option<&str>) -> String {
     let node = parent.map(|parent| format!("{parent}/")).unwrap_or_default();
     format!("/{CGROUPS}/{node}{name}.pod")
+}
+
+/// Names of nodes are labels, so that none can be taken for a pod's cgroup or lead out of the tree.
+fn check_parent(parent: Option<&str>) -> Result<()> {
+    let bad =
+        parent.into_iter().flat_map(|path| path.split('/')).find(|node| !super::document::is_label(node));
+    bad.map_or(Ok(()), |node| {
+        Err(Error::new(Code::Usage, format!("--parent: {node:?} is no name of a node"))
+            .hint("use lower-case letters, digits and -, and / between nodes: org/team"))
+    })
 }
 
 fn shared(pod: &Pod) -> Shared {

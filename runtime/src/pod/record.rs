@@ -253,16 +253,18 @@ impl Directory {
         self.replace(members.as_fd(), &file_name(path), life)
     }
 
-    /// Forgets it.
+    /// Forgets it, and what the container wrote.
     ///
     /// # Errors
     /// Whatever unlinking says but that there is none.
     pub fn forget_life(&self, path: &str) -> Result<()> {
         let members = file::mkdir_all(self.dir.as_fd(), "members", 0o700)?;
         match file::unlink(members.as_fd(), file_name(path)) {
-            Err(e) if e.errno() != Errno::ENOENT => Err(e.into()),
-            _ => Ok(()),
+            Err(e) if e.errno() != Errno::ENOENT => return Err(e.into()),
+            _ => {}
         }
+        let logs = file::mkdir_all(self.dir.as_fd(), "logs", 0o700)?;
+        Ok(remove_tree(logs.as_fd(), state::name(path))?)
     }
 
     /// The directory of the logs of the container at `path`.

@@ -31,7 +31,7 @@ fn the_agent_of_the_guide_starts_pods_is_killed_and_finds_them_all() {
         command::eventually("the host serves", || fs::exists("/run/coracle/.pods/host.sock").unwrap());
         let run = |verb: &str| {
             let mut python = Command::new("python3");
-            python.arg(&path).args([verb, "10", pods.store.directory().to_str().unwrap()]);
+            python.arg(&path).args([verb, "50", pods.store.directory().to_str().unwrap()]);
             python.env("CORACLE_IMAGE_NAME", coracle_tests::pod::IMAGE);
             command::run(&mut python, &host.directory())
         };
@@ -42,7 +42,7 @@ fn the_agent_of_the_guide_starts_pods_is_killed_and_finds_them_all() {
         let mut service = service.args(["pod", "serve"]).stdin(Stdio::null()).spawn().unwrap();
         command::eventually("another serves", || run("find").code == 0);
         let found = run("find").succeeds();
-        assert_eq!(found.lines().len(), 10, "{found:?}");
+        assert_eq!(found.lines().len(), 50, "{found:?}");
         assert!(found.lines().iter().all(|line| line.ends_with("Running 3")), "{found:?}");
         run("remove").succeeds();
         service.kill().unwrap();

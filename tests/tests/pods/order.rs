@@ -1,5 +1,7 @@
 //! Who runs when, who is started again, who is ended how.
 
+use std::path::Path;
+
 use coracle_tests::pod::Pods;
 use coracle_tests::{command, privileged};
 
@@ -234,6 +236,57 @@ fn containers_may_share_processes_and_the_hosts_namespaces() {
             assert_eq!(seen, own.to_string_lossy(), "{kind}");
         }
         pods.remove("open");
+    });
+}
+
+#[test]
+fn pods_of_a_tenant_stand_below_its_node_and_can_not_exceed_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'cat /proc/self/cgroup; x=a; while :; do x=$x$x; done']}
+";
+        let nodes: Vec<_> = coracle_tests::oracle::cgroup_hierarchies()
+            .into_iter()
+            .map(|hierarchy| hierarchy.join("coracle/org/team"))
+            .collect();
+        for node in &nodes {
+            std::fs::create_dir_all(node).unwrap();
+            if node.starts_with("/sys/fs/cgroup/cpuset") {
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    let all = std::fs::read_to_string(Path::new("/sys/fs/cgroup/cpuset").join(file)).unwrap();
+                    for place in ["coracle", "coracle/org", "coracle/org/team"] {
+                        let place = Path::new("/sys/fs/cgroup/cpuset").join(place);
+                        std::fs::write(place.join(file), &all).unwrap();
+                    }
+                }
+            }
+            let limits = ["memory.max", "memory.limit_in_bytes"].map(|file| node.join(file));
+            limits.iter().filter(|file| file.exists()).for_each(|file| std::fs::write(file, "32M").unwrap());
+        }
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{}",
+            spec.replace("IMAGE", coracle_tests::pod::IMAGE)
+        );
+        let file = pods.file(&text);
+        let store = pods.store.directory().to_str().unwrap();
+        let run = |parent: &str| {
+            pods.call(&["run", "--parent", parent, "--store", store, "-f", file.to_str().unwrap()])
+        };
+        run("../up").fails_with(&["--parent: \"..\" is no name of a node"]);
+        run("a.pod").fails_with(&["is no name of a node"]);
+        run("org/team").succeeds();
+        pods.call(&["wait", "web"]).exits(137);
+        assert_eq!(pods.inspect("web")["parent"], "org/team");
+        assert!(!pods.logs("web").contains("org/team"), "a tenant sees its own cgroup alone");
+        pods.remove("web");
+        for node in &nodes {
+            for place in node.ancestors().take(3) {
+                std::fs::remove_dir(place).unwrap();
+            }
+        }
     });
 }
 

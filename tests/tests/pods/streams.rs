@@ -44,6 +44,31 @@ fn logs_are_rotated_by_size_and_number() {
 }
 
 #[test]
+fn a_full_disk_costs_entries_of_the_log_which_are_counted_and_nothing_else() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'head -c 400000 /dev/zero; sleep 1000']}
+";
+        pods.make("create", "job", spec).succeeds();
+        let logs = "/run/coracle/.pods/job/logs";
+        std::fs::create_dir_all(logs).unwrap();
+        command::tool("mount", &["-t", "tmpfs", "-o", "size=64k", "tmpfs", logs]);
+        pods.call(&["start", "job"]).succeeds();
+        command::eventually("bytes are lost", || {
+            pods.container("job", "main")["logBytesLost"].as_u64() > Some(0)
+        });
+        assert_eq!(pods.container("job", "main")["state"], "running");
+        pods.call(&["stop", "job"]).succeeds();
+        command::tool("umount", &[logs]);
+        pods.remove("job");
+    });
+}
+
+#[test]
 fn many_attach_and_each_gets_every_byte_though_one_is_slow_and_one_is_gone() {
     const BYTES: usize = 64 << 20;
     privileged(|host| {

@@ -50,7 +50,7 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
 }
 
 /// A name as the labels of DNS are (RFC 1123).
-fn is_label(name: &str) -> bool {
+pub(crate) fn is_label(name: &str) -> bool {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=63).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-') && !name.ends_with('-')
 }

@@ -8,6 +8,7 @@ mod yaml;
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::json;
 
+pub(crate) use checks::is_label;
 pub use types::*;
 
 /// The largest document that is read, in bytes.
