@@ -239,6 +239,24 @@ fn containers_may_share_processes_and_the_hosts_namespaces() {
     });
 }
 
+/// A node of the tree with a limit of memory, as an operator makes it.
+fn make_node(node: &Path) {
+    std::fs::create_dir_all(node).unwrap();
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        // Version 1 begins without any.
+        let places: Vec<_> = node.ancestors().take(3).map(|place| place.join(file)).collect();
+        let above = node.ancestors().nth(3).map(|root| root.join(file));
+        if let Some(all) = above
+            .and_then(|file| std::fs::read(file).ok())
+            .filter(|_| node.starts_with("/sys/fs/cgroup/cpuset"))
+        {
+            places.iter().rev().for_each(|place| std::fs::write(place, &all).unwrap());
+        }
+    }
+    let limits = ["memory.max", "memory.limit_in_bytes"].map(|file| node.join(file));
+    limits.iter().filter(|file| file.exists()).for_each(|file| std::fs::write(file, "32M").unwrap());
+}
+
 #[test]
 fn pods_of_a_tenant_stand_below_its_node_and_can_not_exceed_it() {
     privileged(|host| {
@@ -252,20 +270,7 @@ fn pods_of_a_tenant_stand_below_its_node_and_can_not_exceed_it() {
             .into_iter()
             .map(|hierarchy| hierarchy.join("coracle/org/team"))
             .collect();
-        for node in &nodes {
-            std::fs::create_dir_all(node).unwrap();
-            if node.starts_with("/sys/fs/cgroup/cpuset") {
-                for file in ["cpuset.cpus", "cpuset.mems"] {
-                    let all = std::fs::read_to_string(Path::new("/sys/fs/cgroup/cpuset").join(file)).unwrap();
-                    for place in ["coracle", "coracle/org", "coracle/org/team"] {
-                        let place = Path::new("/sys/fs/cgroup/cpuset").join(place);
-                        std::fs::write(place.join(file), &all).unwrap();
-                    }
-                }
-            }
-            let limits = ["memory.max", "memory.limit_in_bytes"].map(|file| node.join(file));
-            limits.iter().filter(|file| file.exists()).for_each(|file| std::fs::write(file, "32M").unwrap());
-        }
+        nodes.iter().for_each(|node| make_node(node));
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{}",
             spec.replace("IMAGE", coracle_tests::pod::IMAGE)
