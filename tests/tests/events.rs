@@ -28,7 +28,9 @@ impl Follower {
 
     fn events(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.file).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        // The last line may be half written.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     fn count(&self, kind: &str) -> usize {

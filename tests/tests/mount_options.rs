@@ -37,6 +37,40 @@ fn attributes_of(host: &Host, spec: Spec, point: &str) -> Vec<String> {
     line.split(' ').nth(5).unwrap().split(',').map(str::to_owned).collect()
 }
 
+/// As with runc and crun, and unlike mount(8).
+#[test]
+fn a_bind_mount_loses_its_sources_attributes_once_any_is_named() {
+    privileged(|host| {
+        let source = host.directory();
+        let path = source.to_str().unwrap();
+        let remount = "mount -o remount,bind,ro,noexec,nosuid";
+        host.shell(&format!("mount -t tmpfs tmpfs {path} && {remount} {path}")).succeeds();
+        let shown = |spec: Spec, options: &[&str]| {
+            let spec = spec.bind(path, "/mnt", options).args(["grep", " /mnt ", "/proc/self/mounts"]);
+            let text = host.bundle(spec).run().succeeds().text();
+            text.split(' ').nth(3).unwrap().split(',').map(str::to_owned).collect::<Vec<_>>()
+        };
+        let map = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+        let mapped = || {
+            let spec = Spec::new().namespace("user").set("/linux/uidMappings", map.clone());
+            spec.set("/linux/gidMappings", map.clone())
+        };
+        let has = |options: &[String], name: &str| options.iter().any(|option| option == name);
+        for (spec, options, keeps) in [
+            (Spec::new(), &["bind"][..], true),
+            (Spec::new(), &["bind", "rprivate"], true),
+            (Spec::new(), &["bind", "nodev"], false),
+            (mapped(), &["bind", "nodev"], true),
+        ] {
+            let told = shown(spec, options);
+            let kept = ["ro", "noexec", "nosuid"].map(|name| has(&told, name));
+            assert_eq!(kept, [keeps; 3], "{options:?}: {told:?}");
+            assert_eq!(has(&told, "nodev"), options.contains(&"nodev"), "{told:?}");
+        }
+        host.shell(&format!("umount {path}")).succeeds();
+    });
+}
+
 #[test]
 fn an_attribute_is_the_mounts_own_and_after_r_the_whole_trees() {
     privileged(|host| {

@@ -108,7 +108,15 @@ fn attach_as_planned(plan: &MountPlan, made: BorrowedFd<'_>, target: BorrowedFd<
         _ => plan.attributes,
     };
     let late = if plan.is_filled_later() { attr::RDONLY } else { 0 };
-    attach(made, target, own, Attributes { set: plan.recursive.set & !late, ..plan.recursive })
+    let recursive = Attributes { set: plan.recursive.set & !late, ..plan.recursive };
+    let losing = |bits| Attributes { clear: own.clear | bits, ..own };
+    match attach(made, target, losing(plan.loses), recursive) {
+        // Locked, since the runtime itself is in a user namespace: nobody has named these.
+        Err(e) if e.errno() == Some(Errno::EPERM) && plan.loses != 0 => {
+            attach(made, target, losing(plan.loses & attr::NOSYMFOLLOW), recursive)
+        }
+        other => other,
+    }
 }
 
 /// Makes the symbolic link of the host again in the container, where it is not there already.

@@ -256,6 +256,7 @@ fn shown(what: &str, place: &str, attributes: u64) -> MountPlan {
         recursive: Attributes::default(),
         copy_up: false,
         id_map: None,
+        loses: 0,
         label: None,
         options: Vec::new(),
     }

@@ -114,7 +114,7 @@ impl Launch {
     pub fn new(spec: &Spec, rootfs: &Path) -> Result<Self> {
         let process = ProcessPlan::new(spec)?;
         let namespaces = namespaces::plan(spec)?;
-        let inside = Inside::new(spec, rootfs, namespaces.new_mount())?;
+        let inside = Inside::new(spec, rootfs, &namespaces)?;
         Ok(Self { namespaces, inside: Some(inside), process })
     }
 
@@ -130,7 +130,7 @@ impl Launch {
 }
 
 impl Inside {
-    fn new(spec: &Spec, rootfs: &Path, own_mounts: bool) -> Result<Self> {
+    fn new(spec: &Spec, rootfs: &Path, namespaces: &Namespaces) -> Result<Self> {
         let linux = linux(spec)?;
         let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
         let all = spec.mounts().as_deref().unwrap_or_default();
@@ -143,7 +143,7 @@ impl Inside {
             .enumerate()
             .map(|(index, mount)| {
                 let plan = mounts::plan(index, mount, linux)?.placed(&all[..index], rootfs)?;
-                Ok(MountPlan { label: mount_label.clone(), ..plan })
+                Ok(MountPlan { label: mount_label.clone(), ..plan.forgetful(namespaces.in_user()) })
             })
             .collect::<Result<Vec<_>>>()?;
         let mut sysctl: BTreeMap<String, String> =
@@ -155,7 +155,7 @@ impl Inside {
             domainname: domainname.filter(|name| !name.is_empty()),
             sysctl,
             rootfs: rootfs.to_owned(),
-            own_mounts,
+            own_mounts: namespaces.new_mount(),
             propagation: linux
                 .rootfs_propagation()
                 .as_deref()

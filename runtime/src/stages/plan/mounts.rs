@@ -34,6 +34,9 @@ pub struct MountPlan {
     pub copy_up: bool,
     /// How the owners of its files are mapped.
     pub id_map: Option<IdMap>,
+    /// The attributes of its source (of [`attr`]) that a bind mount loses where the kernel lets it.
+    #[serde(skip)]
+    pub loses: u64,
     /// The SELinux label of its files, where it is a new file system (`linux.mountLabel`).
     pub label: Option<String>,
     /// The options as the configuration has them.
@@ -70,6 +73,18 @@ impl MountPlan {
         }
         self.source = Source::Inside { path, recursive: *recursive };
         Ok(self)
+    }
+
+    /// The same mount, which loses the attributes of its source as soon as any attribute is named, as with runc and crun: in
+    /// a user namespace (`in_user`) but for those that the kernel locks there (mount_namespaces(7)).
+    pub fn forgetful(mut self, in_user: bool) -> Self {
+        const LOCKED: u64 = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+        let is_bound = matches!(self.source, Source::Bind { .. } | Source::Inside { .. });
+        if is_bound && (self.attributes.set | self.attributes.clear) != 0 {
+            let all = if in_user { attr::NOSYMFOLLOW } else { LOCKED | attr::NOSYMFOLLOW };
+            self.loses = all & !self.attributes.set;
+        }
+        self
     }
 
     /// Whether it is a tmpfs that takes the permissions of the directory it covers, as runc's does.
@@ -158,6 +173,7 @@ pub fn plan(index: usize, mount: &Mount, linux: &Linux) -> Result<MountPlan> {
         recursive: options.recursive,
         copy_up: options.copy_up,
         id_map,
+        loses: 0,
         label: None,
         options: words,
         field,
