@@ -101,7 +101,7 @@ fn shells_complete_commands_options_and_containers() {
             );
             host.shell(&script).succeeds().lines()
         };
-        assert_eq!(bash("coracle de", 1), ["delete"]);
+        assert_eq!(bash("coracle de", 1), ["debug", "delete"]);
         assert_eq!(bash("coracle --root /x run --pid", 4), ["--pid-file", "--pidfd-socket", "--pids"]);
         assert_eq!(bash(&format!("coracle kill {}", &id[..3]), 2), [id]);
         if host.needs_program("fish") {
