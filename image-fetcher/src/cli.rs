@@ -44,6 +44,7 @@ Commands:
   unmount ID              take the mount away, with all that was written to it
   verify [REF]            digest all blobs again, and look for the unpacked layers
   tag REF NAME            give the image another name
+  repair REF              fetch what is damaged or missing of an image again, and unpack it anew
   rm REF                  remove the image, and what no other one uses
   history REF             how the image was made, the last step first
   export REF PATH         write an archive that is an OCI layout and that `docker load` reads, too
@@ -113,6 +114,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
     }
     let (most, options): (usize, &[&str]) = match command.as_str() {
         "pull" => (1, transfer::PULL_OPTIONS),
+        "repair" => (1, transfer::PULL_OPTIONS),
         "push" => (2, transfer::OPTIONS),
         "tags" | "search" => (1, transfer::OPTIONS),
         "import" => (1, &["name", "ref"]),
@@ -143,6 +145,7 @@ fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Res
     };
     match command {
         "pull" => transfer::pull(store, word(1, "the reference of an image")?, args, out),
+        "repair" => transfer::repair(store, word(1, "the reference of an image")?, args, out),
         "push" => {
             let from = word(1, "the reference of an image")?;
             transfer::push(store, from, args.words.get(2).map(String::as_str), args, out)
@@ -303,7 +306,7 @@ fn verify(store: &Store, reference: Option<&str>, out: &mut Vec<u8>) -> Result<(
         return Ok(());
     }
     let why = format!("{wrong} problems were found");
-    Err(Error::new(Kind::Corrupt, why).hint("import the image again; `rm` it first where a layer is damaged"))
+    Err(Error::new(Kind::Corrupt, why).hint("`repair` fetches it again; what was imported is imported again"))
 }
 
 pub(crate) fn usage(why: impl Into<String>) -> Error {

@@ -41,6 +41,12 @@ impl Reference {
         &self.repository
     }
 
+    /// The same image by its digest.
+    #[must_use]
+    pub fn at(&self, digest: Digest) -> Self {
+        Self { digest: Some(digest), ..self.clone() }
+    }
+
     /// What the registry is asked for: the digest where one is given, else the tag.
     pub fn wanted(&self) -> String {
         match (&self.digest, &self.tag) {

@@ -303,6 +303,44 @@ impl Store {
         Ok(entry)
     }
 
+    /// Takes a name away, and leaves the image.
+    #[cfg(feature = "registry")]
+    pub(crate) fn untag(&self, name: &str) -> Result<()> {
+        self.change_index(|manifests| manifests.retain(|d| name_of(d).is_none_or(|known| known != name)))
+    }
+
+    /// Removes those blobs of an image that are not what their names say, and its unpacked layers that no snapshot is
+    /// made of. Waits for those who are adding.
+    #[cfg(feature = "registry")]
+    pub(crate) fn discard_damaged(&self, entry: &Entry) -> Result<()> {
+        let _lock = self.lock_all()?;
+        let keep_whole = |digest: Digest, size: u64| {
+            let whole =
+                self.blob(&digest).and_then(|blob| Verified::new(blob, digest.clone(), size).finish());
+            match whole {
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    Ok(archive::remove_tree(self.blobs.as_fd(), digest.hex())?)
+                }
+                Err(error) if error.kind() != Kind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        };
+        keep_whole(Digest::try_from(entry.descriptor.digest())?, entry.descriptor.size())?;
+        let Ok(bytes) = self.document(&entry.descriptor) else { return Ok(()) };
+        let manifest = crate::image::parse_manifest(&bytes, entry.descriptor.media_type())?;
+        for blob in manifest.layers().iter().chain([manifest.config()]) {
+            keep_whole(Digest::try_from(blob.digest())?, blob.size())?;
+        }
+        let Ok(image) = Image::read(self, entry.clone()) else { return Ok(()) };
+        let in_use = crate::snapshot::layers_in_use(self)?;
+        for name in image.layers.iter().filter_map(|layer| self.layer_directory(layer)) {
+            if !in_use.contains(&name) {
+                archive::remove_tree(self.layers.as_fd(), &name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Notes that an image is used now: what is used least recently goes first. The time is that of its manifest.
     pub(crate) fn note_use(&self, manifest: &Digest) -> Result<()> {
         let blob = self.blob(manifest)?;

@@ -95,6 +95,14 @@ pub(crate) fn pull(store: &Store, text: &str, args: &Args, out: &mut Vec<u8>) ->
     say(out, &format!("{} {}\n", pulled.entry.reference, pulled.entry.descriptor.digest()))
 }
 
+pub(crate) fn repair(store: &Store, name: &str, args: &Args, out: &mut Vec<u8>) -> Result<()> {
+    let transfer = args.transfer();
+    let report = progress::report(transfer.progress);
+    let repaired = registry::repair(store, name, &transfer.settings(args), &*report)?;
+    drop(report);
+    say(out, &format!("{name}: {} bytes fetched, {} layers unpacked\n", repaired.fetched, repaired.unpacked))
+}
+
 pub(crate) fn push(
     store: &Store,
     from: &str,

@@ -15,6 +15,7 @@ mod list;
 mod part;
 mod pull;
 mod push;
+mod repair;
 mod report;
 mod secret;
 mod token;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use list::{search, tags};
 pub use pull::{Pulled, pull};
 pub use push::push;
+pub use repair::repair;
 pub use report::{Event, Report, Silent};
 
 use crate::error::Result;

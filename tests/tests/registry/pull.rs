@@ -209,3 +209,30 @@ fn events_are_json_on_demand() {
         assert_eq!(events.iter().filter(|e| e["event"] == "finished").count(), 3);
     });
 }
+
+#[test]
+fn repair_fetches_what_is_damaged_and_nothing_else_and_unpacks_anew() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, image) = (Store::new(host), image());
+        let registry = Registry::serving(Content::of(&image));
+        pull(&store, &registry, "a", &["--quiet"]).succeeds();
+        let reference = registry.image("a:latest");
+        let blob = |bytes: &[u8]| store.directory().join(coracle_fixtures::image::blob_path(bytes));
+        fs::write(blob(&image.layers[1].blob), vec![0; image.layers[1].blob.len()]).unwrap();
+        fs::remove_file(blob(&image.layers[2].blob)).unwrap();
+        let shown = store.call(&["inspect", &reference]).json();
+        let file = format!("{}/d/1", shown["layers"][0]["path"].as_str().unwrap());
+        fs::write(&file, "changed").unwrap();
+        store.call(&["verify", &reference]).fails_with(&["2 problems", "`repair` fetches it again"]);
+        let before = registry.asked().len();
+        store.call(&["repair", &reference, "--plain-http", &registry.host(), "--quiet"]).succeeds();
+        let asked = &registry.asked()[before..];
+        assert_eq!(asked.iter().filter(|r| r.path.contains("/blobs/")).count(), 2, "{asked:?}");
+        assert_whole(&store, &reference, &image);
+        assert_eq!(fs::metadata(&file).unwrap().len(), 300_000);
+        assert_eq!(store.call(&["ls", "--format", "json"]).json().as_array().unwrap().len(), 1);
+    });
+}
