@@ -380,3 +380,64 @@ fn without_the_annotation_nothing_of_networks_is_read() {
         assert_eq!(calls.matches("/var/lib/coracle").count(), 1, "{calls}");
     });
 }
+
+#[test]
+fn a_listener_outside_the_allotted_ports_ends_its_container() {
+    privileged(|host| {
+        if !host.needs_coracle("ports that are allotted") {
+            return;
+        }
+        let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
+        let spec = || Spec::new().set("/annotations", json!({"io.coracle.ports": "8000-8010"}));
+        let listening = |port: &str| host.bundle(spec().args(["timeout", "20", "nc", "-l", "-p", port]));
+        let run = listening("9000").run().exits(137);
+        assert!(run.stderr.contains("isolator network/ports: it listens on port 9000"), "{}", run.stderr);
+        let quiet = host.bundle(spec().script("timeout 1 nc -l -p 8005; true")).run().succeeds();
+        assert_eq!(quiet.stderr, "");
+    });
+}
+
+#[test]
+fn who_shares_a_namespace_is_not_taken_for_another() {
+    privileged(|host| {
+        if !host.needs_coracle("ports that are allotted") {
+            return;
+        }
+        let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
+        let shared = || Spec::new().without_namespace("network").without_mount("/sys");
+        let other = host.bundle(shared().args(["nc", "-l", "-p", "9000"])).start();
+        eventually("the other listens", || {
+            fs::read_to_string("/proc/net/tcp6").unwrap().contains(":2328 ")
+                || fs::read_to_string("/proc/net/tcp").unwrap().contains(":2328 ")
+        });
+        let own = shared().set("/annotations", json!({"io.coracle.ports": ""}));
+        let run = host.bundle(own.script("sleep 1")).run().succeeds();
+        assert_eq!(run.stderr, "");
+        other.remove();
+    });
+}
+
+#[test]
+fn a_runtime_that_comes_later_finds_a_listener_too() {
+    privileged(|host| {
+        if !host.needs_coracle("ports that are allotted") {
+            return;
+        }
+        let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
+        let spec = Spec::new().set("/annotations", json!({"io.coracle.ports": "80"}));
+        // By a child of the first process: what counts is the container, not who began it.
+        let container = host.bundle(spec.script("nc -l -p 9000 & wait")).start();
+        let mut events = Command::new(host.runtime());
+        events.args(["events", container.id()]).stdout(std::process::Stdio::piped());
+        let mut events = events.spawn().unwrap();
+        let mut line = String::new();
+        let mut told = std::io::BufReader::new(events.stdout.take().unwrap());
+        while !line.contains("\"ports\"") {
+            line.clear();
+            assert_ne!(std::io::BufRead::read_line(&mut told, &mut line).unwrap(), 0, "nothing was told");
+        }
+        events.kill().unwrap();
+        events.wait().unwrap();
+        container.remove();
+    });
+}

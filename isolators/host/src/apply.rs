@@ -1,8 +1,8 @@
 //! Adjustments put into the specification.
 
 use coracle_isolator::adjustment::variable_name;
-use coracle_isolator::{LinuxAdjustment, ProcessAdjustment};
-use oci_spec::runtime::{Linux, Mount, Process, Spec};
+use coracle_isolator::{HookAdjustment, LinuxAdjustment, ProcessAdjustment};
+use oci_spec::runtime::{Hook, Linux, Mount, Process, Spec};
 
 /// Applies what an isolator changes in the process. Capabilities have no place in a specification as masks:
 /// they are the caller's.
@@ -20,6 +20,16 @@ pub(crate) fn process(process: &mut Process, adjustment: ProcessAdjustment) {
             Some(old) => *old = variable,
             None => env.push(variable),
         }
+    }
+    if !adjustment.additional_gids.is_empty() {
+        let user = process.user().clone();
+        let mut groups = user.additional_gids().clone().unwrap_or_default();
+        groups.extend(adjustment.additional_gids.into_iter().filter(|gid| *gid != user.gid()));
+        groups.sort_unstable();
+        groups.dedup();
+        let mut user = user;
+        user.set_additional_gids(Some(groups));
+        process.set_user(user);
     }
     if let Some(yes) = adjustment.no_new_privileges {
         process.set_no_new_privileges(Some(yes));
@@ -56,6 +66,44 @@ pub(crate) fn linux(spec: &mut Spec, adjustment: LinuxAdjustment) {
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);
         linux.sysctl_mut().get_or_insert_default().extend(adjustment.sysctl);
     }
+    for device in adjustment.devices {
+        let linux = spec.linux_mut().get_or_insert_with(Linux::default);
+        let devices = linux.devices_mut().get_or_insert_default();
+        devices.retain(|old| old.path() != device.path());
+        devices.push(device);
+    }
+    if !adjustment.device_rules.is_empty() {
+        let linux = spec.linux_mut().get_or_insert_with(Linux::default);
+        let resources = linux.resources_mut().get_or_insert_default();
+        // The crate gives no way to change the list in place.
+        let mut rules = resources.devices().clone().unwrap_or_default();
+        rules.extend(adjustment.device_rules);
+        resources.set_devices(Some(rules));
+    }
+    if let Some(rdt) = adjustment.intel_rdt {
+        spec.linux_mut().get_or_insert_with(Linux::default).set_intel_rdt(Some(rdt));
+    }
+}
+
+/// Adds hooks after those that are there.
+pub(crate) fn hooks(spec: &mut Spec, added: HookAdjustment) {
+    if added.is_empty() {
+        return;
+    }
+    let mut hooks = spec.hooks().clone().unwrap_or_default();
+    let [prestart, create_runtime, create_container, start_container] = [
+        (hooks.prestart(), added.prestart),
+        (hooks.create_runtime(), added.create_runtime),
+        (hooks.create_container(), added.create_container),
+        (hooks.start_container(), added.start_container),
+    ]
+    .map(|(old, new)| {
+        let all: Vec<Hook> = old.iter().flatten().cloned().chain(new).collect();
+        (!all.is_empty()).then_some(all)
+    });
+    hooks.set_prestart(prestart).set_create_runtime(create_runtime);
+    hooks.set_create_container(create_container).set_start_container(start_container);
+    spec.set_hooks(Some(hooks));
 }
 
 #[cfg(test)]
@@ -76,6 +124,33 @@ mod tests {
         mounts(&mut spec, vec![mount("/a", "x"), mount("/c", "y"), mount("/a", "z")]);
         let wanted = [mount("/a", "x"), mount("/b", "2"), mount("/a", "z"), mount("/c", "y")];
         assert_eq!(spec.mounts().as_deref(), Some(&wanted[..]));
+    }
+
+    #[test]
+    fn devices_replace_their_like_and_rules_and_hooks_follow_those_that_are_there() {
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"ociVersion": "1.3.0", "hooks": {"prestart": [{"path": "/first"}]}, "linux": {
+                "devices": [{"path": "/dev/a", "type": "c", "major": 1, "minor": 3}],
+                "resources": {"devices": [{"allow": false, "access": "rwm"}]}}}"#,
+        )
+        .unwrap();
+        let adjustment: coracle_isolator::Adjustment = serde_json::from_str(
+            r#"{"hooks": {"prestart": [{"path": "/second"}]}, "linux": {
+                "devices": [{"path": "/dev/a", "type": "c", "major": 1, "minor": 5}],
+                "deviceRules": [{"allow": true, "access": "r"}]}}"#,
+        )
+        .unwrap();
+        linux(&mut spec, adjustment.linux);
+        hooks(&mut spec, adjustment.hooks);
+        let paths = spec.hooks().as_ref().unwrap().prestart().clone().unwrap();
+        assert_eq!(
+            paths.iter().map(|hook| hook.path().to_str().unwrap()).collect::<Vec<_>>(),
+            ["/first", "/second"]
+        );
+        let linux = spec.linux().as_ref().unwrap();
+        assert_eq!(linux.devices().as_ref().unwrap().iter().map(|d| d.minor()).collect::<Vec<_>>(), [5]);
+        let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
+        assert_eq!(rules.iter().map(|rule| rule.allow()).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! All the isolators of a runtime, called as one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -23,6 +23,8 @@ pub struct Registry {
     entries: Vec<Entry>,
     /// What optional plugins failed with.
     warnings: RefCell<Vec<String>>,
+    /// Whether a built-in isolator ends the container whose plan was made last.
+    is_enforced: Cell<bool>,
 }
 
 /// A plan after all isolators have had their say.
@@ -53,7 +55,7 @@ pub struct Listed<'a> {
     pub broken: Option<&'a Error>,
 }
 
-/// What a plugin watches.
+/// What is watched while a container is waited for.
 pub struct Watched<'a> {
     /// Becomes readable when there may be a limitation.
     pub fd: OwnedFd,
@@ -87,7 +89,11 @@ impl Registry {
         entries.extend(
             plugins.into_iter().map(|(name, settings, plugin)| Entry::plugin(name, settings, plugin)),
         );
-        Ok(Self { entries: order::sort(entries)?, warnings: RefCell::default() })
+        Ok(Self {
+            entries: order::sort(entries)?,
+            warnings: RefCell::default(),
+            is_enforced: Cell::default(),
+        })
     }
 
     /// The same, to launch a container with: every plugin is there.
@@ -141,6 +147,8 @@ impl Registry {
         })?;
         self.adjust_process(config, &mut owners, &mut adjusted)?;
         self.each("validate", |isolator| isolator.validate(&adjusted.spec))?;
+        let enforces = |entry: &Entry| !entry.is_plugin() && entry.isolator.enforces(&adjusted.spec);
+        self.is_enforced.set(self.entries.iter().any(enforces));
         Ok(adjusted)
     }
 
@@ -275,19 +283,21 @@ impl Registry {
         Ok(watched)
     }
 
-    /// Whether a plugin watches containers.
-    pub fn has_watching_plugins(&self) -> bool {
+    /// Whether somebody is to be asked while a container is waited for: a plugin that watches, or a built-in isolator
+    /// that ends the container whose plan was made last.
+    pub fn is_watched(&self) -> bool {
         let mut plugins = self.entries.iter().filter(|entry| entry.is_plugin());
-        plugins.any(|entry| entry.implements(Verb::Watch))
+        self.is_enforced.get() || plugins.any(|entry| entry.implements(Verb::Watch))
     }
 
-    /// What plugins alone watch.
+    /// What these watch.
     ///
     /// # Errors
-    /// Where a plugin fails.
-    pub fn watch_plugins(&self, container: &Handles<'_>) -> Result<Vec<Watched<'_>>> {
+    /// Where one fails.
+    pub fn watch_to_end(&self, container: &Handles<'_>) -> Result<Vec<Watched<'_>>> {
         let mut watched = Vec::new();
-        for entry in self.entries.iter().filter(|entry| entry.is_plugin() && !entry.is_out()) {
+        let asked = |entry: &&Entry| entry.is_plugin() || entry.isolator.enforces(container.spec);
+        for entry in self.entries.iter().filter(asked).filter(|entry| !entry.is_out()) {
             let watch = entry.call("watch", |isolator| isolator.watch(container)).map(|fd| {
                 watched.extend(fd.map(|fd| Watched { fd, entry }));
             });
@@ -360,7 +370,7 @@ impl Watched<'_> {
 
     /// Whether a container at its limit is to be ended.
     pub fn ends_container(&self) -> bool {
-        self.entry.settings.as_ref().is_some_and(|settings| !settings.tell_only)
+        self.entry.settings.as_ref().is_none_or(|settings| !settings.tell_only)
     }
 }
 
@@ -385,6 +395,7 @@ impl Adjusted {
         }
         apply::mounts(&mut self.spec, adjustment.mounts);
         apply::linux(&mut self.spec, adjustment.linux);
+        apply::hooks(&mut self.spec, adjustment.hooks);
         self.warnings.extend(adjustment.warnings.iter().map(|warning| format!("{isolator}: {warning}")));
     }
 }

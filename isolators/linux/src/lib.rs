@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
+pub mod cdi;
 pub mod interfaces;
 pub mod landlock;
 pub mod lsm;
@@ -21,6 +22,7 @@ use coracle_isolator::Isolator;
 pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
     vec![
         Box::new(capabilities::Capabilities),
+        Box::<cdi::Cdi>::default(),
         Box::new(landlock::Landlock),
         Box::new(lsm::Lsm),
         Box::new(net_devices::NetDevices::default()),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Mount, PosixRlimit};
+use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceCgroup, LinuxIntelRdt, Mount, PosixRlimit};
 use serde::{Deserialize, Serialize};
 
 /// Changes to a plan, in the structure of the OCI runtime specification. What is absent or empty stays as it is.
@@ -22,8 +22,38 @@ pub struct Adjustment {
     pub mounts: Vec<Mount>,
     /// Changes to `linux`.
     pub linux: LinuxAdjustment,
+    /// Hooks, which are run after those that are there.
+    #[serde(skip_serializing_if = "HookAdjustment::is_empty")]
+    pub hooks: HookAdjustment,
     /// What could not be done and need not stop the launch, for people: lower case, no full stop.
     pub warnings: Vec<String>,
+}
+
+/// Hooks that are added (runtime-spec 1.3, config.md, "POSIX-platform Hooks"). Those of later moments can't be: nobody
+/// would run them for a container that a plan was made for long ago.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct HookAdjustment {
+    /// Before the container's root is built, in the runtime's namespaces; deprecated by the next.
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::hooks"))]
+    pub prestart: Vec<Hook>,
+    /// At the same moment.
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::hooks"))]
+    pub create_runtime: Vec<Hook>,
+    /// When the root is built and not yet the process's root, in the container's namespaces.
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::hooks"))]
+    pub create_container: Vec<Hook>,
+    /// Before the program is executed, in the container.
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::hooks"))]
+    pub start_container: Vec<Hook>,
+}
+
+impl HookAdjustment {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Changes to `process`.
@@ -40,6 +70,9 @@ pub struct ProcessAdjustment {
     pub env: Vec<String>,
     /// Whether the process and its children can never gain privileges by execve(2).
     pub no_new_privileges: Option<bool>,
+    /// Groups that it is in beside those it is in already.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub additional_gids: Vec<u32>,
     /// How soon the process is killed for want of memory, -1000 to 1000 (proc_pid_oom_score_adj(5)).
     pub oom_score_adj: Option<i32>,
 }
@@ -51,6 +84,18 @@ pub struct ProcessAdjustment {
 pub struct LinuxAdjustment {
     /// Kernel parameters of the container's namespaces, by dotted name.
     pub sysctl: BTreeMap<String, String>,
+    /// Device nodes: each replaces the one with its path.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::devices"))]
+    pub devices: Vec<LinuxDevice>,
+    /// Rules for devices, which follow those in `linux.resources.devices`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::device_rules"))]
+    pub device_rules: Vec<LinuxDeviceCgroup>,
+    /// `linux.intelRdt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::intel_rdt"))]
+    pub intel_rdt: Option<LinuxIntelRdt>,
     /// The system call filter, compiled.
     pub seccomp: Option<SeccompProgram>,
     /// What the process may no longer do to files, ports and other processes.
@@ -117,7 +162,11 @@ impl Adjustment {
     /// Those of [`fields`](Self::fields) that concern the container and not one of its processes.
     pub fn container_fields(&self) -> Vec<String> {
         let mounts = self.mounts.iter().map(|m| pointer("/mounts", &m.destination().to_string_lossy()));
-        mounts.chain(self.linux.sysctl.keys().map(|name| pointer("/linux/sysctl", name))).collect()
+        let sysctls = self.linux.sysctl.keys().map(|name| pointer("/linux/sysctl", name));
+        let devices =
+            self.linux.devices.iter().map(|d| pointer("/linux/devices", &d.path().to_string_lossy()));
+        let rdt = self.linux.intel_rdt.iter().map(|_| "/linux/intelRdt".to_owned());
+        mounts.chain(sysctls).chain(devices).chain(rdt).collect()
     }
 
     fn process_fields(&self) -> Vec<String> {

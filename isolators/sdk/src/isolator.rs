@@ -139,6 +139,13 @@ pub trait Isolator {
         Ok(None)
     }
 
+    /// Whether a container with the specification `spec` that is at a limit of this isolator's is to be ended by whoever
+    /// waits for it. Built-in isolators alone are asked: for plugins, the configuration says so.
+    fn enforces(&self, spec: &Spec) -> bool {
+        let _ = spec;
+        false
+    }
+
     /// Called when the descriptor of `watch` is readable: the limit that the container has run into, if any. `events`
     /// tells of it; `run` in the foreground kills a container that a plugin finds at its limit, unless the
     /// configuration wants it told only.

@@ -23,7 +23,8 @@ pub mod export;
 mod schemas;
 
 pub use adjustment::{
-    Adjustment, CapabilitySets, Landlock, LinuxAdjustment, ProcessAdjustment, SeccompProgram, pointer,
+    Adjustment, CapabilitySets, HookAdjustment, Landlock, LinuxAdjustment, ProcessAdjustment, SeccompProgram,
+    pointer,
 };
 pub use cgroup::{Cgroup, Handles};
 pub use config::{CgroupVersion, Config, ConfigDocument, Kind, State, States};

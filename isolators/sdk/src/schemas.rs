@@ -29,6 +29,23 @@ pub(crate) fn resources(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"$ref": resources}, {"type": "null"}]})
 }
 
+pub(crate) fn hooks(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "items": {"$ref": format!("{OCI}/defs.json#/definitions/Hook")}})
+}
+
+pub(crate) fn devices(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "items": {"$ref": format!("{OCI}/defs-linux.json#/definitions/Device")}})
+}
+
+pub(crate) fn device_rules(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "items": {"$ref": format!("{OCI}/defs-linux.json#/definitions/DeviceCgroup")}})
+}
+
+pub(crate) fn intel_rdt(_: &mut SchemaGenerator) -> Schema {
+    let rdt = format!("{OCI}/config-linux.json#/linux/properties/intelRdt");
+    json_schema!({"anyOf": [{"$ref": rdt}, {"type": "null"}]})
+}
+
 fn is_published<T: JsonSchema>(name: &str) {
     let schema = serde_json::to_string_pretty(&schema_for!(T)).unwrap() + "\n";
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../docs/schemas/{name}.schema.json"));

@@ -211,6 +211,7 @@ fn from_image_option(
         "--network" => networks.join(&text(parser)?),
         "-p" | "--publish" => networks.publish(&text(parser)?)?,
         "--dns" => networks.wanted.dns.nameservers.push(text(parser)?),
+        "--device" => device(&text(parser)?, options)?,
         "--annotation" => annotation(&text(parser)?, options)?,
         "--seccomp" => options.seccomp = parse_seccomp(&text(parser)?),
         other => return Err(usage(format!("run has no option {other}")).hint(instead_of(other))),
@@ -241,6 +242,20 @@ pub(super) fn parse_pull(text: &str) -> Result<Pull> {
         "never" => Ok(Pull::Never),
         _ => Err(usage(format!("--pull {text:?} is none of always, missing and never"))),
     }
+}
+
+/// A device by the name that its vendor gives it (docs/devices.md).
+fn device(name: &str, options: &mut coracle_image::bundle::Options) -> Result<()> {
+    if !name.contains('=') || name.starts_with('/') {
+        let why = format!("--device {name:?} is not of the form VENDOR/CLASS=NAME");
+        return Err(usage(why).hint("devices have names by CDI: docs/devices.md"));
+    }
+    let names = options.annotations.entry("cdi.k8s.io/coracle".to_owned()).or_default();
+    if !names.is_empty() {
+        names.push(',');
+    }
+    names.push_str(name);
+    Ok(())
 }
 
 fn annotation(text: &str, options: &mut coracle_image::bundle::Options) -> Result<()> {

@@ -43,7 +43,7 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
     Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))
 }
 
-/// Waits for the container's end, and meanwhile for what plugins find it to run into. One that should watch and can't
+/// Waits for the container's end, and meanwhile for what isolators find it to run into. One that should watch and can't
 /// ends the container.
 pub(super) fn wait(
     global: &Global,
@@ -51,7 +51,7 @@ pub(super) fn wait(
     isolators: &Registry,
     (watch, running): (Watch, Running),
 ) -> Result<Exit> {
-    if !isolators.has_watching_plugins() {
+    if !isolators.is_watched() {
         return watch.watch(running, Limits::none());
     }
     let state = State::open_unlocked(&global.root, id)?;
@@ -61,7 +61,7 @@ pub(super) fn wait(
     let pidfd = file::duplicate(running.child.pidfd.as_fd())?;
     let container = Handles { id, pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
     let tell = |words| global.warn([words]);
-    let limits = isolators.watch_plugins(&container).map_err(Error::from);
+    let limits = isolators.watch_to_end(&container).map_err(Error::from);
     match limits.and_then(|watched| Limits::new(&container, watched, &tell)) {
         Ok(limits) => watch.watch(running, limits),
         Err(error) => {

@@ -59,6 +59,19 @@ pub fn counter() -> Result<OwnedFd> {
     named(EventFd::from_flags(flags), || "eventfd()".to_owned()).map(OwnedFd::from)
 }
 
+/// A descriptor that becomes readable again and again, each time when `interval` has passed (timerfd_create(2)).
+///
+/// # Errors
+/// `EINVAL` where the interval is none, `EMFILE`.
+pub fn timer(interval: Duration) -> Result<OwnedFd> {
+    use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = named(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags), || "timerfd_create()".to_owned())?;
+    let each = Expiration::Interval(interval.into());
+    named(timer.set(each, TimerSetTimeFlags::empty()), || format!("timerfd_settime({interval:?})"))?;
+    Ok(timer.into())
+}
+
 /// A descriptor that becomes readable when the file `name` in `dir` is modified (inotify(7)). The name is reached
 /// through `/proc/self/fd`, since the call takes only paths.
 ///

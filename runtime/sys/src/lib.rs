@@ -30,6 +30,7 @@ pub mod socket;
 pub mod tty;
 pub mod net;
 pub mod netlink;
+pub mod listeners;
 
 pub use error::{Error, Result};
 pub use nix::errno::Errno;

@@ -36,7 +36,7 @@ const ATTRIBUTE: usize = 4;
 /// More than the kernel puts into one answer (`NLMSG_GOODSIZE`, at most 32 KiB for a dump).
 const LONGEST: usize = 64 << 10;
 
-/// A routing socket. It stays with the network namespace in which it was opened.
+/// A routing socket, or one that tells of sockets. It stays with the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Netlink(OwnedFd);
 
@@ -67,8 +67,26 @@ impl Netlink {
     /// # Errors
     /// `EMFILE`.
     pub fn open() -> Result<Self> {
+        Self::of(SockProtocol::NetlinkRoute)
+    }
+
+    /// One that tells of other sockets (sock_diag(7)).
+    ///
+    /// # Errors
+    /// `EPROTONOSUPPORT` where the kernel has none of these.
+    pub fn for_sockets() -> Result<Self> {
+        Self::of(SockProtocol::NetlinkSockDiag)
+    }
+
+    /// What the kernel tells of the sockets that `wanted`, a `struct inet_diag_req_v2`, describes.
+    pub(crate) fn sockets(&self, wanted: &[u8]) -> Result<Vec<Vec<u8>>> {
+        const SOCK_DIAG_BY_FAMILY: u16 = 20;
+        let call = || "netlink(SOCK_DIAG_BY_FAMILY)".to_owned();
+        self.ask(Request::new(SOCK_DIAG_BY_FAMILY, wanted), ROOT_AND_MATCH, call)
+    }
+
+    fn of(protocol: SockProtocol) -> Result<Self> {
         let call = || "socket(AF_NETLINK)".to_owned();
-        let protocol = SockProtocol::NetlinkRoute;
         let made = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
         let fd = named(made, call)?;
         named(socket::bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)), || "bind(AF_NETLINK)".to_owned())?;

@@ -1,0 +1,341 @@
+//! `gpu/cdi`: devices by name, as vendors describe them (Container Device Interface 0.8,
+//! github.com/cncf-tags/container-device-interface/blob/v0.8.0/SPEC.md).
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use coracle_isolator::{Adjustment, Config, Error, HookAdjustment, Isolator, Result, pointer};
+use coracle_sys::Errno;
+use coracle_sys::file::{self, CWD, Resolve};
+use nix::libc;
+use oci_spec::runtime::{Hook, LinuxIntelRdt, Mount, Spec};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+/// What annotations that name devices begin with, as CDI says.
+pub const ANNOTATIONS: &str = "cdi.k8s.io/";
+
+/// The longest document that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// Gives a container the devices that its annotations `cdi.k8s.io/…` name: `vendor.com/class=name`, with commas between
+/// them. What a device takes (nodes, mounts, variables, hooks, groups) stands in the vendor's documents.
+#[derive(Debug, Default)]
+pub struct Cdi(Settings);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    /// Where the documents are. What a later one says of a device goes before what an earlier one says.
+    directories: Vec<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { directories: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).into() }
+    }
+}
+
+/// A vendor's document.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    cdi_version: String,
+    /// `vendor.com/class`.
+    kind: String,
+    #[serde(default, rename = "annotations")]
+    _annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    devices: Vec<Device>,
+    /// For each container that gets any of the devices.
+    #[serde(default)]
+    container_edits: Edits,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Device {
+    name: String,
+    #[serde(default, rename = "annotations")]
+    _annotations: BTreeMap<String, String>,
+    container_edits: Edits,
+}
+
+/// What changes in a container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Edits {
+    env: Vec<String>,
+    device_nodes: Vec<Node>,
+    mounts: Vec<Bind>,
+    hooks: Vec<VendorHook>,
+    #[serde(rename = "additionalGids")]
+    groups: Vec<u32>,
+    intel_rdt: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Node {
+    path: PathBuf,
+    host_path: Option<PathBuf>,
+    r#type: Option<String>,
+    major: Option<i64>,
+    minor: Option<i64>,
+    file_mode: Option<u32>,
+    permissions: Option<String>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Bind {
+    host_path: PathBuf,
+    container_path: PathBuf,
+    r#type: Option<String>,
+    #[serde(default)]
+    options: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct VendorHook {
+    hook_name: String,
+    path: PathBuf,
+    args: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    timeout: Option<i64>,
+}
+
+impl Isolator for Cdi {
+    fn name(&self) -> &str {
+        "gpu/cdi"
+    }
+
+    fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
+        let settings = serde_json::from_value(Value::Object(options.clone()));
+        self.0 = settings.map_err(|e| Error::new(e.to_string()))?;
+        Ok(())
+    }
+
+    fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
+        let mut adjustment = Adjustment::default();
+        let wanted = wanted(config.spec);
+        if wanted.is_empty() {
+            return Ok(adjustment);
+        }
+        let (documents, unread) = self.documents()?;
+        let mut used: Vec<usize> = Vec::new();
+        for (annotation, name) in wanted {
+            let at = |e: Error| e.at(pointer("/annotations", annotation));
+            let (index, device) = find(&documents, name).map_err(|e| at(hinted(e, &unread)))?;
+            let (file, document) = &documents[index];
+            let in_file = |e: Error| at(Error::new(format!("device {name:?} in {}: {e}", file.display())));
+            if !used.contains(&index) {
+                used.push(index);
+                document.container_edits.apply(&mut adjustment).map_err(in_file)?;
+            }
+            device.container_edits.apply(&mut adjustment).map_err(in_file)?;
+        }
+        Ok(adjustment)
+    }
+}
+
+/// The devices that a container's annotations name, each with its annotation, in the annotations' order.
+fn wanted(spec: &Spec) -> Vec<(&str, &str)> {
+    let all = spec.annotations().iter().flatten().filter(|(name, _)| name.starts_with(ANNOTATIONS));
+    let mut all: Vec<(&str, &str)> = all.map(|(name, devices)| (name.as_str(), devices.as_str())).collect();
+    all.sort_unstable();
+    let named =
+        |(name, devices): (_, &'_ str)| devices.split(',').map(move |device| (name, device.trim())).collect();
+    let mut wanted: Vec<(&str, &str)> = Vec::new();
+    for (name, device) in all.into_iter().flat_map(|pair| -> Vec<_> { named(pair) }) {
+        if !wanted.iter().any(|(_, other)| *other == device) {
+            wanted.push((name, device));
+        }
+    }
+    wanted
+}
+
+type Found = (PathBuf, Document);
+
+impl Cdi {
+    /// All documents, those that go before others first; and the files that are YAML, which are not read.
+    fn documents(&self) -> Result<(Vec<Found>, Vec<PathBuf>)> {
+        let (mut found, mut unread) = (Vec::new(), Vec::new());
+        for dir in self.0.directories.iter().rev() {
+            let opened = match file::open_dir(dir) {
+                Err(e) if e.errno() == Errno::ENOENT => continue,
+                opened => opened.map_err(|e| failed(&e))?,
+            };
+            let names = file::list(opened.as_fd()).map_err(|e| failed(&e))?;
+            let mut names: Vec<String> =
+                names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+            names.sort_unstable();
+            for name in names {
+                let path = dir.join(&name);
+                if name.ends_with(".json") {
+                    found.push((path.clone(), read(&path)?));
+                } else if [".yaml", ".yml"].iter().any(|end| name.ends_with(end)) {
+                    unread.push(path);
+                }
+            }
+        }
+        Ok((found, unread))
+    }
+}
+
+fn read(path: &Path) -> Result<Document> {
+    let named = |why: String| Error::new(format!("{}: {why}", path.display()));
+    let text = file::read(CWD, path, LONGEST, Resolve::Host).map_err(|e| named(e.to_string()))?;
+    let document: Document = serde_json::from_slice(&text).map_err(|e| named(e.to_string()))?;
+    document.check().map_err(named)?;
+    Ok(document)
+}
+
+impl Document {
+    fn check(&self) -> std::result::Result<(), String> {
+        const VERSIONS: [&str; 6] = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0"];
+        if !VERSIONS.contains(&self.cdi_version.as_str()) {
+            return Err(format!("cdiVersion {:?} is none of {}", self.cdi_version, VERSIONS.join(", ")));
+        }
+        let is_part = |part: &str| part.starts_with(|c: char| c.is_ascii_alphanumeric());
+        match self.kind.split_once('/') {
+            Some((vendor, class)) if is_part(vendor) && is_part(class) && !class.contains('/') => Ok(()),
+            _ => Err(format!("its kind {:?} is not of the form vendor.com/class", self.kind)),
+        }
+    }
+}
+
+fn hinted(error: Error, unread: &[PathBuf]) -> Error {
+    match unread.first() {
+        Some(file) => {
+            error.with_hint(format!("{} is YAML, which is not read: write it as JSON", file.display()))
+        }
+        None => error,
+    }
+}
+
+/// The document, by its number, and the device that `name` means.
+fn find<'d>(documents: &'d [Found], name: &str) -> Result<(usize, &'d Device)> {
+    let (kind, device) = name.split_once('=').ok_or_else(|| {
+        Error::new(format!("{name:?} is no device")).with_hint("write vendor.com/class=name")
+    })?;
+    let mut found =
+        documents.iter().enumerate().filter(|(_, (_, document))| document.kind == kind).filter_map(
+            |(index, (_, document))| {
+                Some((index, document.devices.iter().find(|known| known.name == device)?))
+            },
+        );
+    let first = found.next().ok_or_else(|| Error::new(format!("there is no device {name:?}")))?;
+    let directory = |index: usize| documents[index].0.parent();
+    match found.next() {
+        Some((other, _)) if directory(other) == directory(first.0) => Err(Error::new(format!(
+            "{} and {} both have device {name:?}",
+            documents[first.0].0.display(),
+            documents[other].0.display()
+        ))),
+        _ => Ok(first),
+    }
+}
+
+impl Edits {
+    fn apply(&self, adjustment: &mut Adjustment) -> Result<()> {
+        adjustment.process.env.extend(self.env.iter().cloned());
+        adjustment.process.additional_gids.extend(self.groups.iter().filter(|gid| **gid != 0));
+        for node in &self.device_nodes {
+            let (device, rule) = node.device()?;
+            adjustment.linux.devices.push(made("device", device)?);
+            if let Some(rule) = rule {
+                adjustment.linux.device_rules.push(made("rule of a device", rule)?);
+            }
+        }
+        for mount in &self.mounts {
+            adjustment.mounts.push(mount.mount());
+        }
+        for hook in &self.hooks {
+            hook.add(&mut adjustment.hooks)?;
+        }
+        if let Some(rdt) = &self.intel_rdt {
+            adjustment.linux.intel_rdt = Some(made::<LinuxIntelRdt>("intelRdt", rdt.clone())?);
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    /// The device as the specification has it, and what the container may do with it. What the document leaves out is
+    /// as on the host.
+    fn device(&self) -> Result<(Value, Option<Value>)> {
+        let mut device = json!({"path": self.path, "type": self.r#type, "major": self.major, "minor": self.minor,
+            "fileMode": self.file_mode, "uid": self.uid, "gid": self.gid});
+        if self.r#type.is_none() || (self.major.is_none() && self.r#type.as_deref() != Some("p")) {
+            let source = self.host_path.as_ref().unwrap_or(&self.path);
+            let opened = file::open(CWD, source, libc::O_PATH, 0, Resolve::Host).map_err(|e| failed(&e))?;
+            let stat = file::stat(opened.as_fd()).map_err(|e| failed(&e))?;
+            let kind = match stat.st_mode & libc::S_IFMT {
+                libc::S_IFCHR => "c",
+                libc::S_IFBLK => "b",
+                libc::S_IFIFO => "p",
+                _ => return Err(Error::new(format!("{} is no device", source.display()))),
+            };
+            device["type"] = json!(self.r#type.as_deref().unwrap_or(kind));
+            device["major"] = json!(libc::major(stat.st_rdev));
+            device["minor"] = json!(libc::minor(stat.st_rdev));
+        }
+        let device: Map<String, Value> = device
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, v)| !v.is_null())
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        let rule = (device["type"] != "p").then(|| {
+            json!({"allow": true, "type": device["type"], "major": device.get("major"), "minor": device.get("minor"),
+                "access": self.permissions.as_deref().unwrap_or("rwm")})
+        });
+        Ok((Value::Object(device), rule))
+    }
+}
+
+impl Bind {
+    fn mount(&self) -> Mount {
+        let mut mount = Mount::default();
+        mount.set_source(Some(self.host_path.clone())).set_destination(self.container_path.clone());
+        mount.set_typ(self.r#type.clone());
+        let mut options = self.options.clone();
+        let is_named = self.r#type.as_deref().unwrap_or("bind") != "bind"
+            || options.iter().any(|o| o == "bind" || o == "rbind");
+        if !is_named {
+            options.push("rbind".to_owned());
+        }
+        mount.set_options(Some(options));
+        mount
+    }
+}
+
+impl VendorHook {
+    fn add(&self, hooks: &mut HookAdjustment) -> Result<()> {
+        let list = match self.hook_name.as_str() {
+            "prestart" => &mut hooks.prestart,
+            "createRuntime" => &mut hooks.create_runtime,
+            "createContainer" => &mut hooks.create_container,
+            "startContainer" => &mut hooks.start_container,
+            other => return Err(Error::new(format!("a hook {other:?} can't be added to a container"))),
+        };
+        let hook = json!({"path": self.path, "args": self.args, "env": self.env, "timeout": self.timeout});
+        list.push(made::<Hook>("hook", hook)?);
+        Ok(())
+    }
+}
+
+fn made<T: DeserializeOwned>(what: &str, value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|e| Error::new(format!("a {what} is malformed: {e}")))
+}
+
+fn failed(error: &coracle_sys::Error) -> Error {
+    Error::failed(error.call(), error.errno())
+}
