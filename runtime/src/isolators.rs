@@ -68,7 +68,7 @@ fn read(global: &Global) -> Result<Config> {
 fn built_in(root: &Path) -> Vec<Box<dyn Isolator>> {
     let mut all = coracle_isolator_linux::isolators();
     all.extend(coracle_isolator_network::isolators(root));
-    all.extend(coracle_isolator_volume::isolators());
+    all.extend(coracle_isolator_volume::isolators(root));
     all.extend(coracle_isolator_cgroup::isolators());
     all.into_iter().map(|isolator| -> Box<dyn Isolator> { isolator }).collect()
 }

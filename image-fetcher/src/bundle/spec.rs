@@ -178,7 +178,9 @@ fn host_files() -> Vec<Value> {
 fn bind(text: &str) -> Result<Value> {
     let wrong = |why: &str| {
         let why = format!("volume {text:?} {why}");
-        Error::new(Kind::Usage, why).hint("write SOURCE:DESTINATION[:ro|rw,…] with absolute paths")
+        Error::new(Kind::Usage, why).hint(
+            "write SOURCE:DESTINATION[:ro|rw,…] with absolute paths, or the name of a volume for the source",
+        )
     };
     let parts: Vec<&str> = text.split(':').collect();
     let (source, destination, options) = match parts[..] {
@@ -186,7 +188,8 @@ fn bind(text: &str) -> Result<Value> {
         [source, destination, options] => (source, destination, options),
         _ => return Err(wrong("can't be understood")),
     };
-    if !source.starts_with('/') || !destination.starts_with('/') {
+    let is_name = source.starts_with(|c: char| c.is_ascii_alphanumeric()) && !source.contains('/');
+    if !(source.starts_with('/') || is_name) || !destination.starts_with('/') {
         return Err(wrong("has a path that is not absolute"));
     }
     let mut all = vec!["rbind", "rprivate"];
@@ -199,6 +202,11 @@ fn bind(text: &str) -> Result<Value> {
             }
             _ => return Err(wrong(&format!("has the unknown option {option:?}"))),
         }
+    }
+    if is_name {
+        // What binds it is its isolator's to say (volume/persistent).
+        all.retain(|option| !["bind", "rbind"].contains(option));
+        return Ok(mount(destination, "volume", source, &all));
     }
     Ok(mount(destination, "bind", source, &all))
 }
@@ -270,7 +278,8 @@ mod tests {
     fn a_volume_becomes_a_bind_mount() {
         let mount = bind("/a:/b:ro,rslave").unwrap();
         assert_eq!(mount["options"], json!(["rbind", "rslave", "ro"]));
-        for bad in ["/a", "a:/b", "/a:b", "/a:/b:Z", "/a:/b:ro:x"] {
+        assert_eq!(bind("a:/b:ro").unwrap()["type"], "volume");
+        for bad in ["/a", "a/c:/b", "/a:b", "/a:/b:Z", "/a:/b:ro:x"] {
             assert_eq!(bind(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
     }

@@ -149,12 +149,12 @@ fn wanted(spec: &Spec) -> Vec<(&str, &str)> {
     let all = spec.annotations().iter().flatten().filter(|(name, _)| name.starts_with(ANNOTATIONS));
     let mut all: Vec<(&str, &str)> = all.map(|(name, devices)| (name.as_str(), devices.as_str())).collect();
     all.sort_unstable();
-    let named =
-        |(name, devices): (_, &'_ str)| devices.split(',').map(move |device| (name, device.trim())).collect();
     let mut wanted: Vec<(&str, &str)> = Vec::new();
-    for (name, device) in all.into_iter().flat_map(|pair| -> Vec<_> { named(pair) }) {
-        if !wanted.iter().any(|(_, other)| *other == device) {
-            wanted.push((name, device));
+    for (name, devices) in all {
+        for device in devices.split(',').map(str::trim) {
+            if !wanted.iter().any(|(_, other)| *other == device) {
+                wanted.push((name, device));
+            }
         }
     }
     wanted

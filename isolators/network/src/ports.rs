@@ -156,8 +156,8 @@ fn sockets(cgroup: &Cgroup, pidfd: BorrowedFd<'_>) -> BTreeSet<u32> {
         for name in file::list(dir.as_fd()).unwrap_or_default() {
             let target = file::read_link(dir.as_fd(), &name).unwrap_or_default();
             let target = target.to_string_lossy();
-            let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')?.parse().ok());
-            found.extend(inode);
+            let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+            found.extend(inode.and_then(|inode| inode.parse::<u32>().ok()));
         }
     }
     found

@@ -102,6 +102,10 @@ pub enum Command {
     Stats(Stats),
     /// Looks at isolators.
     Isolator(Isolators),
+    /// Prints the volumes.
+    Volumes,
+    /// Removes a volume.
+    RemoveVolume(String),
     /// Looks at networks.
     Network(NetworkVerb),
     /// Removes what launches left that were cut off.
@@ -210,6 +214,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "state" => Ok(Command::State(only_id(parser, "state")?)),
         "stats" => isolator::stats(parser).map(Command::Stats),
         "isolator" => isolator::isolator(parser).map(Command::Isolator),
+        "volume" => volume(parser),
         "network" => network::network(parser).map(Command::Network),
         "recover" => words::nothing(parser).map(|()| Command::Recover),
         "pod" => pod::parse(parser),
@@ -298,6 +303,22 @@ fn mounts(parser: &mut lexopt::Parser) -> Result<Command> {
     let file = word("mounts needs a file with mounts")?.into();
     words::nothing(parser)?;
     Ok(Command::Mounts(Mounts { add, id, file }))
+}
+
+fn volume(parser: &mut lexopt::Parser) -> Result<Command> {
+    let wrong = |why: &str| usage(why).hint("coracle volume ls | rm NAME");
+    let Some(verb) = parser.next()? else { return Err(wrong("volume needs ls or rm")) };
+    let Value(verb) = verb else { return Err(verb.unexpected().into()) };
+    let command = match verb.to_str() {
+        Some("ls" | "list") => Command::Volumes,
+        Some("rm") => {
+            let name = parser.value().map_err(|_| wrong("volume rm needs a volume's name"))?;
+            Command::RemoveVolume(name.string()?)
+        }
+        _ => return Err(wrong("volume does nothing but ls and rm")),
+    };
+    words::nothing(parser)?;
+    Ok(command)
 }
 
 fn delete(parser: &mut lexopt::Parser) -> Result<Command> {

@@ -171,7 +171,7 @@ pub fn features() -> Result<u8> {
         },
         "annotations": annotations,
         // It only ever takes rights away.
-        "potentiallyUnsafeConfigAnnotations": ["io.coracle.", "run.oci.keep_original_groups"],
+        "potentiallyUnsafeConfigAnnotations": ["cdi.k8s.io/", "io.coracle.", "run.oci.keep_original_groups"],
     });
     crate::print(&format!("{features:#}\n"));
     Ok(0)

@@ -18,6 +18,7 @@ pub mod list;
 pub mod stats;
 pub mod isolator;
 pub mod network;
+pub mod volume;
 pub mod recover;
 pub mod events;
 pub mod spec;
@@ -68,6 +69,8 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::List(options) => list::list(global, &options),
         Command::Stats(options) => stats::stats(global, &options),
         Command::Isolator(wanted) => isolator::isolator(global, &wanted),
+        Command::Volumes => volume::list(global),
+        Command::RemoveVolume(name) => volume::remove(global, &name),
         Command::Network(verb) => network::network(global, &verb),
         Command::Drain(options) => drain::drain(global, &options),
         Command::Pod(verb) => pod::execute(global, &verb),

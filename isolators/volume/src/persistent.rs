@@ -1,0 +1,265 @@
+//! `volume/persistent`: directories with names, which outlive their containers.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States};
+use coracle_sys::Errno;
+use coracle_sys::archive::remove_tree;
+use coracle_sys::file::{self, CWD, Resolve};
+use nix::libc;
+use oci_spec::runtime::{Mount, Spec};
+use serde_json::{Map, Value};
+
+/// The type of a mount whose source is the name of a volume.
+pub const TYPE: &str = "volume";
+
+/// Gives containers the volumes that their mounts of the type `volume` name, made where there are none. Several may use
+/// one at a time. Who uses which is on record, so that none is removed under its users.
+///
+/// `STATE/NAME/data` is a volume; `STATE/.users/…` holds, for each container, a path that is there as long as it is
+/// known, and the names of its volumes, a line each.
+#[derive(Debug)]
+pub struct Persistent {
+    root: PathBuf,
+    state: PathBuf,
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// The containers that use it, as the paths of their states.
+    pub users: Vec<PathBuf>,
+}
+
+const USERS: &str = ".users";
+const LOCK: &str = ".lock";
+const DATA: &str = "data";
+
+/// The longest list of a container's volumes, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+impl Persistent {
+    /// For containers whose states lie in `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), state: "/var/lib/coracle/volumes".into() }
+    }
+
+    /// All volumes, by name.
+    ///
+    /// # Errors
+    /// Where they can't be read.
+    pub fn list(&self) -> Result<Vec<Volume>> {
+        let Some(dir) = self.open()? else { return Ok(Vec::new()) };
+        let names = file::list(dir.as_fd()).map_err(|e| failed(&e))?;
+        let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        names.retain(|name| is_name(name));
+        names.sort_unstable();
+        let used = users(&dir)?;
+        let users = |name: &String| -> Vec<PathBuf> {
+            let of = used.iter().filter(|(.., names)| names.contains(name));
+            of.map(|(_, owner, _)| owner.clone()).collect()
+        };
+        Ok(names.into_iter().map(|name| Volume { users: users(&name), name }).collect())
+    }
+
+    /// Removes a volume with all that it holds.
+    ///
+    /// # Errors
+    /// Where there is none, a container uses it, or something is mounted in it.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let none = || Error::new(format!("there is no volume {name:?}"));
+        let dir = self.open()?.filter(|_| is_name(name)).ok_or_else(none)?;
+        let _lock = lock(&dir, |fd| file::lock(fd, true))?;
+        let volume = self.list()?.into_iter().find(|volume| volume.name == name).ok_or_else(none)?;
+        if let Some(user) = volume.users.first() {
+            return Err(Error::new(format!("volume {name:?} is in use: {}", user.display()))
+                .with_hint("delete the container first"));
+        }
+        // What is mounted in there is not the volume's own.
+        let place = self.state.join(name);
+        let table =
+            file::read(CWD, "/proc/self/mountinfo", 64 << 20, Resolve::Host).map_err(|e| failed(&e))?;
+        let table = String::from_utf8_lossy(&table);
+        let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        if let Some(point) = points.find(|point| Path::new(point).starts_with(&place)) {
+            return Err(Error::new(format!("something is mounted in volume {name:?}, on {point}")));
+        }
+        remove_tree(dir.as_fd(), name).map_err(|e| failed(&e))
+    }
+
+    fn open(&self) -> Result<Option<OwnedFd>> {
+        match file::open(CWD, &self.state, libc::O_DIRECTORY, 0, Resolve::Host) {
+            Err(e) if e.errno() == Errno::ENOENT => Ok(None),
+            dir => dir.map(Some).map_err(|e| failed(&e)),
+        }
+    }
+
+    /// The names of the volumes that the final specification of a container mounts.
+    fn used(&self, spec: &Spec) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for source in spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref()) {
+            let name = source.strip_prefix(&self.state).ok().and_then(|rest| rest.parent()?.to_str());
+            if let Some(name) = name.filter(|name| is_name(name) && !names.iter().any(|n| n == name)) {
+                names.push(name.to_owned());
+            }
+        }
+        names
+    }
+
+    /// The name of a container's list of volumes: there may be a container of its name in another directory of states.
+    fn known_by(&self, id: &str) -> String {
+        let bytes = self.root.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
+        // FNV-1a, 64 bits: the same for ever, as names on disk have to be.
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("{hash:016x}")
+    }
+}
+
+impl Isolator for Persistent {
+    fn name(&self) -> &str {
+        "volume/persistent"
+    }
+
+    fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
+        for (name, value) in options {
+            match (name.as_str(), value.as_str()) {
+                ("state", Some(path)) if path.starts_with('/') => self.state = path.into(),
+                _ => return Err(Error::new(format!("{name:?}: it takes {{ state = \"/DIRECTORY\" }}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn recover(&self, _: &States) -> Result<()> {
+        let Some(dir) = self.open()? else { return Ok(()) };
+        let _lock = lock(&dir, file::lock_shared)?;
+        for (list, owner, _) in users(&dir)? {
+            let found = file::open(CWD, &owner, libc::O_PATH, 0, Resolve::Host);
+            if matches!(found, Err(e) if e.errno() == Errno::ENOENT) {
+                forget(&dir, &list)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
+        let mut adjustment = Adjustment::default();
+        let mounts = config.spec.mounts().as_deref().unwrap_or_default();
+        for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| mount.typ().as_deref() == Some(TYPE))
+        {
+            let name = mount.source().as_ref().and_then(|name| name.to_str()).unwrap_or_default();
+            if !is_name(name) {
+                let why = format!("{name:?} is no name of a volume");
+                return Err(Error::new(why).at(format!("/mounts/{i}/source")));
+            }
+            adjustment.mounts.push(self.bind(mount, name, has_users(config.spec)));
+        }
+        Ok(adjustment)
+    }
+
+    fn provide(&self, config: &Config<'_>) -> Result<()> {
+        let names = self.used(config.spec);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let made = || -> coracle_sys::Result<OwnedFd> {
+            let top = file::open_dir("/")?;
+            let path = self.state.strip_prefix("/").unwrap_or(&self.state);
+            file::mkdir_all_no_links(top.as_fd(), path.join(USERS), 0o700)?;
+            file::open_dir(&self.state)
+        };
+        let dir = made().map_err(|e| failed(&e).on_path(self.state.to_string_lossy()))?;
+        let _lock = lock(&dir, file::lock_shared)?;
+        // On record before it is made: who removes volumes looks here.
+        let list = format!("{}\n{}\n", self.root.join(config.id).display(), names.join("\n"));
+        let kept =
+            file::open(dir.as_fd(), USERS, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks).and_then(|users| {
+                file::replace(users.as_fd(), &self.known_by(config.id), list.as_bytes(), 0o600)
+            });
+        kept.map_err(|e| failed(&e))?;
+        for name in names {
+            let path = Path::new(&name).join(DATA);
+            file::mkdir_all_no_links(dir.as_fd(), path, 0o755).map_err(|e| failed(&e))?;
+        }
+        Ok(())
+    }
+
+    fn cleanup(&self, id: &str) -> Result<()> {
+        match self.open()? {
+            Some(dir) => forget(&dir, &self.known_by(id)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Persistent {
+    /// The mount of the volume `name`, in which the container's users own what they own for it.
+    fn bind(&self, mount: &Mount, name: &str, has_users: bool) -> Mount {
+        let mut options: Vec<String> = mount.options().clone().unwrap_or_default();
+        options.push("rbind".to_owned());
+        if has_users && !options.iter().any(|option| ["idmap", "ridmap"].contains(&option.as_str())) {
+            options.push("idmap".to_owned());
+        }
+        let mut mount = mount.clone();
+        mount.set_typ(Some("bind".to_owned())).set_source(Some(self.state.join(name).join(DATA)));
+        mount.set_options(Some(options));
+        mount
+    }
+}
+
+/// Whether the container has a user namespace of its own.
+fn has_users(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    linux.and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|maps| !maps.is_empty())
+}
+
+/// What can be a name of a volume, as Docker has it.
+pub fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 200
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
+/// The lists of the containers' volumes: the name of each, its container's path, the volumes.
+fn users(dir: &OwnedFd) -> Result<Vec<(String, PathBuf, Vec<String>)>> {
+    let lists = match file::open(dir.as_fd(), USERS, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
+        lists => lists.map_err(|e| failed(&e))?,
+    };
+    let mut found = Vec::new();
+    for name in file::list(lists.as_fd()).map_err(|e| failed(&e))? {
+        let name = name.to_string_lossy().into_owned();
+        let Ok(text) = file::read(lists.as_fd(), &name, LONGEST, Resolve::BeneathNoLinks) else { continue };
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let mut lines = text.lines().map(str::to_owned);
+        let Some(owner) = lines.next() else { continue };
+        found.push((name, owner.into(), lines.collect()));
+    }
+    Ok(found)
+}
+
+fn forget(dir: &OwnedFd, list: &str) -> Result<()> {
+    let lists = file::open(dir.as_fd(), USERS, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks);
+    match lists.and_then(|lists| file::unlink(lists.as_fd(), list)) {
+        Err(e) if e.errno() != Errno::ENOENT => Err(failed(&e)),
+        _ => Ok(()),
+    }
+}
+
+fn lock(
+    dir: &OwnedFd,
+    take: impl Fn(std::os::fd::BorrowedFd<'_>) -> coracle_sys::Result<()>,
+) -> Result<OwnedFd> {
+    let flags = libc::O_RDONLY | libc::O_CREAT;
+    let lock = file::open(dir.as_fd(), LOCK, flags, 0o600, Resolve::BeneathNoLinks);
+    lock.and_then(|lock| take(lock.as_fd()).map(|()| lock)).map_err(|e| failed(&e))
+}
+
+fn failed(error: &coracle_sys::Error) -> Error {
+    Error::failed(error.call(), error.errno())
+}
