@@ -1,7 +1,5 @@
 //! `volume/persistent`: directories with names, which outlive their containers.
 
-#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
