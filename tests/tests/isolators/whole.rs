@@ -13,11 +13,7 @@ fn the_c_template_limits_open_files_and_sets_its_variable() {
     privileged(|host| {
         let begun = Instant::now();
         let object = plugin::compiled(host, "isolators/template-c/nofile.c", &["-std=c99", "-Wpedantic"]);
-        assert!(
-            begun.elapsed() < Duration::from_secs(10) * command::patience(),
-            "built in {:?}",
-            begun.elapsed()
-        );
+        host.counted(&format!("the C template builds in {:.1?}", begun.elapsed()));
         let host = host.with_plugin("example/nofile", &object, "options = { limit = 77 }");
         let outcome = host.bundle(Spec::new().script("echo $NOFILE $(ulimit -n)")).run().succeeds();
         assert_eq!(outcome.text(), "77 77");
@@ -39,7 +35,8 @@ fn the_rust_template_logs_each_launch_and_tells_how_many() {
     privileged(|host| {
         let object = plugin::built("coracle_isolator_template");
         let took = plugin::rebuilt("coracle_isolator_template", "isolators/template-rust/src/lib.rs");
-        assert!(took < Duration::from_secs(20), "built in {took:?}");
+        // For people to read: how long it takes is the machine's, and a build that hangs is ended by its own limit.
+        host.counted(&format!("the Rust template builds in {took:.1?}"));
         let logs = host.directory();
         let settings =
             format!("writable = [{logs:?}]\noptions = {{ log = \"{}/audit.jsonl\" }}", logs.display());
