@@ -88,7 +88,7 @@ mod tests {
                 "/spec/containers/1/name: \"a\" stands twice",
             ),
             ("  - {name: a}", "/spec/containers/0/image: it is missing"),
-            ("  []", "/spec/containers: there must be one"),
+            ("    []", "/spec/containers: there must be one"),
             (
                 "  - {name: a, image: i, volumeMounts: [{name: v, mountPath: /v}]}",
                 "/spec/containers/0/volumeMounts/0/name: there is no volume \"v\"",
