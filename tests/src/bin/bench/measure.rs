@@ -84,8 +84,9 @@ pub(crate) fn peak_memory(peak: &Path, command: &Command) -> Result<f64, String>
         .output()
         .map_err(|error| format!("start {}: {error}", peak.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let kib: f64 = text
-        .trim()
+    // The command itself may print something first.
+    let last = text.lines().last().unwrap_or_default();
+    let kib: f64 = last
         .parse()
         .map_err(|_| format!("{command:?} under peak: {}", String::from_utf8_lossy(&output.stderr)))?;
     Ok(kib / 1024.0)

@@ -155,8 +155,8 @@ impl Puller<'_> {
 }
 
 fn remove(path: &Path) -> Result<(), String> {
-    // podman leaves its root mounted over itself.
-    let _ = Command::new("umount").args(["-q", "-l"]).arg(path.join("root/overlay")).status();
+    // podman leaves its root mounted over itself, if it was run.
+    let _ = Command::new("umount").args(["-q", "-l"]).arg(path.join("root/overlay")).output();
     if path.is_dir() {
         fs::remove_dir_all(path).map_err(|error| format!("remove {}: {error}", path.display()))?;
     }
