@@ -11,7 +11,7 @@ pub mod spawn;
 pub mod isolate;
 pub mod release;
 pub mod reach;
-pub mod keep;
+pub mod monitor;
 pub mod remount;
 pub mod watch;
 pub mod cleanup;

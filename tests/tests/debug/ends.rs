@@ -147,11 +147,11 @@ fn recover_removes_what_nobody_is_left_to_remove() {
         }
         let target = host.sleeper();
         let mut session = Session::start(host, &[], target.id(), "sleep 1000");
-        // Client and keeper: the keeper is the one child of the client that is in a session of its own.
+        // Client and monitor: the monitor is the one child of the client that is in a session of its own.
         let client = session.client.id().to_string();
         let children = command::tool("cat", &[format!("/proc/{client}/task/{client}/children")]);
-        let keeper = children.split_whitespace().next().unwrap().to_owned();
-        command::tool("kill", &["-KILL", &keeper]);
+        let monitor = children.split_whitespace().next().unwrap().to_owned();
+        command::tool("kill", &["-KILL", &monitor]);
         session.kill_client();
         assert_eq!(sessions(host).len(), 1);
         let recovered = host.call(&["recover"]).succeeds();
@@ -175,7 +175,7 @@ fn a_client_that_is_killed_at_any_moment_leaves_nothing() {
             client.kill().unwrap();
             client.wait().unwrap();
         }
-        // One that was killed before its keeper was there has left a record at most.
+        // One that was killed before its monitor was there has left a record at most.
         command::eventually("no session is left", || {
             host.call(&["recover"]).succeeds();
             sessions(host).is_empty()

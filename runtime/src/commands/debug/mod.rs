@@ -22,7 +22,7 @@ use super::run;
 use crate::cgroup::Manager;
 use crate::cli::{self, Debugging, Files, Global, ImageRun, Launch};
 use crate::error::{Code, Context, Error, Result};
-use crate::stages::keep::{Ends, Keeper};
+use crate::stages::monitor::{Ends, Monitor};
 use crate::stages::plan::mounts::{Link, MountPlan, Source};
 use crate::stages::plan::{Plan, Wish};
 use crate::stages::release::Running;
@@ -58,7 +58,7 @@ fn session(global: &Global, options: &cli::Debug) -> Result<u8> {
     let state = claim(global, &target.name)?;
     let id = state.id().to_owned();
     let doing = || format!("debugging {:?} as {id:?}", target.name);
-    let keeper = keep(global, &id, &target).context(doing)?;
+    let monitor = monitor(global, &id, &target).context(doing)?;
     let launched = cleanup::undo_on_failure(&global.root, &id, &isolators, || {
         launch(state, &target, &With { global, options, isolators: &isolators })
     });
@@ -66,7 +66,7 @@ fn session(global: &Global, options: &cli::Debug) -> Result<u8> {
         let exit = run::wait(global, &id, &isolators, (watch, running));
         remove(global, &id, &isolators).and(exit)
     });
-    keeper.dismiss()?;
+    monitor.dismiss()?;
     let exit = exit.context(doing)?;
     if target.has_ended() {
         global.warn([format!("{} has ended, and the session with it", target.name)]);
@@ -94,7 +94,7 @@ fn claim(global: &Global, target: &str) -> Result<State> {
     }
 }
 
-fn keep(global: &Global, id: &str, target: &Target) -> Result<Keeper> {
+fn monitor(global: &Global, id: &str, target: &Target) -> Result<Monitor> {
     let open = || State::open_unlocked(&global.root, id).and_then(|state| state.record());
     let kill = || {
         if let Ok(Some(Record { cgroup: Some(cgroup), .. })) = open() {
@@ -107,7 +107,7 @@ fn keep(global: &Global, id: &str, target: &Target) -> Result<Keeper> {
         }
     };
     let target = target.first.as_ref().map(First::pidfd);
-    Keeper::start(&Ends { target, kill: &kill, remove: &undo })
+    Monitor::start(&Ends { target, kill: &kill, remove: &undo })
 }
 
 /// Removes a session. Whoever else did so already has done no wrong.

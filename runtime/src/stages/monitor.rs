@@ -14,7 +14,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 /// It waits for its client's end, however that comes about.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct Monitor {
     child: Child,
     word: OwnedFd,
 }
@@ -29,7 +29,7 @@ pub struct Ends<'a> {
     pub remove: &'a dyn Fn(),
 }
 
-impl Keeper {
+impl Monitor {
     /// Starts it: a child of the client in a session of its own, that no signal of a terminal reaches and that keeps none
     /// of the client's streams open but, where the standard input is one, the terminal.
     ///
@@ -41,8 +41,9 @@ impl Keeper {
         let terminal = tty::settings(stdin.as_fd())
             .map(|before| file::duplicate(stdin.as_fd()).map(|fd| (fd, before)))
             .transpose()?;
-        let child = process::spawn(0, None, || i32::from(keep(&theirs, terminal.as_ref(), ends).is_err()));
-        let child = child.context(|| "starting the keeper of the session")?;
+        let child =
+            process::spawn(0, None, || i32::from(watch_over(&theirs, terminal.as_ref(), ends).is_err()));
+        let child = child.context(|| "starting the monitor of the session")?;
         Ok(Self { child, word })
     }
 
@@ -58,7 +59,7 @@ impl Keeper {
     }
 }
 
-fn keep(word: &OwnedFd, terminal: Option<&(OwnedFd, Termios)>, ends: &Ends<'_>) -> Result<()> {
+fn watch_over(word: &OwnedFd, terminal: Option<&(OwnedFd, Termios)>, ends: &Ends<'_>) -> Result<()> {
     let descriptors = [word.as_raw_fd()].into_iter();
     let descriptors = descriptors.chain(terminal.map(|(fd, _)| fd.as_raw_fd()));
     let kept: Vec<i32> = descriptors.chain(ends.target.map(|fd| fd.as_raw_fd())).collect();
