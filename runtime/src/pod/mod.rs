@@ -8,7 +8,7 @@
 //!
 //! A pod's document becomes a plan ([`plan`], pure). The supervisor ([`supervisor`]) is one loop without threads; what
 //! can take long or go wrong (a launch, a removal, a probe) is a job: a fork of it with a deadline ([`job`]). So a
-//! launch reads nothing again and starts no new image, and one that hangs or crashes is one container's failure.
+//! launch parses no pod again and starts no new program image, and one that hangs or crashes is one container's failure.
 
 pub mod document;
 pub mod plan;

@@ -6,7 +6,7 @@ use coracle_fixtures::small;
 use coracle_tests::image::Store;
 use coracle_tests::{Host, Outcome, Spec, privileged};
 
-use crate::{Session, can_debug, from_scratch};
+use crate::{Session, can_debug, from_scratch, in_user_namespace};
 
 /// A store with the small image, whose tools sessions use.
 struct Tools<'h> {
@@ -110,13 +110,7 @@ fn an_image_runs_its_own_program_unless_another_is_named() {
 fn a_target_in_a_user_namespace_is_looked_into_with_tools() {
     privileged(|host| {
         let Some(tools) = Tools::new(host) else { return };
-        let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
-        let spec = Spec::new()
-            .namespace("user")
-            .set("/linux/uidMappings", map.clone())
-            .set("/linux/gidMappings", map)
-            .args(["sleep", "1000"]);
-        let target = host.bundle(spec).start();
+        let target = host.bundle(in_user_namespace()).start();
         let run = tools
             .debug(target.id(), &[], "id -u; ls /target/bin/busybox; ps -o args; touch /tmp/x")
             .succeeds();

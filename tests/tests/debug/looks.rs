@@ -4,7 +4,7 @@ use std::fs;
 
 use coracle_tests::{Spec, cgroup, command, privileged};
 
-use crate::{Session, can_debug, debug, from_scratch};
+use crate::{Session, can_debug, debug, from_scratch, in_user_namespace};
 
 #[test]
 fn it_sees_the_targets_processes_files_and_names() {
@@ -49,13 +49,7 @@ fn a_target_in_a_user_namespace_is_looked_into_from_inside_of_it() {
         if !can_debug(host) {
             return;
         }
-        let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
-        let spec = Spec::new()
-            .namespace("user")
-            .set("/linux/uidMappings", map.clone())
-            .set("/linux/gidMappings", map)
-            .args(["sleep", "1000"]);
-        let target = host.bundle(spec).start();
+        let target = host.bundle(in_user_namespace()).start();
         let script = "readlink /proc/self/ns/user; id -u; ps -o args | grep 'sleep 100[0]'";
         let inside = debug(host, &[], target.id(), &["sh", "-c", script]).succeeds().lines();
         assert_eq!(inside, target.exec(&["sh", "-c", script]).succeeds().lines());

@@ -22,6 +22,13 @@ fn can_debug(host: &Host) -> bool {
     host.needs_coracle("debug")
 }
 
+/// A container that sleeps, in a user namespace.
+fn in_user_namespace() -> Spec {
+    let map = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let spec = Spec::new().namespace("user").args(["sleep", "1000"]);
+    spec.set("/linux/uidMappings", map.clone()).set("/linux/gidMappings", map)
+}
+
 /// `debug` to its end.
 fn debug(host: &Host, options: &[&str], target: &str, args: &[&str]) -> Outcome {
     host.call(&[&["debug"], options, &[target, "--"], args].concat())
