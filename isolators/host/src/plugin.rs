@@ -215,6 +215,9 @@ impl Plugin {
     }
 
     fn call_with_document(&self, verb: Verb, document: &impl Serialize) -> Result<Reply> {
+        if !self.open()?.implements(verb) {
+            return Ok(Reply::default());
+        }
         self.call_with_text(verb, &text(document)?)
     }
 
@@ -296,9 +299,6 @@ impl Isolator for Plugin {
     }
 
     fn provide(&self, config: &Config<'_>) -> Result<()> {
-        if !self.open()?.implements(Verb::Provide) {
-            return Ok(());
-        }
         self.call_with_document(Verb::Provide, config).map(drop)
     }
 
