@@ -136,7 +136,7 @@ install: build ## Install binaries, manual page, completions, unit and header be
 	install -D -m 644 packaging/completions/coracle.bash $$to/share/bash-completion/completions/coracle; \
 	install -D -m 644 -t $$to/share/zsh/vendor-completions packaging/completions/_coracle; \
 	install -D -m 644 -t $$to/share/fish/vendor_completions.d packaging/completions/coracle.fish; \
-	install -D -m 644 -t $$to/share/doc/coracle README.md CHANGELOG.md LICENSE docs/*.md packaging/config.toml; \
+	install -D -m 644 -t $$to/share/doc/coracle README.md CHANGELOG.md LICENSE docs/*.md docs/grafana.json packaging/config.toml; \
 	install -D -m 644 -t $$to/share/doc/coracle/examples/template-c isolators/template-c/*.c; \
 	install -D -m 644 -t $$to/share/doc/coracle/examples/template-rust isolators/template-rust/Cargo.toml; \
 	install -D -m 644 -t $$to/share/doc/coracle/examples/template-rust/src isolators/template-rust/src/*.rs; \

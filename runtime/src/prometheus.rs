@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use coracle_isolator::{Pressure, Usage};
+use coracle_isolator_metrics::Family;
 
-/// A metric: its kind and help, and its samples, each with further labels.
-#[derive(Default)]
+/// A metric: its kind and help, and its samples, each with what follows the metric's name, and labels.
 struct Metric {
-    kind: &'static str,
-    help: &'static str,
-    samples: Vec<(String, f64)>,
+    kind: String,
+    help: String,
+    samples: Vec<(String, String, f64)>,
 }
 
-struct Metrics {
-    id: String,
-    all: BTreeMap<&'static str, Metric>,
+/// Metrics of any number of containers, each told once.
+#[derive(Default)]
+pub struct Metrics {
+    labels: String,
+    all: BTreeMap<String, Metric>,
 }
 
 const NANOSECONDS: f64 = 1e9;
@@ -23,19 +25,8 @@ const MICROSECONDS: f64 = 1e6;
 
 /// The usage of container `id`.
 pub fn text(id: &str, usage: &Usage) -> String {
-    let mut metrics = Metrics { id: id.to_owned(), all: BTreeMap::new() };
-    cpu(&mut metrics, usage);
-    memory(&mut metrics, usage);
-    devices(&mut metrics, usage);
-    network(&mut metrics, usage);
-    for (name, value) in &usage.other {
-        metrics.gauge(
-            "container_isolator",
-            "what an isolator measures beside this",
-            ("measure", name),
-            *value,
-        );
-    }
+    let mut metrics = Metrics::default();
+    metrics.of(id, None).usage(usage);
     metrics.text()
 }
 
@@ -156,42 +147,90 @@ fn pressure(metrics: &mut Metrics, resource: &str, pressure: Option<Pressure>) {
 }
 
 /// A sample without a label of its own.
-const NONE: (&str, &str) = ("", "");
+pub const NONE: (&str, &str) = ("", "");
 
 impl Metrics {
-    fn counter(&mut self, name: &'static str, help: &'static str, label: (&str, &str), value: f64) {
-        self.add(name, ("counter", help), label, value);
-    }
-
-    fn gauge(&mut self, name: &'static str, help: &'static str, label: (&str, &str), value: f64) {
-        self.add(name, ("gauge", help), label, value);
-    }
-
-    fn add(
-        &mut self,
-        name: &'static str,
-        (kind, help): (&'static str, &'static str),
-        (key, value_of): (&str, &str),
-        value: f64,
-    ) {
-        let mut labels = format!("id=\"{}\"", escaped(&self.id));
-        if !key.is_empty() {
-            let _ = write!(labels, ",{key}=\"{}\"", escaped(value_of));
+    /// From here on it is told of the container `id`, one of the pod `pod` where it is one.
+    pub fn of(&mut self, id: &str, pod: Option<&str>) -> &mut Self {
+        self.labels = label("id", id);
+        if let Some(pod) = pod {
+            let _ = write!(self.labels, ",{}", label("pod", pod));
         }
-        let metric = self.all.entry(name).or_insert(Metric { kind, help, samples: Vec::new() });
-        metric.samples.push((labels, value));
+        self
     }
 
-    fn text(&self) -> String {
+    /// From here on it is told of the whole host.
+    pub fn of_host(&mut self) -> &mut Self {
+        self.labels.clear();
+        self
+    }
+
+    /// What the container uses.
+    pub fn usage(&mut self, usage: &Usage) {
+        cpu(self, usage);
+        memory(self, usage);
+        devices(self, usage);
+        network(self, usage);
+        for (name, value) in &usage.other {
+            let help = "what an isolator measures beside this";
+            self.gauge("container_isolator", help, ("measure", name), *value);
+        }
+    }
+
+    /// What its programs have told.
+    pub fn families(&mut self, families: &[Family]) {
+        for family in families {
+            let told = (family.kind.as_str(), family.help.as_str());
+            for sample in &family.samples {
+                let labels: Vec<String> =
+                    sample.labels.iter().map(|(name, value)| label(name, value)).collect();
+                self.push(&family.name, told, (&sample.suffix, &labels.join(",")), sample.value);
+            }
+        }
+    }
+
+    /// A number that only grows.
+    pub fn counter(&mut self, name: &str, help: &str, own: (&str, &str), value: f64) {
+        self.push(name, ("counter", help), ("", &own_label(own)), value);
+    }
+
+    /// A number.
+    pub fn gauge(&mut self, name: &str, help: &str, own: (&str, &str), value: f64) {
+        self.push(name, ("gauge", help), ("", &own_label(own)), value);
+    }
+
+    /// Programs may give two kinds of metrics one name: then it is of neither.
+    fn push(&mut self, name: &str, (kind, help): (&str, &str), (suffix, own): (&str, &str), value: f64) {
+        let (kind, help) = (kind.to_owned(), help.to_owned());
+        let new = || Metric { kind: kind.clone(), help, samples: Vec::new() };
+        let metric = self.all.entry(name.to_owned()).or_insert_with(new);
+        if metric.kind != kind {
+            "untyped".clone_into(&mut metric.kind);
+        }
+        let labels: Vec<&str> = [self.labels.as_str(), own].into_iter().filter(|l| !l.is_empty()).collect();
+        metric.samples.push((suffix.to_owned(), labels.join(","), value));
+    }
+
+    /// All of it, metrics by name.
+    pub fn text(&self) -> String {
         let mut text = String::new();
         for (name, metric) in &self.all {
             let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {}", metric.help, metric.kind);
-            for (labels, value) in &metric.samples {
-                let _ = writeln!(text, "{name}{{{labels}}} {value}");
+            for (suffix, labels, value) in &metric.samples {
+                let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+                let _ = writeln!(text, "{name}{suffix}{labels} {value}");
             }
         }
         text
     }
+}
+
+fn own_label((name, value): (&str, &str)) -> String {
+    if name.is_empty() { String::new() } else { label(name, value) }
+}
+
+fn label(name: &str, value: &str) -> String {
+    format!("{name}=\"{}\"", escaped(value))
 }
 
 fn escaped(value: &str) -> String {

@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Who may use which of ours. A crate that is not named here may use none.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     (
         "coracle",
         &[
@@ -19,6 +19,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "coracle-isolator-cgroup",
             "coracle-isolator-host",
             "coracle-isolator-linux",
+            "coracle-isolator-metrics",
             "coracle-isolator-network",
             "coracle-isolator-volume",
             "coracle-sys",
@@ -29,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("coracle-isolator-host", &["coracle-isolator", "coracle-isolator-abi", "coracle-sys"]),
     ("coracle-isolator-cgroup", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-linux", &["coracle-isolator", "coracle-sys"]),
+    ("coracle-isolator-metrics", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-network", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-volume", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-template", &["coracle-isolator"]),
@@ -39,6 +41,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "coracle-isolator",
             "coracle-isolator-cgroup",
             "coracle-isolator-linux",
+            "coracle-isolator-metrics",
             "coracle-isolator-network",
             "coracle-isolator-volume",
         ],

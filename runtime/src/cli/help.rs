@@ -4,8 +4,10 @@
 pub(super) const HELP: &str = include_str!("help.txt");
 
 /// The commands that runc does not have.
-const OWN: [&str; 11] =
-    ["debug", "pod", "drain", "image", "mounts", "plan", "stats", "isolator", "recover", "complete", "help"];
+const OWN: [&str; 12] = [
+    "debug", "pod", "drain", "image", "mounts", "plan", "stats", "metrics", "isolator", "recover",
+    "complete", "help",
+];
 
 /// Whether help is asked for before the first word that is no option: what comes later can belong to a program.
 pub(super) fn is_wanted(parser: &mut lexopt::Parser) -> bool {

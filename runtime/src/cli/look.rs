@@ -1,5 +1,7 @@
 //! `ps`, `list` and `events`, which only look.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lexopt::prelude::*;
@@ -37,6 +39,36 @@ pub struct Events {
     pub once: bool,
     /// How often to print what it uses.
     pub interval: Duration,
+}
+
+/// The options of `metrics`: where it serves them, where it does not print them.
+#[derive(Debug, Clone, Default)]
+pub struct Listen {
+    /// A Unix socket.
+    pub socket: Option<PathBuf>,
+    /// A port of the loopback network.
+    pub address: Option<SocketAddr>,
+}
+
+/// The options of `metrics`.
+pub(super) fn metrics(parser: &mut lexopt::Parser) -> Result<Listen> {
+    let mut listen = Listen::default();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("socket") => listen.socket = Some(parser.value()?.into()),
+            Long("listen") => {
+                let address = text(parser)?;
+                let parsed: Option<SocketAddr> = address.parse().ok();
+                let local = parsed.filter(|address| address.ip().is_loopback()).ok_or_else(|| {
+                    usage(format!("--listen {address:?} is no address of the loopback network with a port"))
+                        .hint("for others, put a server before it that knows whom it may tell")
+                })?;
+                listen.address = Some(local);
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(listen)
 }
 
 /// The options of `ps`.

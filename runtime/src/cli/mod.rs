@@ -30,7 +30,7 @@ pub use debug::{Debug, Debugging, Files, Wanted};
 pub use exec::Exec;
 pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch, Pull};
-pub use look::{Events, List, Ps};
+pub use look::{Events, List, Listen, Ps};
 pub use network::NetworkVerb;
 pub use pod::{Attach, Drain, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;
@@ -100,6 +100,8 @@ pub enum Command {
     List(List),
     /// Prints what the isolators measured.
     Stats(Stats),
+    /// Prints or serves what all containers and pods use, and what their programs tell.
+    Metrics(Listen),
     /// Looks at isolators.
     Isolator(Isolators),
     /// Prints the volumes.
@@ -213,6 +215,7 @@ fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> 
         "debug" => debug::parse(parser).map(Command::Debug),
         "state" => Ok(Command::State(only_id(parser, "state")?)),
         "stats" => isolator::stats(parser).map(Command::Stats),
+        "metrics" => look::metrics(parser).map(Command::Metrics),
         "isolator" => isolator::isolator(parser).map(Command::Isolator),
         "volume" => volume(parser),
         "network" => network::network(parser).map(Command::Network),

@@ -16,6 +16,7 @@ pub mod delete;
 pub mod ps;
 pub mod list;
 pub mod stats;
+pub mod metrics;
 pub mod isolator;
 pub mod network;
 pub mod volume;
@@ -68,6 +69,7 @@ pub fn execute(global: &Global, command: Command) -> Result<u8> {
         Command::Ps(options) => ps::ps(global, &options),
         Command::List(options) => list::list(global, &options),
         Command::Stats(options) => stats::stats(global, &options),
+        Command::Metrics(listen) => metrics::metrics(global, &listen),
         Command::Isolator(wanted) => isolator::isolator(global, &wanted),
         Command::Volumes => volume::list(global),
         Command::RemoveVolume(name) => volume::remove(global, &name),

@@ -1,6 +1,7 @@
 //! `stats`: prints what the isolators measured.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
@@ -34,7 +35,19 @@ pub(super) fn ask<T>(
     id: &str,
     call: impl FnOnce(&Registry, &Handles<'_>) -> coracle_isolator::Result<T>,
 ) -> Result<T> {
-    let state = State::open_unlocked(&global.root, id)?;
+    let isolators = isolators::all(global)?;
+    let told = ask_of(&global.root, id, |handles| call(&isolators, handles))?;
+    global.warn(isolators.take_warnings());
+    Ok(told)
+}
+
+/// What `call` returns, given the handles of container `id`, whose state lies in `root`.
+pub(super) fn ask_of<T>(
+    root: &Path,
+    id: &str,
+    call: impl FnOnce(&Handles<'_>) -> coracle_isolator::Result<T>,
+) -> Result<T> {
+    let state = State::open_unlocked(root, id)?;
     let no_cgroups = || Error::new(Code::Unsupported, format!("container {id:?} has no cgroups"));
     let record = state.record()?.ok_or_else(no_cgroups)?;
     let place = record.cgroup.as_ref().ok_or_else(no_cgroups)?;
@@ -42,8 +55,5 @@ pub(super) fn ask<T>(
     let cgroup = place.open()?.into_handles();
     let first = record.process.and_then(|first| first.open());
     let handles = Handles { id, pidfd: first.as_ref().map(AsFd::as_fd), cgroup: &cgroup, spec: &spec };
-    let isolators = isolators::all(global)?;
-    let told = call(&isolators, &handles).context(|| format!("asking isolators about container {id:?}"))?;
-    global.warn(isolators.take_warnings());
-    Ok(told)
+    call(&handles).context(|| format!("asking isolators about container {id:?}"))
 }

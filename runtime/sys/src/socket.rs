@@ -1,6 +1,7 @@
 //! Unix sockets: messages with whole boundaries, and descriptors in them.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -169,6 +170,42 @@ fn listen_as(dir: BorrowedFd<'_>, name: &str, kind: SockType) -> Result<OwnedFd>
     let backlog = named(Backlog::new(64), call)?;
     named(nix::sys::socket::listen(&socket, backlog), || format!("listen({})", show(&socket)))?;
     Ok(socket)
+}
+
+/// A UDP socket that never waits, on an address that the network namespace need not have yet (`IP_FREEBIND`, ip(7)). The
+/// kernel counts what it has to drop.
+///
+/// # Errors
+/// `EADDRINUSE` where the port is taken.
+pub fn datagrams(address: SocketAddrV4) -> Result<OwnedFd> {
+    use nix::sys::socket::{SockaddrIn, setsockopt, sockopt};
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, flags, None);
+    let socket = named(socket, || "socket()".to_owned())?;
+    named(setsockopt(&socket, sockopt::IpFreebind, &true), || "setsockopt(IP_FREEBIND)".to_owned())?;
+    named(setsockopt(&socket, sockopt::RxqOvfl, &1), || "setsockopt(SO_RXQ_OVFL)".to_owned())?;
+    let bound = nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrIn::from(address));
+    named(bound, || format!("bind({address})"))?;
+    Ok(socket)
+}
+
+/// Receives one datagram into `buffer`, which cuts what is longer. Returns its length, and how many the kernel has
+/// dropped so far, where it has any (recvmsg(2), `SO_RXQ_OVFL`).
+///
+/// # Errors
+/// `EAGAIN` where there is none.
+pub fn receive_datagram(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<u32>)> {
+    let call = || format!("recvmsg({})", show(&socket));
+    let mut space = nix::cmsg_space!(u32);
+    let mut iov = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let received = nix::sys::socket::recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags);
+    let message = named(received, call)?;
+    let dropped = named(message.cmsgs(), call)?.find_map(|control| match control {
+        ControlMessageOwned::RxqOvfl(count) => Some(count),
+        _ => None,
+    });
+    Ok((message.bytes, dropped))
 }
 
 /// Waits for a connection to a listening socket (accept4(2)).

@@ -7,7 +7,7 @@ mod list;
 mod logs;
 mod make;
 mod relay;
-mod stats;
+pub(super) mod stats;
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};

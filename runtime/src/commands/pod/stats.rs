@@ -31,7 +31,7 @@ pub(super) fn stats(global: &Global, pods: &[String], top: bool) -> Result<u8> {
 }
 
 /// What a pod uses, and each of its containers that runs.
-fn usage(global: &Global, pod: &str) -> Vec<Value> {
+pub(in crate::commands) fn usage(global: &Global, pod: &str) -> Vec<Value> {
     let Ok(told) = super::call(global, pod, "Inspect", json!({})) else { return Vec::new() };
     let containers = told["pod"]["containers"].as_array().cloned().unwrap_or_default();
     let running = containers.iter().filter(|container| container["state"] == "running");
