@@ -35,6 +35,28 @@ pub enum Access {
     Writable,
 }
 
+/// Whose the files of a snapshot are for containers whose users are not the host's.
+#[derive(Debug, Clone, Copy)]
+pub struct Owners<'a> {
+    /// A user namespace that maps the IDs of the layers to those of the host.
+    pub namespace: BorrowedFd<'a>,
+    /// The ID of the host that 0 is mapped to, users and groups alike.
+    pub first: u32,
+    /// How many are mapped.
+    pub count: u32,
+}
+
+impl Owners<'_> {
+    /// Gives `upper` the owners that its files have on the host: overlayfs takes no upper directory whose owners are mapped
+    /// where root is not.
+    fn take(self, upper: BorrowedFd<'_>) -> Result<()> {
+        let found = file::stat(upper)?;
+        let [user, group] = [found.st_uid, found.st_gid]
+            .map(|id| if id < self.count { self.first.saturating_add(id) } else { id });
+        Ok(file::chown(upper, user, group)?)
+    }
+}
+
 /// What `snapshot.json` holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,6 +76,19 @@ const RECORD: &str = "snapshot.json";
 /// [`Kind::NotUnpacked`] where a layer is not unpacked yet, [`Kind::Exists`] where the ID is taken. What was
 /// begun is undone.
 pub fn mount(store: &Store, id: &str, image: &Image, access: Access) -> Result<PathBuf> {
+    mount_for(store, id, image, (access, None))
+}
+
+/// The same, with other owners on the host, if any are given, than the layers have.
+///
+/// # Errors
+/// As [`mount`]; [`Kind::System`] where the kernel or the store's file system can't map owners.
+pub fn mount_for(
+    store: &Store,
+    id: &str,
+    image: &Image,
+    (access, owners): (Access, Option<Owners<'_>>),
+) -> Result<PathBuf> {
     let mounting = || format!("mounting {:?} as {id:?}", image.reference);
     check_id(id).context(mounting)?;
     let _lock = store.lock_adding()?;
@@ -62,7 +97,7 @@ pub fn mount(store: &Store, id: &str, image: &Image, access: Access) -> Result<P
     let record =
         Record { reference: image.reference.clone(), manifest: image.digest.clone(), layers, access };
     let directory = begin(store, id, &record).context(mounting)?;
-    if let Err(error) = assemble(store, id, directory.as_fd(), &record) {
+    if let Err(error) = assemble(store, id, directory.as_fd(), (&record, owners)) {
         // The first failure is the one to tell; what can't be undone now, the next `remove` finds.
         let _ = remove(store, id);
         return Err(error).context(mounting);
@@ -110,13 +145,19 @@ fn open_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
 }
 
 /// Makes the directories and the mount: configured and given its attributes while detached, attached last.
-fn assemble(store: &Store, id: &str, directory: BorrowedFd<'_>, record: &Record) -> Result<()> {
+fn assemble(
+    store: &Store,
+    id: &str,
+    directory: BorrowedFd<'_>,
+    (record, owners): (&Record, Option<Owners<'_>>),
+) -> Result<()> {
     for name in ["upper", "work", "rootfs"] {
         file::mkdir(directory, name, 0o755)?;
     }
     let (visible, root) = visible_layers(store, &record.layers)?;
     let upper = open_directory(directory, OsStr::new("upper"))?;
     copy_root(root.as_ref().map(AsFd::as_fd), upper.as_fd())?;
+    owners.map_or(Ok(()), |owners| owners.take(upper.as_fd()))?;
 
     let here = directory_path(store, id);
     let overlay = mount::Context::open("overlay")?;
@@ -125,9 +166,15 @@ fn assemble(store: &Store, id: &str, directory: BorrowedFd<'_>, record: &Record)
     if record.access == Access::ReadOnly {
         set("lowerdir+", here.join("upper"))?;
     }
-    for layer in visible.iter().rev() {
-        set("lowerdir+", store.path().join("layers").join(layer))?;
-    }
+    // Closed, it would be no mount any more.
+    let _mapped = match owners {
+        Some(owners) => Some(add_mapped(store, visible, &overlay, owners.namespace)?),
+        None => {
+            let layers = visible.iter().rev().map(|layer| store.path().join("layers").join(layer));
+            layers.into_iter().try_for_each(|layer| set("lowerdir+", layer))?;
+            None
+        }
+    };
     // An image may have no layer, and overlayfs wants at least one below the upper one, or two.
     if visible.is_empty() {
         set("lowerdir+", here.join("rootfs"))?;
@@ -142,6 +189,24 @@ fn assemble(store: &Store, id: &str, directory: BorrowedFd<'_>, record: &Record)
     let mounted = overlay.mount(attributes)?;
     let rootfs = open_directory(directory, OsStr::new("rootfs"))?;
     Ok(mount::attach(mounted.as_fd(), rootfs.as_fd())?)
+}
+
+/// Adds the layers by descriptor, out of a mount of their directory whose owners are mapped, which is returned: it is
+/// attached nowhere, and has no path.
+fn add_mapped(
+    store: &Store,
+    layers: &[String],
+    overlay: &mount::Context,
+    users: BorrowedFd<'_>,
+) -> Result<OwnedFd> {
+    const OLD: &str = "Linux maps the owners of layers since 6.15, and not of every file system";
+    let all = mount::clone_tree(store.layers(), std::path::Path::new(""), false)?;
+    mount::set_idmap(all.as_fd(), users, false).map_err(|e| Error::from(e).hint(OLD))?;
+    for name in layers.iter().rev() {
+        let layer = open_directory(all.as_fd(), OsStr::new(name))?;
+        overlay.set_fd("lowerdir+", layer.as_fd()).map_err(|e| Error::from(e).hint(OLD))?;
+    }
+    Ok(all)
 }
 
 /// Mounts layers read-only one over the other, attached nowhere: a view of them for whoever holds the

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coracle_image::bundle::{self, Bundle};
-use coracle_image::snapshot::{self, Access};
+use coracle_image::snapshot::{self, Access, Owners};
 use coracle_image::store::Store;
 
 use crate::cli::{ImageRun, Pull};
@@ -20,8 +20,22 @@ pub const PROGRAM: &str = "coracle-image";
 /// # Errors
 /// `NotFound` where the store has no such image.
 pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf> {
+    make_bundle_for(store, id, wanted, None)
+}
+
+/// The same, with other owners of its files on the host, if any are given, than the image has.
+///
+/// # Errors
+/// As [`make_bundle`].
+pub fn make_bundle_for(
+    store: &Path,
+    id: &str,
+    wanted: &ImageRun,
+    owners: Option<Owners<'_>>,
+) -> Result<PathBuf> {
     let attempt = || -> coracle_image::Result<Bundle> {
-        bundle::make(&Store::open(store)?, &wanted.reference, &state::name(id), &wanted.options)
+        let options = (&wanted.options, owners);
+        bundle::make_for(&Store::open(store)?, &wanted.reference, &state::name(id), options)
     };
     if wanted.pull == Pull::Always {
         pull(store, &wanted.reference)?;
@@ -49,14 +63,16 @@ pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
     removed.context(|| format!("removing the snapshot of container {id:?}"))
 }
 
-/// Mounts the files of an image, read-only, as the snapshot of `id`; one that is mounted already stays.
+/// Mounts the files of an image, read-only, as the snapshot of `id`, with other owners if any are given; one that is mounted
+/// already stays.
 ///
 /// # Errors
 /// `NotFound` where the store has no such image.
-pub fn mount_volume(store: &Path, id: &str, reference: &str) -> Result<()> {
+pub fn mount_volume(store: &Path, id: &str, reference: &str, owners: Option<Owners<'_>>) -> Result<()> {
     let attempt = || -> coracle_image::Result<PathBuf> {
         let store = Store::open(store)?;
-        snapshot::mount(&store, &state::name(id), &store.image(reference)?, Access::ReadOnly)
+        let image = store.image(reference)?;
+        snapshot::mount_for(&store, &state::name(id), &image, (Access::ReadOnly, owners))
     };
     let mounted = match attempt() {
         Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {

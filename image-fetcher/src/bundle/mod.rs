@@ -13,7 +13,7 @@ use coracle_sys::file;
 use oci_spec::runtime::Spec;
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::snapshot::{self, Access};
+use crate::snapshot::{self, Access, Owners};
 use crate::store::Store;
 
 pub use options::{Network, Options, Seccomp};
@@ -35,9 +35,22 @@ pub struct Bundle {
 /// [`Kind::NotFound`], [`Kind::NotUnpacked`], [`Kind::Exists`], and [`Kind::Usage`] where an option can't be
 /// understood. What was begun is undone.
 pub fn make(store: &Store, reference: &str, id: &str, options: &Options) -> Result<Bundle> {
+    make_for(store, reference, id, (options, None))
+}
+
+/// The same, with other owners on the host, if any are given, than the layers have.
+///
+/// # Errors
+/// As [`make`], and [`snapshot::mount_for`].
+pub fn make_for(
+    store: &Store,
+    reference: &str,
+    id: &str,
+    (options, owners): (&Options, Option<Owners<'_>>),
+) -> Result<Bundle> {
     let image = store.image(reference)?;
     let access = if options.read_only { Access::ReadOnly } else { Access::Writable };
-    let rootfs = snapshot::mount(store, id, &image, access)?;
+    let rootfs = snapshot::mount_for(store, id, &image, (access, owners))?;
     let made = || -> Result<Bundle> {
         let root = file::open_dir(&rootfs)?;
         let spec = spec(&image.config, root.as_fd(), &options.for_id(id))?;

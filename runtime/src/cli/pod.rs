@@ -93,6 +93,8 @@ pub struct Make {
     pub store: Option<PathBuf>,
     /// The node of the tree.
     pub parent: Option<String>,
+    /// Whether the pod's users are not the host's.
+    pub own_users: bool,
 }
 
 /// A pod, and a container of it.
@@ -247,6 +249,7 @@ fn make(parser: &mut lexopt::Parser) -> Result<Make> {
             Short('f') | Long("file") => make.file = Some(parser.value()?.into()),
             Long("store") => make.store = Some(parser.value()?.into()),
             Long("parent") => make.parent = Some(text(parser)?),
+            Long("own-users") => make.own_users = true,
             Long("name") => make.name = Some(text(parser)?),
             Value(image) if make.image.is_none() && make.file.is_none() => {
                 make.image = Some(image.string()?);

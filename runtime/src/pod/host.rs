@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::document;
 use super::record::{self, Directory, PODS, SOCKET};
-use super::supervisor;
+use super::supervisor::{self, Beside};
 use super::varlink::{self, Call, Connection, Reply, client};
 use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
@@ -132,6 +132,8 @@ struct Create {
     parent: Option<String>,
     #[serde(default)]
     store: Option<PathBuf>,
+    #[serde(default)]
+    own_users: bool,
 }
 
 #[derive(Deserialize)]
@@ -245,8 +247,8 @@ impl Service {
         let pod = document::parse(given.document.to_string().as_bytes())?;
         let name = pod.metadata.name.clone();
         let store = given.store.unwrap_or_else(coracle_image::store::default_root);
-        supervisor::begin(&self.global, pod, store, given.parent)
-            .context(|| format!("making pod {name:?}"))?;
+        let beside = Beside { store, parent: given.parent, own_users: given.own_users };
+        supervisor::begin(&self.global, pod, beside).context(|| format!("making pod {name:?}"))?;
         Ok(json!({ "pod": self.place(&name) }))
     }
 

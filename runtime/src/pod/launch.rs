@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use super::document::{Pod, PullPolicy};
 use super::job::{Job, Mouth};
-use super::plan::{Member, Plan};
+use super::plan::{self as pods, Member, Plan};
 use super::record::Directory;
 use super::sandbox::Sandbox;
+use super::users::Range;
 use super::volume;
 use crate::cgroup::Management;
 use crate::cli::{self, ImageRun};
@@ -49,11 +50,14 @@ pub struct Order<'a> {
     pub cgroups: Management,
     /// The directory of the configuration.
     pub config: &'a Path,
+    /// The pod's users, where they are not the host's.
+    pub users: Option<Range>,
 }
 
 impl<'a> Order<'a> {
     fn volumes(self) -> volume::From<'a> {
-        volume::From { dir: self.dir, pod: self.pod, store: self.store, config: self.config }
+        let Self { dir, pod, store, config, users, .. } = self;
+        volume::From { dir, pod, store, config, users }
     }
 }
 
@@ -137,12 +141,15 @@ fn bundle(order: Order<'_>, member: &Member, id: &str) -> Result<std::path::Path
     if policy == PullPolicy::Always {
         image::pull(order.store, &wanted.reference)?;
     }
-    match image::make_bundle(order.store, id, &wanted) {
+    let namespace = order.sandbox.namespace(pods::Kind::User);
+    let owners = order.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
+    let make = || image::make_bundle_for(order.store, id, &wanted, owners);
+    match make() {
         Err(e) if e.code() == Code::NotFound && policy == PullPolicy::IfNotPresent => {
             let missing = e.hint("it is not in the store");
             image::pull(order.store, &wanted.reference)
                 .map_err(|pulling| missing.hint(pulling.to_string()))?;
-            image::make_bundle(order.store, id, &wanted)
+            make()
         }
         made => made,
     }
@@ -169,7 +176,7 @@ fn shape(loaded: Loaded, order: Order<'_>, member: &Member) -> Result<Loaded> {
     for (name, limits) in member.resources.as_object().into_iter().flatten() {
         spec["linux"]["resources"][name] = limits.clone();
     }
-    let pod = super::plan::cgroup_path(&order.plan.name, None);
+    let pod = pods::cgroup_path(&order.plan.name, None);
     let above = order.plan.cgroup.as_ref().and_then(|place| place.at.first()).map(|site| site.path.clone());
     let above = above.map_or(pod, |path| format!("/{}", path.display()));
     spec["linux"]["cgroupsPath"] = json!(format!("{above}/{}", member.path));

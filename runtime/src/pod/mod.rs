@@ -14,6 +14,7 @@ pub mod document;
 pub mod plan;
 pub mod record;
 pub mod job;
+pub mod users;
 pub mod keeper;
 pub mod sandbox;
 pub mod volume;

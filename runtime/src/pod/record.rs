@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::document::Pod;
+use super::users::Range;
 use crate::cgroup::Place;
 use crate::error::{Code, Context, Error, Result};
 use crate::state::record::Process;
@@ -54,6 +55,9 @@ pub struct Record {
     pub store: PathBuf,
     /// The node of the tree that it stands below.
     pub parent: Option<String>,
+    /// The IDs of the host that its users have, where they are not the host's.
+    #[serde(default)]
+    pub users: Option<Range>,
 }
 
 /// What is to become of a pod.

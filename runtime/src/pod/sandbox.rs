@@ -13,6 +13,7 @@ use super::keeper::{self, Keeper};
 use super::plan::{Kind, Plan};
 use super::record::{Directory, Record};
 use crate::error::{Context, Error, Result};
+use crate::stages::spawn::users;
 use crate::stages::spec;
 use crate::state::record::Process;
 
@@ -38,7 +39,9 @@ impl Sandbox {
         (record.keeper, record.cgroup) = (None, plan.cgroup.clone());
         dir.write(record)?;
         make_cgroup(record, plan, isolators).context(|| "making the pod's cgroup")?;
-        let keeper = keeper::start(dir.fd(), &plan.sandbox, |_| Ok(()))?;
+        let keeper = keeper::start(dir.fd(), &plan.sandbox, |pid| {
+            record.users.map_or(Ok(()), |users| users::map(pid, &users.namespaces()))
+        })?;
         record.keeper = Some(Process::now(keeper.pid)?);
         dir.write(record)?;
         Self::open(dir, keeper.pid, keeper.pidfd, plan)

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::document::{EmptyDir, HostPath, Pod, SecretVolume, Volume};
 use super::plan::Member;
 use super::record::Directory;
+use super::users::Range;
 use crate::error::{Code, Context, Error, Result};
 use crate::image;
 
@@ -36,6 +37,8 @@ pub struct From<'a> {
     pub store: &'a Path,
     /// The directory of the configuration, in which `secrets/NAME/` lies.
     pub config: &'a Path,
+    /// The pod's users, where they are not the host's.
+    pub users: Option<Range>,
 }
 
 /// Makes the volumes.
@@ -64,7 +67,9 @@ fn make_one(from: From<'_>, volumes: BorrowedFd<'_>, volume: &Volume) -> Result<
         return make_secret(volumes, &volume.name, (secret, from.config), group);
     }
     let reference = volume.image.as_ref().map(|image| image.reference.as_str()).unwrap_or_default();
-    image::mount_volume(from.store, &volume_id(from.pod, &volume.name), reference)
+    let namespace = from.users.map(Range::open).transpose()?;
+    let owners = from.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
+    image::mount_volume(from.store, &volume_id(from.pod, &volume.name), reference, owners)
 }
 
 /// The ID of the snapshot of an image volume. No container's name holds a dot.
@@ -188,7 +193,12 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Vec<Value>> {
             _ => from.dir.path().join(VOLUMES).join(&volume.name),
         };
         let is_fixed = volume.image.is_some() || volume.secret.is_some();
-        mounts.push(bind(&source, &wanted.mount_path, wanted.read_only || is_fixed));
+        let mut mount = bind(&source, &wanted.mount_path, wanted.read_only || is_fixed);
+        // The files of an image have the pod's owners where they are mounted.
+        if let (Some(_), None, Some(options)) = (from.users, &volume.image, mount["options"].as_array_mut()) {
+            options.push("idmap".into());
+        }
+        mounts.push(mount);
     }
     Ok(mounts)
 }

@@ -6,6 +6,7 @@ mod life;
 mod order;
 mod probes;
 mod volumes;
+mod users;
 mod recovery;
 mod nested;
 mod streams;

@@ -7,7 +7,7 @@ use crate::cli::{Global, Make};
 use crate::error::{Code, Context, Error, Result};
 use crate::pod::document::{self, Container, Metadata, Pod, PodSpec, RestartPolicy};
 use crate::pod::plan;
-use crate::pod::supervisor;
+use crate::pod::supervisor::{self, Beside};
 use crate::self_image;
 
 /// Makes the pod and starts it. What can't be launched at all is told; the pod stays, to be looked at.
@@ -51,8 +51,8 @@ fn make(global: &Global, options: &Make) -> Result<String> {
     let name = document.metadata.name.clone();
     let store = options.store.clone().unwrap_or_else(coracle_image::store::default_root);
     let store = std::path::absolute(&store).unwrap_or(store);
-    supervisor::begin(global, document, store, options.parent.clone())
-        .context(|| format!("making pod {name:?}"))?;
+    let beside = Beside { store, parent: options.parent.clone(), own_users: options.own_users };
+    supervisor::begin(global, document, beside).context(|| format!("making pod {name:?}"))?;
     Ok(name)
 }
 

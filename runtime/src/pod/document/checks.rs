@@ -39,9 +39,10 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
         }
     }
     check_amounts(&spec.resources, "/spec/resources")?;
-    if spec.host_users == Some(false) {
-        return Err(invalid("/spec/hostUsers", "user namespaces of pods are not supported")
-            .code_is(Code::Unsupported));
+    let of_host =
+        [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
+    if let (Some(false), Some((name, _))) = (spec.host_users, of_host.iter().find(|(_, is)| *is)) {
+        return Err(invalid("/spec/hostUsers", format!("users of the pod's own exclude {name}")));
     }
     if spec.share_process_namespace && spec.host_pid {
         return Err(invalid("/spec/shareProcessNamespace", "it excludes hostPID"));

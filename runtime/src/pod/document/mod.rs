@@ -32,6 +32,21 @@ pub fn check(pod: &Pod) -> Result<()> {
     checks::check(pod)
 }
 
+impl Pod {
+    /// Gives the pod users of its own, which are not the host's.
+    ///
+    /// # Errors
+    /// `InvalidSpec` where it says otherwise, or uses what is the host's.
+    pub fn give_own_users(&mut self) -> Result<()> {
+        if self.spec.host_users == Some(true) {
+            let why = "/spec/hostUsers: it is true, and who makes the pod wants users of its own for it";
+            return Err(Error::new(Code::InvalidSpec, why));
+        }
+        self.spec.host_users = Some(false);
+        check(self)
+    }
+}
+
 /// The one container that `text` describes, as an entry of a pod's `containers`.
 ///
 /// # Errors

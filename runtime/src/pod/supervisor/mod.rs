@@ -35,7 +35,7 @@ use errand::Errand;
 use member::{Member, Phase};
 use pending::Client;
 
-pub use start::{adopt, begin};
+pub use start::{Beside, adopt, begin};
 
 /// A container's path.
 type Path = Rc<str>;
@@ -277,12 +277,14 @@ impl Supervisor {
             sandbox: self.sandbox.as_ref()?,
             cgroups: self.global.cgroups,
             config: &self.global.config,
+            users: self.record.users,
         })
     }
 
     fn volumes(&self) -> volume::From<'_> {
-        let (dir, pod) = (&self.dir, &self.record.document);
-        volume::From { dir, pod, store: &self.record.store, config: &self.global.config }
+        let (dir, record) = (&self.dir, &self.record);
+        let (pod, store, users) = (&record.document, &*record.store, record.users);
+        volume::From { dir, pod, store, config: &self.global.config, users }
     }
 
     /// Whether nothing of the pod is there but its records.
@@ -354,6 +356,7 @@ impl Supervisor {
             "labels": self.record.document.metadata.labels,
             "annotations": self.record.document.metadata.annotations,
             "parent": self.record.parent,
+            "users": self.record.users,
             "supervisor": self.record.supervisor.map(|process| process.pid),
             "keeper": self.record.keeper.map(|process| process.pid),
             "cgroup": self.record.cgroup.as_ref().and_then(|place| place.at.first()).map(|site| &site.path),

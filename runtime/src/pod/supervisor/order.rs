@@ -348,7 +348,8 @@ impl Supervisor {
             _ => {}
         }
         volume::make(self.volumes())?;
-        self.sandbox = Some(Sandbox::make(&self.dir, &mut self.record, &self.plan, &self.isolators)?);
+        let made = Sandbox::make(&self.dir, &mut self.record, &self.plan, &self.isolators);
+        self.sandbox = Some(made.inspect_err(|_| self.tear_down())?);
         for member in self.members.values_mut().filter(|member| member.plan.role != Role::Nested) {
             member.phase = Phase::Waiting;
             (member.life.done, member.cause) = (false, None);

@@ -19,19 +19,35 @@ use crate::pod::logs::{Log, Stream};
 use crate::pod::plan::{self, Plan, Role};
 use crate::pod::record::{self, Directory, Record, SOCKET, Wish};
 use crate::pod::sandbox::Sandbox;
+use crate::pod::users;
 use crate::state::{self, State};
 use crate::time;
 
 /// How long a supervisor may take to listen.
 const READY: Duration = Duration::from_secs(10);
 
+/// What a caller says beside the document of a pod that is to be made.
+#[derive(Debug, Clone)]
+pub struct Beside {
+    /// Where its images are.
+    pub store: PathBuf,
+    /// The node of the tree that it stands below.
+    pub parent: Option<String>,
+    /// Whether its users are not the host's.
+    pub own_users: bool,
+}
+
 /// Makes the pod that `document` describes, and starts its supervisor. The calling process must be the protected image
 /// of the runtime.
 ///
 /// # Errors
 /// `InvalidSpec`, `Exists`; then nothing is left.
-pub fn begin(global: &Global, document: Pod, store: PathBuf, parent: Option<String>) -> Result<()> {
+pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
     host::check_open(&global.root)?;
+    let Beside { store, parent, own_users } = beside;
+    if own_users {
+        document.give_own_users()?;
+    }
     let wish = plan::Wish { cgroups: global.cgroups, parent: parent.as_deref() };
     let plan = plan::plan(&document, &wish)?;
     let dir = Directory::create(&global.root, &plan.name)?;
@@ -44,10 +60,25 @@ pub fn begin(global: &Global, document: Pod, store: PathBuf, parent: Option<Stri
         cgroup: None,
         store,
         parent,
+        users: None,
     };
     let name = plan.name.clone();
-    let begun = dir.lock().and_then(|_| dir.write(&record)).and_then(|()| spawn(global, dir, record, plan));
+    let begun = dir.lock().and_then(|_| write(global, &dir, record));
+    let begun = begun.and_then(|record| spawn(global, dir, record, plan));
     begun.inspect_err(|_| drop(Directory::open(&global.root, &name).and_then(|dir| dir.remove())))
+}
+
+/// Writes the record of a new pod, with the IDs that its users get, where they are not the host's.
+fn write(global: &Global, dir: &Directory, mut record: Record) -> Result<Record> {
+    if record.document.spec.host_users == Some(false) {
+        users::choose(&global.root, |range| {
+            record.users = Some(range);
+            dir.write(&record)
+        })?;
+    } else {
+        dir.write(&record)?;
+    }
+    Ok(record)
 }
 
 /// Starts another supervisor for the pod in `dir` where none lives; true where it did.

@@ -3,10 +3,10 @@
 mod opened;
 mod joins;
 mod sources;
-mod owners;
+pub mod owners;
 mod clone;
 mod devices;
-mod users;
+pub mod users;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;

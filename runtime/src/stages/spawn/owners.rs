@@ -11,7 +11,7 @@ use crate::error::{Context, Result};
 ///
 /// # Errors
 /// `EINVAL` where the kernel refuses a map, `EPERM` for a caller without privilege.
-pub(super) fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
+pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let (keep, give) = socket::pair()?;
     // It holds the namespace until this end of the pair is closed, and be it by this process's death.
     let child = process::spawn(libc::CLONE_NEWUSER, None, || {

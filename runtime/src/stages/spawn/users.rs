@@ -14,7 +14,7 @@ use crate::stages::plan::namespaces::Namespaces;
 ///
 /// # Errors
 /// `EPERM` where an ID is not the caller's to map.
-pub(super) fn map(pid: i32, namespaces: &Namespaces) -> Result<()> {
+pub fn map(pid: i32, namespaces: &Namespaces) -> Result<()> {
     if !namespaces.new_user() {
         return Ok(());
     }
