@@ -18,7 +18,7 @@ use crate::conflist::{self, Conflist, Found};
 use crate::plugin::{Call, Plugins};
 use crate::records::{self, Attachment, Record, Records};
 use crate::wanted::Wanted;
-use crate::{list, names};
+use crate::{list, names, ports_of_host};
 
 /// The options of `network/cni`.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// How long a plugin may take, in seconds.
     pub deadline: f64,
+    /// The networks of a pod that names none, as its annotation would say.
+    pub pods: Option<String>,
 }
 
 impl Default for Settings {
@@ -41,6 +43,7 @@ impl Default for Settings {
             plugins: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from).into(),
             state: "/var/lib/coracle/network".into(),
             deadline: 30.0,
+            pods: None,
         }
     }
 }
@@ -102,6 +105,11 @@ impl Cni {
         self.attachments(wanted).map(drop)
     }
 
+    /// The networks of a pod that names none.
+    pub fn for_pods(&self) -> Option<&str> {
+        self.0.pods.as_deref()
+    }
+
     /// The files of `/etc` of the container `id`, each with its name there.
     pub fn files(&self, id: &str) -> [(PathBuf, &'static str); 3] {
         ["hosts", "hostname", "resolv.conf"].map(|name| (self.0.state.join(id).join(name), name))
@@ -110,7 +118,7 @@ impl Cni {
     /// Records that `sandbox` is about to be attached to what is `wanted`, and makes its files.
     ///
     /// # Errors
-    /// As [`plan`](Self::plan), and where nothing can be written.
+    /// As [`plan`](Self::plan); where a port of the host is another's; where nothing can be written.
     pub fn reserve(&self, sandbox: &Sandbox<'_>, wanted: &Wanted) -> Result<()> {
         let attachments = self.attachments(wanted)?;
         let records = Records::make(&self.0.state)?;
@@ -127,7 +135,14 @@ impl Cni {
             wanted: wanted.clone(),
             attachments,
         };
-        records.write(&record)?;
+        if wanted.ports.is_empty() {
+            records.write(&record)?;
+        } else {
+            // Whoever chooses ports does it alone.
+            let _alone = records.networks()?;
+            ports_of_host::check_free(&records, &record)?;
+            records.write(&record)?;
+        }
         names::begin(&records, &record)
     }
 

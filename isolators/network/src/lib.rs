@@ -14,6 +14,7 @@ mod list;
 mod answer;
 mod records;
 mod names;
+mod ports_of_host;
 pub mod cni;
 mod isolator;
 mod ports;

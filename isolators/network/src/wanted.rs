@@ -159,6 +159,25 @@ impl PortMapping {
         Ok(mapping)
     }
 
+    /// The host's side, for people: `127.0.0.1:8080/tcp`.
+    pub fn told(&self) -> String {
+        let Self { host_port, protocol, host_ip, .. } = self;
+        match host_ip.as_str() {
+            "" => format!("{host_port}/{protocol}"),
+            ip if ip.contains(':') => format!("[{ip}]:{host_port}/{protocol}"),
+            ip => format!("{ip}:{host_port}/{protocol}"),
+        }
+    }
+
+    /// Whether both want the same port of the host.
+    pub fn collides_with(&self, other: &Self) -> bool {
+        let any = |mapping: &Self| {
+            mapping.host_ip.parse::<IpAddr>().map_or(true, |address| address.is_unspecified())
+        };
+        (self.host_port, &self.protocol) == (other.host_port, &other.protocol)
+            && (any(self) || any(other) || self.host_ip == other.host_ip)
+    }
+
     fn check(&self) -> Result<()> {
         let is_whole = self.host_port > 0
             && self.container_port > 0

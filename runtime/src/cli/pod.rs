@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coracle_image::bundle;
 use lexopt::prelude::*;
 
 use super::Command;
+use super::network::Networks;
 use super::words::{self, parsed, rest, text, usage};
 use crate::error::{Error, Result};
 
@@ -95,6 +97,10 @@ pub struct Make {
     pub parent: Option<String>,
     /// Whether the pod's users are not the host's.
     pub own_users: bool,
+    /// Its networks, as its annotation would name them.
+    pub network: Option<String>,
+    /// Whether its network is the host's, for one of an image.
+    pub host_network: bool,
 }
 
 /// A pod, and a container of it.
@@ -243,13 +249,16 @@ fn check_target(target: &Target) -> Result<()> {
 }
 
 fn make(parser: &mut lexopt::Parser) -> Result<Make> {
-    let mut make = Make::default();
+    let (mut make, mut networks) = (Make::default(), Networks::default());
     while let Some(arg) = parser.next()? {
         match arg {
             Short('f') | Long("file") => make.file = Some(parser.value()?.into()),
             Long("store") => make.store = Some(parser.value()?.into()),
             Long("parent") => make.parent = Some(text(parser)?),
             Long("own-users") => make.own_users = true,
+            Long("network") => networks.join(&text(parser)?),
+            Short('p') | Long("publish") => networks.publish(&text(parser)?)?,
+            Long("dns") => networks.wanted.dns.nameservers.push(text(parser)?),
             Long("name") => make.name = Some(text(parser)?),
             Value(image) if make.image.is_none() && make.file.is_none() => {
                 make.image = Some(image.string()?);
@@ -258,7 +267,14 @@ fn make(parser: &mut lexopt::Parser) -> Result<Make> {
             other => return Err(other.unexpected().into()),
         }
     }
+    let mut options = bundle::Options::default();
+    networks.apply(&mut options)?;
+    make.network = options.annotations.remove(coracle_isolator_network::ANNOTATION);
+    make.host_network = options.network == bundle::Network::Host;
     match (&make.file, &make.image) {
+        (Some(_), _) if make.host_network => {
+            Err(usage("--network host is for a pod of an image; a document says hostNetwork"))
+        }
         (None, None) => Err(missing("-f FILE, or an image,")),
         (Some(_), Some(_)) => Err(usage("-f and an image exclude each other")),
         (Some(_), _) if make.name.is_some() => {

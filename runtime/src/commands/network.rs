@@ -26,7 +26,11 @@ pub fn network(global: &Global, verb: &NetworkVerb) -> Result<u8> {
     }
 }
 
-fn configured(global: &Global) -> Result<NetworkCni> {
+/// The isolator, as the operator has configured it.
+///
+/// # Errors
+/// Where the configuration can't be read.
+pub fn configured(global: &Global) -> Result<NetworkCni> {
     let mut isolator = NetworkCni::new(&global.root);
     if let Some(options) = isolators::options_of(global, isolator.name())? {
         isolator.configure(&options)?;

@@ -4,7 +4,7 @@ use coracle_isolator::{State as Told, States};
 
 use crate::cli::Global;
 use crate::error::Result;
-use crate::pod::host;
+use crate::pod::{host, network};
 use crate::stages::cleanup;
 use crate::state::{self, Record, State};
 use crate::{isolators, self_image};
@@ -33,6 +33,7 @@ pub fn recover(global: &Global) -> Result<u8> {
         }
     }
     global.warn(isolators.recover(&found).iter().map(ToString::to_string));
+    network::tidy(&global.root);
     for state in cut_off {
         let id = state.id().to_owned();
         match cleanup::remove(state, &isolators, false) {

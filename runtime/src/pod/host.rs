@@ -134,6 +134,8 @@ struct Create {
     store: Option<PathBuf>,
     #[serde(default)]
     own_users: bool,
+    #[serde(default)]
+    network: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -247,7 +249,8 @@ impl Service {
         let pod = document::parse(given.document.to_string().as_bytes())?;
         let name = pod.metadata.name.clone();
         let store = given.store.unwrap_or_else(coracle_image::store::default_root);
-        let beside = Beside { store, parent: given.parent, own_users: given.own_users };
+        let Create { parent, own_users, network, .. } = given;
+        let beside = Beside { store, parent, own_users, network };
         supervisor::begin(&self.global, pod, beside).context(|| format!("making pod {name:?}"))?;
         Ok(json!({ "pod": self.place(&name) }))
     }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::document::{Pod, PullPolicy};
 use super::job::{Job, Mouth};
+use super::network::Networks;
 use super::plan::{self as pods, Member, Plan};
 use super::record::Directory;
 use super::sandbox::Sandbox;
@@ -52,12 +53,14 @@ pub struct Order<'a> {
     pub config: &'a Path,
     /// The pod's users, where they are not the host's.
     pub users: Option<Range>,
+    /// Where the files of `/etc` are that its networks give.
+    pub networks: &'a Networks,
 }
 
 impl<'a> Order<'a> {
     fn volumes(self) -> volume::From<'a> {
-        let Self { dir, pod, store, config, users, .. } = self;
-        volume::From { dir, pod, store, config, users }
+        let Self { dir, pod, store, config, users, networks, .. } = self;
+        volume::From { dir, pod, store, config, users, networks }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod record;
 pub mod job;
 pub mod users;
+pub mod network;
 pub mod keeper;
 pub mod sandbox;
 pub mod volume;

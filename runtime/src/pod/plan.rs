@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_image::bundle::{Options, Seccomp};
+use coracle_image::bundle::{Network, Options, Seccomp};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -318,6 +318,7 @@ impl Member {
             seccomp: seccomp(own.seccomp_profile.as_ref().or(all.seccomp_profile.as_ref()), own.privileged),
             cap_add: if own.privileged { vec!["ALL".to_owned()] } else { own.capabilities.add.clone() },
             cap_drop: own.capabilities.drop.clone(),
+            network: if pod.spec.host_network { Network::Host } else { Network::None },
             ..Options::default()
         }
     }

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::document::Pod;
+use super::network::Attached;
 use super::users::Range;
 use crate::cgroup::Place;
 use crate::error::{Code, Context, Error, Result};
@@ -58,6 +59,9 @@ pub struct Record {
     /// The IDs of the host that its users have, where they are not the host's.
     #[serde(default)]
     pub users: Option<Range>,
+    /// What it is attached to: nothing before that is begun, an empty list until it is done.
+    #[serde(default)]
+    pub networks: Option<Vec<Attached>>,
 }
 
 /// What is to become of a pod.

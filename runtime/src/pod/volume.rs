@@ -11,6 +11,7 @@ use coracle_sys::{Errno, mount};
 use serde_json::{Value, json};
 
 use super::document::{EmptyDir, HostPath, Pod, SecretVolume, Volume};
+use super::network::{self, Networks};
 use super::plan::Member;
 use super::record::Directory;
 use super::users::Range;
@@ -39,6 +40,8 @@ pub struct From<'a> {
     pub config: &'a Path,
     /// The pod's users, where they are not the host's.
     pub users: Option<Range>,
+    /// Where the files of `/etc` are that its networks give.
+    pub networks: &'a Networks,
 }
 
 /// Makes the volumes.
@@ -168,6 +171,9 @@ fn hosts(pod: &Pod) -> String {
     let spec = &pod.spec;
     let own = spec.hostname.as_ref().unwrap_or(&pod.metadata.name);
     let mut text = format!("127.0.0.1\tlocalhost {own}\n::1\tlocalhost ip6-localhost\n");
+    for name in network::containers(pod) {
+        text.push_str(&format!("127.0.0.1\t{name}\n"));
+    }
     for alias in &spec.host_aliases {
         text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.join(" ")));
     }
@@ -180,7 +186,10 @@ fn hosts(pod: &Pod) -> String {
 /// None that is known.
 pub fn mounts(from: From<'_>, member: &Member) -> Result<Vec<Value>> {
     let mut mounts = Vec::new();
-    if !from.pod.spec.host_network {
+    if network::wanted(from.pod)?.is_some() {
+        let files = from.networks.files(&from.pod.metadata.name);
+        mounts.extend(files.map(|(source, name)| bind(&source, &Path::new("/etc").join(name), true)));
+    } else if !from.pod.spec.host_network {
         mounts.push(bind(&from.dir.path().join(HOSTS), Path::new("/etc/hosts"), false));
     }
     for wanted in &member.container.volume_mounts {

@@ -7,6 +7,7 @@ mod order;
 mod probes;
 mod volumes;
 mod users;
+mod networks;
 mod recovery;
 mod nested;
 mod streams;

@@ -23,11 +23,18 @@ const OWN: &str = "
 ";
 
 /// Whether layers have other owners inside: of file systems that map them, given by descriptor.
-fn pods(host: &Host) -> Option<Pods<'_>> {
+pub(super) fn maps_layers(host: &Host) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    if (numbers.next(), numbers.next()) < (Some(6), Some(15)) {
+    let is_new = (numbers.next(), numbers.next()) >= (Some(6), Some(15));
+    if !is_new {
         host.skip(&format!("Linux {} maps no owners of layers", release.trim()));
+    }
+    is_new
+}
+
+fn pods(host: &Host) -> Option<Pods<'_>> {
+    if !maps_layers(host) {
         return None;
     }
     fs::create_dir("/run/test/shared").unwrap();

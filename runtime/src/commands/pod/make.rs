@@ -51,7 +51,8 @@ fn make(global: &Global, options: &Make) -> Result<String> {
     let name = document.metadata.name.clone();
     let store = options.store.clone().unwrap_or_else(coracle_image::store::default_root);
     let store = std::path::absolute(&store).unwrap_or(store);
-    let beside = Beside { store, parent: options.parent.clone(), own_users: options.own_users };
+    let Make { parent, own_users, network, .. } = options.clone();
+    let beside = Beside { store, parent, own_users, network };
     supervisor::begin(global, document, beside).context(|| format!("making pod {name:?}"))?;
     Ok(name)
 }
@@ -72,7 +73,12 @@ fn document(options: &Make) -> Result<Pod> {
         api_version: "v1".to_owned(),
         kind: "Pod".to_owned(),
         metadata: Metadata { name, ..Metadata::default() },
-        spec: PodSpec { containers: vec![container], restart_policy, ..PodSpec::default() },
+        spec: PodSpec {
+            containers: vec![container],
+            restart_policy,
+            host_network: options.host_network,
+            ..PodSpec::default()
+        },
     };
     document::check(&pod).map(|()| pod)
 }

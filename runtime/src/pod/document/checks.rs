@@ -4,10 +4,16 @@ use std::collections::BTreeSet;
 
 use super::types::*;
 use crate::error::{Code, Error, Result};
+use crate::pod::network;
 
 /// The annotations that steer a pod.
-const STEERING: [&str; 4] =
-    ["io.coracle/termination-policy", "io.coracle/back-off", "io.coracle/log-size", "io.coracle/log-files"];
+const STEERING: [&str; 5] = [
+    "io.coracle/termination-policy",
+    "io.coracle/back-off",
+    "io.coracle/log-size",
+    "io.coracle/log-files",
+    network::ANNOTATION,
+];
 
 fn invalid(at: &str, why: impl AsRef<str>) -> Error {
     Error::new(Code::InvalidSpec, format!("{at}: {}", why.as_ref()))
@@ -156,6 +162,9 @@ pub(super) fn check_container(container: &Container, at: &str, volumes: &[Volume
     for (index, mount) in container.volume_mounts.iter().enumerate() {
         check_mount(mount, &format!("{at}/volumeMounts/{index}"), volumes)?;
     }
+    for (index, port) in container.ports.iter().enumerate() {
+        check_own_port(port, &format!("{at}/ports/{index}"))?;
+    }
     for (name, probe) in [
         ("livenessProbe", &container.liveness_probe),
         ("readinessProbe", &container.readiness_probe),
@@ -178,6 +187,19 @@ fn check_mount(mount: &VolumeMount, at: &str, volumes: &[Volume]) -> Result<()> 
     }
     if !mount.mount_path.is_absolute() {
         return Err(invalid(&format!("{at}/mountPath"), "it is not an absolute path"));
+    }
+    Ok(())
+}
+
+fn check_own_port(port: &Port, at: &str) -> Result<()> {
+    if port.container_port == 0 {
+        return Err(invalid(&format!("{at}/containerPort"), "it is no port"));
+    }
+    if !["TCP", "UDP", "SCTP"].contains(&port.protocol.as_deref().unwrap_or("TCP")) {
+        return Err(invalid(&format!("{at}/protocol"), "it is none of TCP, UDP and SCTP"));
+    }
+    if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
+        return Err(invalid(&format!("{at}/hostIP"), format!("{:?} is no address", port.host_ip)));
     }
     Ok(())
 }

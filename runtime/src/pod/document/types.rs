@@ -372,7 +372,7 @@ pub enum PortRef {
     Name(String),
 }
 
-/// A port that a container listens on: names it, and does nothing.
+/// A port that a container listens on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
@@ -381,9 +381,15 @@ pub struct Port {
     /// The name.
     #[serde(default)]
     pub name: String,
-    /// `TCP`.
-    #[serde(default)]
+    /// `TCP`, where it is not said, `UDP` or `SCTP`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
+    /// The port of the host that leads to it, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<u16>,
+    /// The host's address; all of them where it is empty.
+    #[serde(rename = "hostIP", default, skip_serializing_if = "String::is_empty")]
+    pub host_ip: String,
 }
 
 /// A line of `/etc/hosts`.

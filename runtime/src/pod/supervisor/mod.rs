@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 use super::job::Job;
 use super::launch::{self, Order};
 use super::logs::Stream;
-use super::plan::Plan;
+use super::network::{Attached, Networks};
+use super::plan::{Kind, Plan};
 use super::record::{Directory, Record, Wish};
 use super::sandbox::Sandbox;
 use super::varlink::Connection;
@@ -43,6 +44,12 @@ type Path = Rc<str>;
 /// The most callers at a time.
 const MOST_CLIENTS: usize = 256;
 
+/// How long the plugins of a pod's networks may take together.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(300);
+
+/// How long the removal of a sandbox that is on no network may take.
+const REMOVED_WITHIN: Duration = Duration::from_secs(30);
+
 /// After how long without anything to do a supervisor lets go of what it does not need.
 const REST: Duration = Duration::from_secs(1);
 
@@ -52,6 +59,7 @@ enum Source {
     Listener,
     Signals,
     Keeper,
+    Attaching,
     Teardown,
     Client(u64),
     /// The job or the first process of a container.
@@ -77,6 +85,11 @@ pub struct Supervisor {
     errands: BTreeMap<u64, Errand>,
     listener: OwnedFd,
     signals: SignalFd,
+    networks: Networks,
+    /// The sandbox is being attached to its networks: no container begins before.
+    attaching: Option<Job>,
+    /// Why the pod could not begin.
+    failure: Option<Error>,
     /// The removal of the sandbox.
     teardown: Option<Job>,
     /// When the pod was started.
@@ -139,6 +152,7 @@ impl Supervisor {
             (Source::Signals, self.signals.as_fd(), readable),
         ];
         all.extend(self.sandbox.iter().map(|sandbox| (Source::Keeper, sandbox.pidfd.as_fd(), readable)));
+        all.extend(self.attaching.iter().map(|job| (Source::Attaching, job.fd(), readable)));
         all.extend(self.teardown.iter().map(|job| (Source::Teardown, job.fd(), readable)));
         for (id, client) in &self.clients {
             let writes = if client.connection.owes() { PollFlags::POLLOUT } else { PollFlags::empty() };
@@ -190,7 +204,7 @@ impl Supervisor {
             .chain(errands)
             .chain(pod)
             .chain(self.rests)
-            .chain(self.teardown.iter().map(|job| job.deadline))
+            .chain(self.attaching.iter().chain(&self.teardown).map(|job| job.deadline))
             .min()
     }
 
@@ -199,6 +213,7 @@ impl Supervisor {
             Source::Listener => self.accept(),
             Source::Signals => self.take_signals(),
             Source::Keeper => self.lose_keeper(),
+            Source::Attaching => self.finish_attaching(),
             Source::Teardown => self.finish_teardown(),
             Source::Client(id) => self.hear(*id),
             Source::Member(path) => self.step(path),
@@ -256,7 +271,8 @@ impl Supervisor {
             Phase::Running(running) => Some(running.pid),
             _ => None,
         });
-        first.chain(self.errands.values().map(Errand::pid)).chain(self.teardown.iter().map(Job::pid))
+        let jobs = self.attaching.iter().chain(&self.teardown).map(Job::pid);
+        first.chain(self.errands.values().map(Errand::pid)).chain(jobs)
     }
 
     fn lose_keeper(&mut self) {
@@ -278,37 +294,82 @@ impl Supervisor {
             cgroups: self.global.cgroups,
             config: &self.global.config,
             users: self.record.users,
+            networks: &self.networks,
         })
     }
 
     fn volumes(&self) -> volume::From<'_> {
-        let (dir, record) = (&self.dir, &self.record);
+        let (dir, record, networks) = (&self.dir, &self.record, &self.networks);
         let (pod, store, users) = (&record.document, &*record.store, record.users);
-        volume::From { dir, pod, store, config: &self.global.config, users }
+        volume::From { dir, pod, store, config: &self.global.config, users, networks }
     }
 
     /// Whether nothing of the pod is there but its records.
     fn is_over(&self) -> bool {
         let is_over = |member: &Member| matches!(member.phase, Phase::Over | Phase::Waiting);
-        self.sandbox.is_none() && self.teardown.is_none() && self.members.values().all(is_over)
+        let is_idle = self.attaching.is_none() && self.teardown.is_none();
+        self.sandbox.is_none() && is_idle && self.members.values().all(is_over)
     }
 
     /// Takes the sandbox away when nobody is left in it.
     fn tear_down(&mut self) {
-        let is_there = self.sandbox.is_some() || self.record.keeper.is_some() || self.record.cgroup.is_some();
-        if !is_there || self.teardown.is_some() {
+        let record = &self.record;
+        let is_recorded = record.keeper.is_some() || record.cgroup.is_some() || record.networks.is_some();
+        if let Some(attaching) = &self.attaching {
+            return attaching.kill();
+        }
+        if !(self.sandbox.is_some() || is_recorded) || self.teardown.is_some() {
             return;
         }
         self.sandbox = None;
-        let record = self.record.clone();
-        self.teardown = Job::start(Duration::from_secs(30), &[], |_| super::sandbox::remove(&record)).ok();
+        let within = if record.networks.is_some() { ATTACHED_WITHIN } else { REMOVED_WITHIN };
+        self.teardown = Job::start(within, &[], |_| {
+            coracle_sys::signal::unblock()?;
+            let left = record.networks.as_ref().and_then(|_| self.networks.detach(&self.plan.name).err());
+            super::sandbox::remove(record).map(|()| left.map(|error| error.to_string()))
+        })
+        .ok();
+    }
+
+    /// Starts to attach the sandbox to its networks, if it is to be on any.
+    fn attach_networks(&mut self) {
+        let (pod, hostname) = (&self.record.document, &self.plan.sandbox.hostname);
+        let namespace = self.sandbox.as_ref().and_then(|sandbox| sandbox.namespace(Kind::Net));
+        let Some(namespace) = namespace else { return };
+        let job = Job::start(ATTACHED_WITHIN, &[namespace], |_| {
+            coracle_sys::signal::unblock()?;
+            self.networks.attach(pod, hostname, namespace)
+        });
+        match job {
+            Ok(job) => self.attaching = Some(job),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn finish_attaching(&mut self) {
+        let Some(job) = self.attaching.take() else { return };
+        match job.finish::<Vec<Attached>>() {
+            Ok((attached, _)) => {
+                self.record.networks = Some(attached);
+                self.save();
+            }
+            Err(_) if self.record.wish == Wish::Stop => {}
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// The pod can't begin.
+    fn fail(&mut self, error: Error) {
+        self.stop(Duration::ZERO, &error.to_string());
+        self.failure = Some(error);
     }
 
     fn finish_teardown(&mut self) {
         let Some(job) = self.teardown.take() else { return };
-        match job.finish::<()>() {
-            Ok(_) => {
-                (self.record.keeper, self.record.cgroup) = (None, None);
+        match job.finish::<Option<String>>() {
+            Ok((left, _)) => {
+                self.message = self.message.take().or(left);
+                (self.record.keeper, self.record.cgroup, self.record.networks) = (None, None, None);
                 let _ = file::unlink(self.dir.fd(), super::keeper::SOCKET);
             }
             Err(error) => self.message = Some(error.to_string()),
@@ -357,6 +418,7 @@ impl Supervisor {
             "annotations": self.record.document.metadata.annotations,
             "parent": self.record.parent,
             "users": self.record.users,
+            "networks": self.record.networks,
             "supervisor": self.record.supervisor.map(|process| process.pid),
             "keeper": self.record.keeper.map(|process| process.pid),
             "cgroup": self.record.cgroup.as_ref().and_then(|place| place.at.first()).map(|site| &site.path),

@@ -11,8 +11,10 @@ use super::errand::Purpose;
 use super::member::{End, Phase, Running};
 use super::{Path, Supervisor};
 use crate::error::{Code, Context, Error, Result};
+use crate::pod::job::Job;
 use crate::pod::launch::{self, Launched};
 use crate::pod::logs::Log;
+use crate::pod::network;
 use crate::pod::plan::Role;
 use crate::pod::record::{self, Ended, Wish};
 use crate::pod::sandbox::Sandbox;
@@ -43,7 +45,7 @@ impl Supervisor {
 
     /// Starts whose turn it is.
     fn go_on(&mut self) {
-        if self.sandbox.is_none() {
+        if self.sandbox.is_none() || self.attaching.is_some() {
             return;
         }
         let planned = self.planned();
@@ -328,9 +330,7 @@ impl Supervisor {
                 member.attached.give();
             }
         }
-        if let Some(job) = self.teardown.as_ref().filter(|job| job.deadline <= now) {
-            job.kill();
-        }
+        self.attaching.iter().chain(&self.teardown).filter(|job| job.deadline <= now).for_each(Job::kill);
         self.expire_errands(now);
         self.probe(now);
     }
@@ -347,6 +347,7 @@ impl Supervisor {
             }
             _ => {}
         }
+        let wanted = network::wanted(&self.record.document)?;
         volume::make(self.volumes())?;
         let made = Sandbox::make(&self.dir, &mut self.record, &self.plan, &self.isolators);
         self.sandbox = Some(made.inspect_err(|_| self.tear_down())?);
@@ -355,8 +356,12 @@ impl Supervisor {
             (member.life.done, member.cause) = (false, None);
         }
         (self.started, self.grace, self.message) = (Instant::now(), self.plan.grace, None);
-        self.record.wish = Wish::Run;
+        (self.record.wish, self.failure) = (Wish::Run, None);
+        self.record.networks = wanted.map(|_| Vec::new());
         self.save();
+        if self.record.networks.is_some() {
+            self.attach_networks();
+        }
         Ok(())
     }
 

@@ -76,6 +76,7 @@ impl Supervisor {
     /// What is to be said to who waits for `pending`, once it can be said.
     fn reply_to(&self, pending: &Pending) -> Option<Result<Value>> {
         match pending {
+            Pending::Start if self.failure.is_some() => self.failure.clone().map(Err),
             Pending::Start => self.has_settled().then(|| Ok(self.told())),
             Pending::Stop => self.is_over().then(|| Ok(self.told())),
             Pending::Wait(None) => {

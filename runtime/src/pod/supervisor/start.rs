@@ -16,6 +16,7 @@ use crate::isolators;
 use crate::pod::document::{Pod, RestartPolicy};
 use crate::pod::host;
 use crate::pod::logs::{Log, Stream};
+use crate::pod::network::Networks;
 use crate::pod::plan::{self, Plan, Role};
 use crate::pod::record::{self, Directory, Record, SOCKET, Wish};
 use crate::pod::sandbox::Sandbox;
@@ -35,6 +36,8 @@ pub struct Beside {
     pub parent: Option<String>,
     /// Whether its users are not the host's.
     pub own_users: bool,
+    /// Its networks, as its annotation would name them.
+    pub network: Option<String>,
 }
 
 /// Makes the pod that `document` describes, and starts its supervisor. The calling process must be the protected image
@@ -44,10 +47,11 @@ pub struct Beside {
 /// `InvalidSpec`, `Exists`; then nothing is left.
 pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
     host::check_open(&global.root)?;
-    let Beside { store, parent, own_users } = beside;
+    let Beside { store, parent, own_users, network } = beside;
     if own_users {
         document.give_own_users()?;
     }
+    Networks::new(global)?.settle(&mut document, network)?;
     let wish = plan::Wish { cgroups: global.cgroups, parent: parent.as_deref() };
     let plan = plan::plan(&document, &wish)?;
     let dir = Directory::create(&global.root, &plan.name)?;
@@ -61,6 +65,7 @@ pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
         store,
         parent,
         users: None,
+        networks: None,
     };
     let name = plan.name.clone();
     let begun = dir.lock().and_then(|_| write(global, &dir, record));
@@ -164,6 +169,9 @@ impl Supervisor {
             errands: BTreeMap::new(),
             listener,
             signals,
+            networks: Networks::new(&global)?,
+            attaching: None,
+            failure: None,
             teardown: None,
             started: Instant::now(),
             grace: plan.grace,
@@ -199,6 +207,9 @@ impl Supervisor {
         };
         for path in self.members.keys().cloned().collect::<Vec<_>>() {
             self.find(&path, &mut held)?;
+        }
+        if self.record.wish == Wish::Run && self.record.networks.as_ref().is_some_and(Vec::is_empty) {
+            self.attach_networks();
         }
         if self.record.wish == Wish::Run && self.sandbox.is_none() {
             self.stop(Duration::ZERO, "the supervisor and the holder of the pod's namespaces were killed");
