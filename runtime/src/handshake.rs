@@ -17,6 +17,14 @@
 //!      | <---- (end) | Failed ----- |
 //! ```
 //!
+//! A tree of the container itself whose owners are to be mapped exists only when the earlier mounts are made, and who maps
+//! them must have rights over its file system, which a child in a user namespace has not. So while it builds it may say:
+//!
+//! ```text
+//!      | <---------- Map ---------- |   the tree, detached; in the order of the mounts
+//!      | ----------- Go ----------> |   its owners are mapped
+//! ```
+//!
 //! The words go over a socket pair that both are born with. Where `create` ends before `start` begins, the
 //! second half goes over a connection that `start` makes to a socket in the container's state directory; the
 //! words and their order are the same. Each side is a type for each moment, so a word out of order does not
@@ -33,6 +41,7 @@ const GO: u8 = b'G';
 const READY: u8 = b'R';
 const EXEC: u8 = b'E';
 const LISTENER: u8 = b'L';
+const MAP: u8 = b'M';
 const FAILED: u8 = b'F';
 
 /// The longest message, in bytes: a failure with all of its context, each text of it of at most
@@ -69,26 +78,37 @@ impl Cloned {
     /// # Errors
     /// What the child says went wrong, or that it died.
     pub fn go(self) -> Result<Ready> {
-        self.go_with(|_| Ok(()))
+        self.go_with(|_| Ok(()), |_| Err(out_of_order(MAP, "Ready")))
     }
 
-    /// The same, where `wait` waits first until the socket that it gets has something to say.
+    /// The same, where `wait` waits first until the socket that it gets has something to say, and `map` maps the owners of
+    /// each tree that the child asks it for.
     ///
     /// # Errors
-    /// As [`Self::go`], or `wait`.
-    pub fn go_with(self, wait: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<Ready> {
+    /// As [`Self::go`], or `wait`, or `map`.
+    pub fn go_with(
+        self,
+        wait: impl Fn(BorrowedFd<'_>) -> Result<()>,
+        mut map: impl FnMut(OwnedFd) -> Result<()>,
+    ) -> Result<Ready> {
         let said = match say(self.socket.as_fd(), GO) {
             Ok(()) => true,
             // A child that failed before Go has said so and closed its end: what it said is still to be heard.
             Err(error) if error.errno() == Some(Errno::EPIPE) => false,
             Err(error) => return Err(error),
         };
-        wait(self.socket.as_fd())?;
-        match hear(self.socket.as_fd())? {
-            Some(READY) if said => Ok(Ready { socket: self.socket }),
-            Some(READY) => Err(out_of_order(READY, "the end")),
-            Some(other) => Err(out_of_order(other, "Ready")),
-            None => Err(Error::new(Code::System, "the container's process died before it was ready")),
+        loop {
+            wait(self.socket.as_fd())?;
+            match hear_with(self.socket.as_fd())? {
+                Some((READY, _)) if said => return Ok(Ready { socket: self.socket }),
+                Some((READY, _)) => return Err(out_of_order(READY, "the end")),
+                Some((MAP, Some(tree))) if said => map(tree)?,
+                Some((other, _)) => return Err(out_of_order(other, "Ready")),
+                None => {
+                    return Err(Error::new(Code::System, "the container's process died before it was ready"));
+                }
+            }
+            say(self.socket.as_fd(), GO)?;
         }
     }
 }
@@ -172,6 +192,19 @@ pub struct Building {
 }
 
 impl Building {
+    /// Has the runtime map the owners of `tree`, which is detached.
+    ///
+    /// # Errors
+    /// `System` where it did not: then the launch has failed, and nobody hears of this.
+    pub fn map(&self, tree: BorrowedFd<'_>) -> Result<()> {
+        let asked = socket::send(self.socket.as_fd(), &[MAP], &[tree]);
+        asked.context(|| "asking the runtime to map owners")?;
+        if expect(self.socket.as_fd(), GO)? {
+            return Ok(());
+        }
+        Err(Error::new(Code::System, "the runtime did not map owners"))
+    }
+
     /// Says what went wrong.
     pub fn failed(&self, error: &Error) {
         say_failed(self.socket.as_fd(), error);
@@ -335,6 +368,31 @@ mod tests {
             let error = Ready { socket: outside.socket }.exec(|_| agent).unwrap_err();
             assert_eq!(error.to_string(), wanted);
         }
+    }
+
+    #[test]
+    fn a_tree_is_mapped_before_its_child_goes_on() {
+        let (outside, inside) = begin().unwrap();
+        socket::send(inside.socket.as_fd(), &[MAP], &[std::io::stdin().as_fd()]).unwrap();
+        say(inside.socket.as_fd(), READY).unwrap();
+        let mut mapped = 0;
+        let map = |_| {
+            mapped += 1;
+            Ok(())
+        };
+        let ready = outside.go_with(|_| Ok(()), map).unwrap();
+        drop(ready);
+        let words: Vec<_> = (0..3).map(|_| hear(inside.socket.as_fd()).unwrap()).collect();
+        assert_eq!((mapped, words), (1, vec![Some(GO), Some(GO), None]));
+    }
+
+    #[test]
+    fn a_child_whose_tree_could_not_be_mapped_goes_no_further() {
+        let (outside, inside) = begin().unwrap();
+        say(outside.socket.as_fd(), GO).unwrap();
+        let building = inside.wait().unwrap().unwrap();
+        drop(outside);
+        assert!(building.map(std::io::stdin().as_fd()).is_err());
     }
 
     #[test]

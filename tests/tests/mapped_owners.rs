@@ -51,11 +51,13 @@ fn maps_owners(host: &Host) -> bool {
     is_new && host.needs_coracle("mapped owners; runc since 1.2")
 }
 
-/// What a container of this specification says. Its mount point is there: root of a user namespace may make none in a
+/// What a container of this specification says. Its mount points are there: root of a user namespace may make none in a
 /// root file system of others.
 fn run(host: &Host, spec: Spec) -> Outcome {
     let bundle = host.bundle(spec);
-    fs::create_dir(bundle.rootfs().join("mnt")).unwrap();
+    for place in ["mnt", "final"] {
+        fs::create_dir(bundle.rootfs().join(place)).unwrap();
+    }
     bundle.run()
 }
 
@@ -140,6 +142,41 @@ fn a_new_file_system_can_be_mapped() {
         let script = "stat -c %u:%g /mnt; touch /mnt/x 2>/dev/null || echo refused";
         let spec = Spec::new().push("/mounts", mount).script(script);
         assert_eq!(run(host, spec).succeeds().lines(), ["3:4", "refused"]);
+    });
+}
+
+/// A container that sees, at `/final`, what it has mounted itself at `/mnt`: with other owners there.
+fn of_its_own(source: &Path, spec: Spec, mapping: Value) -> Spec {
+    let mut mount = mapping;
+    mount["destination"] = json!("/final");
+    mount["source"] = json!("rootfs/mnt");
+    spec.bind(source.to_str().unwrap(), "/mnt", &[]).push("/mounts", mount)
+}
+
+#[test]
+fn what_the_container_itself_has_mounted_can_be_mapped() {
+    privileged(|host| {
+        if !maps_owners(host) {
+            return;
+        }
+        let source = owned(host, 1000, 1001);
+        let script = "stat -c %u:%g /mnt/file; stat -c %u:%g /final/file";
+        let spec = of_its_own(&source, Spec::new(), mapped(Path::new(""), 1000, 0)).script(script);
+        assert_eq!(run(host, spec).succeeds().lines(), ["1000:1001", "0:1"]);
+    });
+}
+
+#[test]
+fn so_it_can_in_a_user_namespace_which_may_not_map_it_itself() {
+    privileged(|host| {
+        if !maps_owners(host) {
+            return;
+        }
+        let source = owned(host, 0, 3);
+        let mapping = json!({"destination": "", "type": "none", "source": "", "options": ["rbind", "idmap"]});
+        let script = "stat -c %u:%g /mnt/file; stat -c %u:%g /final/file";
+        let spec = of_its_own(&source, in_user_namespace(100_000), mapping).script(script);
+        assert_eq!(run(host, spec).succeeds().lines(), ["65534:65534", "0:3"]);
     });
 }
 

@@ -71,6 +71,53 @@ fn a_bind_mount_loses_its_sources_attributes_once_any_is_named() {
     });
 }
 
+/// As with runc, to which the kernel refuses it.
+#[test]
+fn a_bind_mount_in_a_user_namespace_may_not_undo_by_name_what_its_source_is() {
+    privileged(|host| {
+        let source = host.directory();
+        let path = source.to_str().unwrap();
+        let remount = "mount -o remount,bind,ro,noexec,nosuid,nodev";
+        host.shell(&format!("mount -t tmpfs tmpfs {path} && {remount} {path}")).succeeds();
+        let map = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+        for (option, own) in [("rw", "ro"), ("suid", "nosuid"), ("dev", "nodev"), ("exec", "noexec")] {
+            let spec = Spec::new().bind(path, "/mnt", &["bind", option]);
+            host.bundle(spec.clone()).run().succeeds();
+            let spec = spec.namespace("user").set("/linux/uidMappings", map.clone());
+            let run = host.bundle(spec.set("/linux/gidMappings", map.clone())).run();
+            run.fails_with(&[
+                "/mounts/7/options",
+                option,
+                "operation not permitted",
+                own,
+                "in a user namespace",
+            ]);
+        }
+        host.shell(&format!("umount {path}")).succeeds();
+    });
+}
+
+/// As with mount(8) and runc.
+#[test]
+fn a_bind_mount_keeps_access_times_as_its_source_does_unless_told_how() {
+    privileged(|host| {
+        let source = host.directory();
+        let path = source.to_str().unwrap();
+        host.shell(&format!("mount -t tmpfs -o noatime tmpfs {path}")).succeeds();
+        for (options, is_kept) in [
+            (&["bind", "ro"][..], true),
+            (&["bind", "atime"], true),
+            (&["bind", "norelatime"], true),
+            (&["bind", "relatime"], false),
+            (&["bind", "strictatime"], false),
+        ] {
+            let told = attributes_of(host, Spec::new().bind(path, "/mnt", options), "/mnt");
+            assert_eq!(told.contains(&"noatime".to_owned()), is_kept, "{options:?}: {told:?}");
+        }
+        host.shell(&format!("umount {path}")).succeeds();
+    });
+}
+
 #[test]
 fn an_attribute_is_the_mounts_own_and_after_r_the_whole_trees() {
     privileged(|host| {

@@ -31,7 +31,7 @@ use oci_spec::runtime::Hook;
 use crate::cgroup::Place;
 use crate::cli;
 use crate::error::{Code, Context, Error, Result};
-use crate::handshake::{Executing, Waiting};
+use crate::handshake::{Building, Executing, Waiting};
 use crate::hooks;
 use crate::stages::plan::Launch;
 use crate::stages::plan::launch::Inside;
@@ -98,7 +98,7 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
         }
     };
     let Ok(Some(building)) = word.wait() else { return 1 };
-    let ready = match build(launch, birth, labels) {
+    let ready = match build(launch, birth, labels, &building) {
         Ok(ready) => ready,
         Err(error) => {
             building.failed(&error);
@@ -154,7 +154,7 @@ struct Prepared {
 }
 
 /// Builds the inside, up to where only the word is missing.
-fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels) -> Result<Prepared> {
+fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels, word: &Building) -> Result<Prepared> {
     if !birth.options.no_new_keyring {
         labels.with_keys(&launch.process, || new_keyring(birth.id))?;
     }
@@ -168,7 +168,7 @@ fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels) -> Result<Prepared>
     let cwd = &launch.process.cwd;
     let mut state = own_state(launch, birth);
     match &launch.inside {
-        Some(inside) => build_inside(launch, inside, birth, &state)?,
+        Some(inside) => build_inside(launch, inside, birth, (&state, word))?,
         None => console::open_in_container(&launch.process, birth)?,
     }
     program::change_dir(cwd)?;
@@ -185,13 +185,13 @@ fn build_inside(
     launch: &Launch,
     inside: &Inside,
     birth: &Birth<'_>,
-    state: &serde_json::Value,
+    (state, word): (&serde_json::Value, &Building),
 ) -> Result<()> {
     name_host(inside)?;
     set_sysctls(inside)?;
     let mut root = Root::new(rootfs::attach(inside, birth.sources.root.as_ref())?);
     for (index, mount) in inside.mounts.iter().enumerate() {
-        mounts::mount(&mut root, mount, birth, birth.sources.mount(index))?;
+        mounts::mount(&mut root, mount, birth, birth.sources.mount(index), word)?;
     }
     let made =
         devices::Made { nodes: &birth.sources.devices, in_user_namespace: launch.namespaces.in_user() };

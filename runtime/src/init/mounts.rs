@@ -12,6 +12,7 @@ use super::copy_up::copy_up;
 use super::root::Root;
 use super::{Birth, cgroups};
 use crate::error::{Code, Context, Error, Result};
+use crate::handshake::Building;
 use crate::stages::plan::mounts::{Link, MountPlan, Source};
 
 /// Opens what `plan` mounts, detached: a tree of the host, or a new file system without anything of what it will cover.
@@ -37,6 +38,7 @@ pub(super) fn mount(
     plan: &MountPlan,
     birth: &Birth<'_>,
     opened: Option<&OwnedFd>,
+    word: &Building,
 ) -> Result<()> {
     let opened = opened.map(OwnedFd::try_clone).transpose();
     let opened = opened.map_err(|e| Error::new(Code::System, e.to_string()))?;
@@ -45,6 +47,9 @@ pub(super) fn mount(
         (Source::Bind { path, .. }, None) => bind(root, plan, path),
         (Source::Inside { path, recursive }, _) => inside(root, path, *recursive)
             .context(|| format!("{}/source", plan.field))
+            .and_then(
+                |tree| if plan.id_map.is_some() { word.map(tree.as_fd()).map(|()| tree) } else { Ok(tree) },
+            )
             .and_then(|tree| put(root, plan, tree))
             .map(Some),
         (Source::New { .. }, None) => new(root, plan).or_else(|e| hosts(root, plan, birth, e)).map(Some),
@@ -107,6 +112,9 @@ fn attach_as_planned(plan: &MountPlan, made: BorrowedFd<'_>, target: BorrowedFd<
         }
         _ => plan.attributes,
     };
+    if plan.locked != 0 {
+        refuse_locked(plan, made)?;
+    }
     let late = if plan.is_filled_later() { attr::RDONLY } else { 0 };
     let recursive = Attributes { set: plan.recursive.set & !late, ..plan.recursive };
     let losing = |bits| Attributes { clear: own.clear | bits, ..own };
@@ -117,6 +125,26 @@ fn attach_as_planned(plan: &MountPlan, made: BorrowedFd<'_>, target: BorrowedFd<
         }
         other => other,
     }
+}
+
+/// # Errors
+/// `InvalidSpec` where the source `made` has an attribute that a container in a user namespace may not undo.
+fn refuse_locked(plan: &MountPlan, made: BorrowedFd<'_>) -> Result<()> {
+    let has = file::mount_flags(made)?;
+    for (bit, own, asked) in [
+        (attr::RDONLY, "ro", "rw"),
+        (attr::NOSUID, "nosuid", "suid"),
+        (attr::NODEV, "nodev", "dev"),
+        (attr::NOEXEC, "noexec", "exec"),
+    ] {
+        if plan.locked & has & bit != 0 {
+            let why =
+                format!("{}/options: {asked:?}: operation not permitted, its source is {own}", plan.field);
+            return Err(Error::new(Code::InvalidSpec, why)
+                .hint("in a user namespace this can't be undone: mount the source otherwise"));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the symbolic link of the host again in the container, where it is not there already.

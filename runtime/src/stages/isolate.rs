@@ -11,7 +11,7 @@ use coracle_sys::{Errno, event, scheduling};
 
 use super::prepare::Container;
 use super::spawn::{Born, Waiting};
-use crate::error::{Context, Error, Result};
+use crate::error::{Code, Context, Error, Result};
 use crate::handshake;
 use crate::hooks;
 use crate::stages::plan::scheduling::Scheduling;
@@ -69,9 +69,15 @@ pub fn go(born: Born) -> Result<ReadyProcess> {
     go_with(born, |_| Ok(()))
 }
 
-fn go_with(born: Born, wait: impl FnOnce(BorrowedFd<'_>) -> Result<()>) -> Result<ReadyProcess> {
-    let Born { child, cloned, console, scheduling } = born;
-    let word = cloned.go_with(wait).map_err(|error| reaped(&child, error))?;
+fn go_with(born: Born, wait: impl Fn(BorrowedFd<'_>) -> Result<()>) -> Result<ReadyProcess> {
+    let Born { child, cloned, console, scheduling, maps } = born;
+    let mut maps = maps.into_iter();
+    let map = |tree: OwnedFd| {
+        let owners =
+            maps.next().ok_or_else(|| Error::new(Code::System, "it asks for a map that it has not"))?;
+        owners.map(tree.as_fd())
+    };
+    let word = cloned.go_with(wait, map).map_err(|error| reaped(&child, error))?;
     if let Err(error) = schedule(child.pid, &scheduling) {
         end(&child);
         return Err(error);

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result, check, check_fd, named, show};
 use crate::event;
+use crate::mount::attr;
 use crate::mount::{EMPTY, c_string};
 
 /// How [`open`] follows what it meets on the way.
@@ -316,8 +317,16 @@ pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
 /// # Errors
 /// Only on a closed descriptor.
 pub fn is_read_only(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(mount_flags(fd)? & attr::RDONLY != 0)
+}
+
+/// The flags of the mount that `fd` was reached through, read-only to noexec as in [`crate::mount::attr`] (fstatvfs(3)).
+///
+/// # Errors
+/// Only on a closed descriptor.
+pub fn mount_flags(fd: BorrowedFd<'_>) -> Result<u64> {
     let stat = named(nix::sys::statvfs::fstatvfs(fd), || format!("fstatvfs({})", show(&fd)))?;
-    Ok(stat.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+    Ok(stat.flags().bits())
 }
 
 /// Sets the permission bits of an open file (fchmod(2)); not for `O_PATH` descriptors.

@@ -257,6 +257,7 @@ fn shown(what: &str, place: &str, attributes: u64) -> MountPlan {
         copy_up: false,
         id_map: None,
         loses: 0,
+        locked: 0,
         label: None,
         options: Vec::new(),
     }

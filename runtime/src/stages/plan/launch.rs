@@ -142,7 +142,7 @@ impl Inside {
             .iter()
             .enumerate()
             .map(|(index, mount)| {
-                let plan = mounts::plan(index, mount, linux)?.placed(&all[..index], rootfs)?;
+                let plan = mounts::plan(index, mount, linux)?.placed(&all[..index], rootfs);
                 Ok(MountPlan { label: mount_label.clone(), ..plan.forgetful(namespaces.in_user()) })
             })
             .collect::<Result<Vec<_>>>()?;

@@ -34,6 +34,8 @@ pub(super) struct Options {
 enum Meaning {
     Set(u64),
     Clear(u64),
+    /// Takes one of the ways to keep access times back; where none is left, it is the source's, as with mount(8) and runc.
+    TakeBack(u64),
     Propagate(Propagation, bool),
     Bind {
         recursive: bool,
@@ -68,6 +70,7 @@ impl Options {
         match meaning {
             Meaning::Set(bits) => set(&mut self.attributes, bits),
             Meaning::Clear(bits) => clear(&mut self.attributes, bits),
+            Meaning::TakeBack(bits) => take_back(&mut self.attributes, bits),
             Meaning::Propagate(propagation, false) => self.attributes.propagation = Some(propagation),
             Meaning::Propagate(propagation, true) => self.recursive.propagation = Some(propagation),
             Meaning::Bind { recursive } => self.bind = Some(recursive),
@@ -87,6 +90,8 @@ impl Options {
         match word.strip_prefix('r').and_then(meaning) {
             Some(Meaning::Set(bits)) => return set(&mut self.recursive, bits),
             Some(Meaning::Clear(bits)) => return clear(&mut self.recursive, bits),
+            // What is neither `rnoatime` nor `rstrictatime` is `rrelatime`.
+            Some(Meaning::TakeBack(_)) => return clear(&mut self.recursive, attr::ATIME),
             _ => {}
         }
         match word.split_once('=') {
@@ -115,8 +120,15 @@ fn clear(attributes: &mut Attributes, bits: u64) {
     attributes.clear |= bits;
 }
 
+fn take_back(attributes: &mut Attributes, bits: u64) {
+    if attributes.set & attr::ATIME == bits {
+        clear(attributes, attr::ATIME);
+        attributes.clear &= !attr::ATIME;
+    }
+}
+
 fn meaning(option: &str) -> Option<Meaning> {
-    use Meaning::{Clear, Flag, Nothing, Propagate, Set};
+    use Meaning::{Clear, Flag, Nothing, Propagate, Set, TakeBack};
     Some(match option {
         "ro" => Set(attr::RDONLY),
         "rw" => Clear(attr::RDONLY),
@@ -128,8 +140,10 @@ fn meaning(option: &str) -> Option<Meaning> {
         "exec" => Clear(attr::NOEXEC),
         "noatime" => Set(attr::NOATIME),
         "strictatime" => Set(attr::STRICTATIME),
-        // What is neither `noatime` nor `strictatime` is `relatime`.
-        "atime" | "relatime" | "norelatime" | "nostrictatime" => Clear(attr::ATIME),
+        "relatime" => Clear(attr::ATIME),
+        "atime" => TakeBack(attr::NOATIME),
+        "nostrictatime" => TakeBack(attr::STRICTATIME),
+        "norelatime" => TakeBack(0),
         "nodiratime" => Set(attr::NODIRATIME),
         "diratime" => Clear(attr::NODIRATIME),
         "nosymfollow" => Set(attr::NOSYMFOLLOW),
@@ -200,6 +214,16 @@ mod tests {
         assert_eq!((attributes.set, attributes.clear), (attr::STRICTATIME, attr::ATIME));
         let attributes = parsed(&["noatime", "relatime", "ro", "rw", "dev", "nodev"]).attributes;
         assert_eq!((attributes.set, attributes.clear), (attr::NODEV, attr::ATIME | attr::RDONLY));
+    }
+
+    #[test]
+    fn how_access_times_are_kept_can_be_taken_back_but_not_turned_round() {
+        let attributes = |words| parsed(words).attributes;
+        assert_eq!(attributes(&["atime"]), Attributes::default());
+        assert_eq!(attributes(&["noatime", "atime"]), Attributes::default());
+        assert_eq!(attributes(&["relatime", "norelatime"]), Attributes::default());
+        assert_eq!(attributes(&["noatime", "nostrictatime"]), attributes(&["noatime"]));
+        assert_eq!(parsed(&["ratime"]).recursive.clear, attr::ATIME);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct MountPlan {
     /// The attributes of its source (of [`attr`]) that a bind mount loses where the kernel lets it.
     #[serde(skip)]
     pub loses: u64,
+    /// The attributes of its source (of [`attr`]) that it was asked to lose, and may not.
+    #[serde(skip)]
+    pub locked: u64,
     /// The SELinux label of its files, where it is a new file system (`linux.mountLabel`).
     pub label: Option<String>,
     /// The options as the configuration has them.
@@ -60,29 +63,26 @@ impl MountPlan {
     }
 
     /// The same mount after the mounts `earlier`, in a container whose root is at `rootfs`.
-    ///
-    /// # Errors
-    /// `Unsupported` for owners that are mapped in what the container itself shows.
-    pub fn placed(mut self, earlier: &[Mount], rootfs: &Path) -> Result<Self> {
+    pub fn placed(mut self, earlier: &[Mount], rootfs: &Path) -> Self {
         self.target = below_root(host_path::target(&Path::new("/").join(&self.target), rootfs));
-        let Source::Bind { path, recursive, link: Link::Followed } = &self.source else { return Ok(self) };
-        let Some(path) = host_path::inside(earlier, path, rootfs) else { return Ok(self) };
-        if self.id_map.is_some() {
-            let why = format!("{}: owners can't be mapped in what an earlier mount shows", self.field);
-            return Err(Error::new(Code::Unsupported, why).hint("name its source on the host"));
+        if let Source::Bind { path, recursive, link: Link::Followed } = &self.source
+            && let Some(path) = host_path::inside(earlier, path, rootfs)
+        {
+            self.source = Source::Inside { path, recursive: *recursive };
         }
-        self.source = Source::Inside { path, recursive: *recursive };
-        Ok(self)
+        self
     }
 
     /// The same mount, which loses the attributes of its source as soon as any attribute is named, as with runc and crun: in
-    /// a user namespace (`in_user`) but for those that the kernel locks there (mount_namespaces(7)).
+    /// a user namespace (`in_user`) but for those that the kernel locks there (mount_namespaces(7)): who asks for such a one
+    /// by name is refused. It is the runtime that opens the source, so the kernel would not.
     pub fn forgetful(mut self, in_user: bool) -> Self {
         const LOCKED: u64 = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
         let is_bound = matches!(self.source, Source::Bind { .. } | Source::Inside { .. });
         if is_bound && (self.attributes.set | self.attributes.clear) != 0 {
             let all = if in_user { attr::NOSYMFOLLOW } else { LOCKED | attr::NOSYMFOLLOW };
             self.loses = all & !self.attributes.set;
+            self.locked = if in_user { self.attributes.clear & LOCKED } else { 0 };
         }
         self
     }
@@ -174,6 +174,7 @@ pub fn plan(index: usize, mount: &Mount, linux: &Linux) -> Result<MountPlan> {
         copy_up: options.copy_up,
         id_map,
         loses: 0,
+        locked: 0,
         label: None,
         options: words,
         field,

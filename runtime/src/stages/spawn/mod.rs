@@ -28,6 +28,7 @@ use crate::stages::plan::scheduling::Scheduling;
 use crate::state::record::Process;
 
 pub use opened::Opened;
+pub use owners::Owners;
 
 /// How long a child that has failed may take to end.
 const ENDING: Duration = Duration::from_millis(50);
@@ -56,6 +57,8 @@ pub struct Born {
     pub console: Option<OwnedFd>,
     /// When and where it is to run.
     pub scheduling: Scheduling,
+    /// How the owners of the trees are mapped that it asks the runtime for.
+    pub maps: Vec<Owners>,
 }
 
 /// Makes the cgroups and clones the first process into them and into its namespaces. `door`: whether it waits
@@ -74,7 +77,7 @@ pub fn spawn(prepared: Prepared, options: &cli::Launch, door: bool) -> Result<Wa
 /// As [`spawn`].
 pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, door: bool) -> Result<Waiting> {
     let Prepared { mut container, launch, .. } = prepared;
-    let Opened { joins, mounts_of, sources } = opened;
+    let Opened { joins, mounts_of, sources, maps } = opened;
     let (tree, holder) = make_cgroups(&mut container)?;
     let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
     let (console, terminal) = console(launch.process.terminal, options)?;
@@ -101,7 +104,7 @@ pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, doo
         let said = if has_ended { cloned.go().err() } else { None };
         return said.map_or_else(|| Err(failure).context(|| "mapping the container's users"), Err);
     }
-    let born = Born { child, cloned, console, scheduling: launch.process.scheduling };
+    let born = Born { child, cloned, console, scheduling: launch.process.scheduling, maps };
     Ok(Waiting { container, born, cgroup: tree.into_handles(), holder })
 }
 
@@ -159,7 +162,8 @@ pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) ->
     let host = Host { cgroups: &target.cgroups, joins: &joins, joined: 0 };
     let (child, cloned) = clone::clone_child(launch, birth, host, None)?;
     let scheduling = launch.process.scheduling.clone();
-    Ok((Born { child, cloned, console, scheduling }, target.cgroups.into_handles()))
+    let born = Born { child, cloned, console, scheduling, maps: Vec::new() };
+    Ok((born, target.cgroups.into_handles()))
 }
 
 /// Both ends of the way a terminal's master takes: what the runtime keeps, and what the child gets.

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use coracle_sys::file;
 
+use super::owners::Owners;
 use super::{joins, sources};
 use crate::error::Result;
 use crate::init::Sources;
@@ -20,6 +21,8 @@ pub struct Opened {
     pub mounts_of: Option<Joined>,
     /// The trees that it is shown.
     pub sources: Sources,
+    /// How the owners of the trees are mapped that it finds in its own root, in the order of the mounts.
+    pub maps: Vec<Owners>,
 }
 
 impl Opened {
@@ -30,8 +33,10 @@ impl Opened {
     pub fn by_plan(launch: &Launch) -> Result<Self> {
         let (joins, mounts_of) = joins::open(&launch.namespaces)?;
         let joined_user = joins.iter().find(|joined| joined.kinds == libc::CLONE_NEWUSER);
-        let sources = sources::open(launch, joined_user.map(|joined| joined.fd.as_fd()))?;
-        Ok(Self { joins, mounts_of, sources })
+        let joined_user = joined_user.map(|joined| joined.fd.as_fd());
+        let sources = sources::open(launch, joined_user)?;
+        let maps = sources::maps_inside(launch, joined_user)?;
+        Ok(Self { joins, mounts_of, sources, maps })
     }
 
     /// The namespaces of the kinds `kinds` (`CLONE_NEW*`) of a process, all by its pidfd, and none that `launch` names by
@@ -40,8 +45,8 @@ impl Opened {
     /// # Errors
     /// Whatever opening says.
     pub fn by_process(launch: &Launch, process: BorrowedFd<'_>, kinds: i32) -> Result<Self> {
-        let sources = sources::open(launch, None)?;
-        Ok(Self { joins: joins_of(process, kinds)?, mounts_of: None, sources })
+        let (sources, maps) = (sources::open(launch, None)?, sources::maps_inside(launch, None)?);
+        Ok(Self { joins: joins_of(process, kinds)?, mounts_of: None, sources, maps })
     }
 
     /// The same, for a child whose root is the tree `root`.
@@ -50,7 +55,7 @@ impl Opened {
     /// Whatever opening says.
     pub fn in_root(root: OwnedFd, process: BorrowedFd<'_>, kinds: i32) -> Result<Self> {
         let sources = Sources { root: Some(root), ..Sources::default() };
-        Ok(Self { joins: joins_of(process, kinds)?, mounts_of: None, sources })
+        Ok(Self { joins: joins_of(process, kinds)?, mounts_of: None, sources, maps: Vec::new() })
     }
 
     /// Adds the mount `plan` to `launch`, whose source is the tree `tree`.

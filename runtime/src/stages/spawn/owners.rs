@@ -1,11 +1,40 @@
 //! User namespaces that are there for their maps alone: those of mounts whose files have other owners inside.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{process, socket};
+use coracle_sys::{Errno, mount, process, socket};
 
-use crate::error::{Context, Result};
+use crate::error::{Code, Context, Error, Result};
+
+/// How the owners of a mount's files are mapped.
+#[derive(Debug)]
+pub struct Owners {
+    mounting: String,
+    namespace: OwnedFd,
+    recursive: bool,
+}
+
+impl Owners {
+    /// By the maps of the user namespace `namespace`; those of what is mounted below, too, if `recursive`. Errors tell that
+    /// `mounting` failed.
+    pub fn new(mounting: String, namespace: OwnedFd, recursive: bool) -> Self {
+        Self { mounting, namespace, recursive }
+    }
+
+    /// Maps the owners in `tree`, which is detached.
+    ///
+    /// # Errors
+    /// `Unsupported` where its file system maps none, `System` where the caller has no rights over that.
+    pub fn map(&self, tree: BorrowedFd<'_>) -> Result<()> {
+        let mapped = mount::set_idmap(tree, self.namespace.as_fd(), self.recursive).map_err(Error::from);
+        let mapped = mapped.map_err(|e| match e.errno() {
+            Some(Errno::EINVAL) => e.code_is(Code::Unsupported).hint("does this file system map owners?"),
+            _ => e,
+        });
+        mapped.context(|| "mapping the owners of its files").context(|| self.mounting.clone())
+    }
+}
 
 /// A user namespace with these maps, each as `/proc/PID/uid_map` wants it.
 ///

@@ -4,13 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::mount::{self, Attributes, Propagation};
-use coracle_sys::{Errno, identity};
+use coracle_sys::{file, identity};
 
-use super::{devices, owners};
-use crate::error::{Code, Context, Error, Result};
+use super::devices;
+use super::owners::{self, Owners};
+use crate::error::{Context, Result};
 use crate::init::{Sources, clone_root, open_source};
 use crate::stages::plan::Launch;
-use crate::stages::plan::id_maps::IdMap;
 use crate::stages::plan::mounts::{MountPlan, Source};
 use crate::stages::plan::namespaces::Namespaces;
 
@@ -38,37 +38,40 @@ pub(super) fn open(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<So
     Ok(Sources { root, mounts, devices })
 }
 
-fn source(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
-    let attempt = || -> Result<Option<OwnedFd>> {
-        let Some(tree) = open_source(plan)? else { return Ok(None) };
-        if let Some(map) = &plan.id_map {
-            map_owners(tree.as_fd(), map, launch, joined).context(|| "mapping the owners of its files")?;
-        }
-        follow_host(tree).map(Some)
-    };
-    attempt().context(|| format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target)))
+/// How the owners are mapped of those mounts whose trees the child finds in its own root, in their order.
+///
+/// # Errors
+/// `EPERM` for a caller without privilege.
+pub(super) fn maps_inside(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Vec<Owners>> {
+    let mounts = launch.inside.iter().flat_map(|inside| &inside.mounts);
+    let inside = mounts.filter(|plan| matches!(plan.source, Source::Inside { .. }));
+    inside.filter_map(|plan| owners(plan, launch, joined).transpose()).collect()
 }
 
-fn map_owners(
-    tree: BorrowedFd<'_>,
-    map: &IdMap,
-    launch: &Launch,
-    joined: Option<BorrowedFd<'_>>,
-) -> Result<()> {
-    let set = |namespace| {
-        mount::set_idmap(tree, namespace, map.recursive).map_err(Error::from).map_err(|e| match e.errno() {
-            Some(Errno::EINVAL) => e.code_is(Code::Unsupported).hint("does this file system map owners?"),
-            _ => e,
-        })
-    };
-    match (&map.users, joined) {
-        (None, Some(joined)) => set(joined),
+fn source(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
+    let Some(tree) = open_source(plan).context(|| mounting(plan))? else { return Ok(None) };
+    if let Some(owners) = owners(plan, launch, joined).context(|| mounting(plan))? {
+        owners.map(tree.as_fd())?;
+    }
+    follow_host(tree).map(Some).context(|| mounting(plan))
+}
+
+fn mounting(plan: &MountPlan) -> String {
+    format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target))
+}
+
+/// How the owners in `plan` are mapped; `None` where they are not.
+fn owners(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Option<Owners>> {
+    let Some(map) = &plan.id_map else { return Ok(None) };
+    let namespace = match (&map.users, joined) {
+        (None, Some(joined)) => file::duplicate(joined)?,
         (None, None) => {
             let Namespaces { uid_map, gid_map, .. } = &launch.namespaces;
-            set(owners::user_namespace(uid_map, gid_map)?.as_fd())
+            owners::user_namespace(uid_map, gid_map)?
         }
-        (Some(users), _) => set(owners::user_namespace(&users.uid_map, &users.gid_map)?.as_fd()),
-    }
+        (Some(users), _) => owners::user_namespace(&users.uid_map, &users.gid_map)?,
+    };
+    Ok(Some(Owners::new(mounting(plan), namespace, map.recursive)))
 }
 
 /// Lets mount events come from the host to `tree`, and none go back: what a tree has that the child clones itself.
