@@ -37,6 +37,9 @@ pub(crate) fn process(process: &mut Process, adjustment: ProcessAdjustment) {
     if let Some(score) = adjustment.oom_score_adj {
         process.set_oom_score_adj(Some(score));
     }
+    if let Some(scheduler) = adjustment.scheduler {
+        process.set_scheduler(Some(scheduler));
+    }
 }
 
 /// Puts each mount in the place of the one with the same destination, or at the end. An adjustment may replace

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use coracle_isolator::{Adjustment, Config, Error, HookAdjustment, Isolator, Result, pointer};
 use coracle_sys::Errno;
 use coracle_sys::file::{self, CWD, Resolve};
-use nix::libc;
 use oci_spec::runtime::{Hook, LinuxIntelRdt, Mount, Spec};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+
+use crate::device_node::Node;
+use crate::{failed, made};
 
 /// What annotations that name devices begin with, as CDI says.
 pub const ANNOTATIONS: &str = "cdi.k8s.io/";
@@ -78,20 +79,6 @@ struct Edits {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Node {
-    path: PathBuf,
-    host_path: Option<PathBuf>,
-    r#type: Option<String>,
-    major: Option<i64>,
-    minor: Option<i64>,
-    file_mode: Option<u32>,
-    permissions: Option<String>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Bind {
     host_path: PathBuf,
     container_path: PathBuf,
@@ -116,8 +103,7 @@ impl Isolator for Cdi {
     }
 
     fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
-        let settings = serde_json::from_value(Value::Object(options.clone()));
-        self.0 = settings.map_err(|e| Error::new(e.to_string()))?;
+        self.0 = crate::settings(options)?;
         Ok(())
     }
 
@@ -247,11 +233,7 @@ impl Edits {
         adjustment.process.env.extend(self.env.iter().cloned());
         adjustment.process.additional_gids.extend(self.groups.iter().filter(|gid| **gid != 0));
         for node in &self.device_nodes {
-            let (device, rule) = node.device()?;
-            adjustment.linux.devices.push(made("device", device)?);
-            if let Some(rule) = rule {
-                adjustment.linux.device_rules.push(made("rule of a device", rule)?);
-            }
+            node.add(&mut adjustment.linux)?;
         }
         for mount in &self.mounts {
             adjustment.mounts.push(mount.mount());
@@ -263,41 +245,6 @@ impl Edits {
             adjustment.linux.intel_rdt = Some(made::<LinuxIntelRdt>("intelRdt", rdt.clone())?);
         }
         Ok(())
-    }
-}
-
-impl Node {
-    /// The device as the specification has it, and what the container may do with it. What the document leaves out is
-    /// as on the host.
-    fn device(&self) -> Result<(Value, Option<Value>)> {
-        let mut device = json!({"path": self.path, "type": self.r#type, "major": self.major, "minor": self.minor,
-            "fileMode": self.file_mode, "uid": self.uid, "gid": self.gid});
-        if self.r#type.is_none() || (self.major.is_none() && self.r#type.as_deref() != Some("p")) {
-            let source = self.host_path.as_ref().unwrap_or(&self.path);
-            let opened = file::open(CWD, source, libc::O_PATH, 0, Resolve::Host).map_err(|e| failed(&e))?;
-            let stat = file::stat(opened.as_fd()).map_err(|e| failed(&e))?;
-            let kind = match stat.st_mode & libc::S_IFMT {
-                libc::S_IFCHR => "c",
-                libc::S_IFBLK => "b",
-                libc::S_IFIFO => "p",
-                _ => return Err(Error::new(format!("{} is no device", source.display()))),
-            };
-            device["type"] = json!(self.r#type.as_deref().unwrap_or(kind));
-            device["major"] = json!(libc::major(stat.st_rdev));
-            device["minor"] = json!(libc::minor(stat.st_rdev));
-        }
-        let device: Map<String, Value> = device
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(_, v)| !v.is_null())
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect();
-        let rule = (device["type"] != "p").then(|| {
-            json!({"allow": true, "type": device["type"], "major": device.get("major"), "minor": device.get("minor"),
-                "access": self.permissions.as_deref().unwrap_or("rwm")})
-        });
-        Ok((Value::Object(device), rule))
     }
 }
 
@@ -330,12 +277,4 @@ impl VendorHook {
         list.push(made::<Hook>("hook", hook)?);
         Ok(())
     }
-}
-
-fn made<T: DeserializeOwned>(what: &str, value: Value) -> Result<T> {
-    serde_json::from_value(value).map_err(|e| Error::new(format!("a {what} is malformed: {e}")))
-}
-
-fn failed(error: &coracle_sys::Error) -> Error {
-    Error::failed(error.call(), error.errno())
 }

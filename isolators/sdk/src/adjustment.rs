@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceCgroup, LinuxIntelRdt, Mount, PosixRlimit};
+use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceCgroup, LinuxIntelRdt, Mount, PosixRlimit, Scheduler};
 use serde::{Deserialize, Serialize};
 
 /// Changes to a plan, in the structure of the OCI runtime specification. What is absent or empty stays as it is.
@@ -75,6 +75,10 @@ pub struct ProcessAdjustment {
     pub additional_gids: Vec<u32>,
     /// How soon the process is killed for want of memory, -1000 to 1000 (proc_pid_oom_score_adj(5)).
     pub oom_score_adj: Option<i32>,
+    /// When its threads run (sched(7)).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schemas::scheduler"))]
+    pub scheduler: Option<Scheduler>,
 }
 
 /// Changes to `linux`.
@@ -176,6 +180,7 @@ impl Adjustment {
             (process.capabilities.is_some(), "/process/capabilities"),
             (process.no_new_privileges.is_some(), "/process/noNewPrivileges"),
             (process.oom_score_adj.is_some(), "/process/oomScoreAdj"),
+            (process.scheduler.is_some(), "/process/scheduler"),
         ] {
             if set {
                 fields.push(field.to_owned());

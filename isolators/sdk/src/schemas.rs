@@ -41,6 +41,11 @@ pub(crate) fn device_rules(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "items": {"$ref": format!("{OCI}/defs-linux.json#/definitions/DeviceCgroup")}})
 }
 
+pub(crate) fn scheduler(_: &mut SchemaGenerator) -> Schema {
+    let scheduler = format!("{OCI}/config-schema.json#/properties/process/properties/scheduler");
+    json_schema!({"anyOf": [{"$ref": scheduler}, {"type": "null"}]})
+}
+
 pub(crate) fn intel_rdt(_: &mut SchemaGenerator) -> Schema {
     let rdt = format!("{OCI}/config-linux.json#/linux/properties/intelRdt");
     json_schema!({"anyOf": [{"$ref": rdt}, {"type": "null"}]})

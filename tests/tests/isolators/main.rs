@@ -6,6 +6,7 @@ mod hostile;
 mod configured;
 mod whole;
 mod checked;
+mod policies;
 
 use coracle_tests::{Host, plugin};
 
