@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use coracle_tests::pod::Pods;
-use coracle_tests::{Outcome, privileged};
+use coracle_tests::{Outcome, plugin, privileged};
 use serde_json::{Value, json};
 
 const WEB: &str = "
@@ -128,6 +128,18 @@ fn a_thousand_launches_leave_nothing() {
         let difference = host.difference(&before).unwrap_or_default();
         let left: Vec<&str> = difference.lines().filter(|line| line.contains("left:")).collect();
         assert!(left.is_empty(), "{left:?}");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn an_isolator_that_does_not_support_containers_below_others_refuses_them() {
+    privileged(|host| {
+        let object = plugin::compiled(host, "fixtures/plugins/hostile.c", &["-DOCI_ONLY"]);
+        let host = host.with_plugin("test/hostile", &object, "");
+        let Some(pods) = Pods::new(&host) else { return };
+        pods.make("run", "web", WEB)
+            .fails_with(&["isolator test/hostile does not support nested containers"]);
         pods.remove("web");
     });
 }
