@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use coracle_image::export::export;
 use coracle_image::image::Image;
-use coracle_image::snapshot::{self, Access};
+use coracle_image::snapshot::{self, Access, Snapshotter};
 use coracle_image::space::{self, Policy};
 use coracle_image::store::{self, Store};
-use coracle_image::unpack::{Limits, unpack};
+use coracle_image::unpack::{Limits, Options, unpack};
 use coracle_image::{Context, Error, Kind, Result, import};
 use lexopt::Arg::{Long, Short, Value};
 use lexopt::ValueExt;
 
+use crate::settings;
 use crate::show::{self, Format};
 use crate::transfer::{self, Transfer};
 
@@ -25,7 +26,8 @@ coracle-image keeps container images: it pulls or imports them, unpacks their la
 Usage: coracle-image [--store DIR] COMMAND …
 
 Commands:
-  pull REF [--no-unpack]  fetch an image from its registry, and unpack its layers while they come
+  pull REF [--no-unpack]  fetch an image from its registry, and unpack its layers while they come; also with the
+                          options of unpack
   push REF [TARGET]       upload an image of the store, under its own name or another
   tags REPOSITORY         list the tags that a registry has for a repository
   search WORD | HOST/WORD look for repositories, at docker.io or another registry that offers it
@@ -36,8 +38,9 @@ Commands:
                           list the images: reference, digest, size, layers, whether they are unpacked
   inspect REF [--format json|table]
                           show an image's config, manifest and layers
-  unpack REF [--max-size BYTES] [--max-entries N]
-                          unpack the layers that are not yet, with limits for each of them
+  unpack REF [--snapshotter overlay|erofs] [--max-size BYTES] [--max-entries N]
+                          unpack the layers that are not yet, into directories (overlay, the default) or EROFS images,
+                          with limits for each of them
   mount REF [ID] [--read-only]
                           mount the unpacked layers one over the other, and print where; the ID is made
                           from the reference unless you say one
@@ -84,6 +87,7 @@ pub(crate) struct Args {
     format: Option<Format>,
     max_size: Option<u64>,
     max_entries: Option<u64>,
+    snapshotter: Option<Snapshotter>,
     policy: Policy,
     read_only: bool,
     transfer: Transfer,
@@ -97,11 +101,13 @@ impl Args {
         &self.transfer
     }
 
-    /// What a layer may cost.
-    pub(crate) fn limits(&self) -> Limits {
+    /// How layers are unpacked.
+    pub(crate) fn unpacking(&self) -> Result<Options> {
         let usual = Limits::default();
         let entries = self.max_entries.unwrap_or(usual.entries);
-        Limits { bytes: self.max_size.unwrap_or(usual.bytes), entries, ..usual }
+        let limits = Limits { bytes: self.max_size.unwrap_or(usual.bytes), entries, ..usual };
+        let snapshotter = self.snapshotter.map_or_else(settings::snapshotter, Ok)?;
+        Ok(Options { limits, snapshotter })
     }
 }
 
@@ -120,7 +126,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
         "import" => (1, &["name", "ref"]),
         "ls" => (0, &["format"]),
         "inspect" => (1, &["format"]),
-        "unpack" => (1, &["max-size", "max-entries"]),
+        "unpack" => (1, &["max-size", "max-entries", "snapshotter"]),
         "mount" => (2, &["read-only"]),
         "df" => (0, &["format"]),
         "gc" => (0, &["max-age", "keep-size"]),
@@ -166,7 +172,7 @@ fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Res
         }
         "unpack" => {
             let image = store.image(word(1, "the reference of an image")?)?;
-            let count = unpack(store, &image, &args.limits())?;
+            let count = unpack(store, &image, &args.unpacking()?)?;
             say(out, &format!("{}: {count} of {} layers unpacked\n", image.reference, image.layers.len()))
         }
         "mount" => {
@@ -230,6 +236,10 @@ fn parse(args: impl Iterator<Item = OsString>) -> std::result::Result<Args, lexo
             Long("max-entries") => {
                 args.max_entries = Some(parser.value()?.parse()?);
                 "max-entries"
+            }
+            Long("snapshotter") => {
+                args.snapshotter = Some(parser.value()?.parse()?);
+                "snapshotter"
             }
             Long("read-only") => {
                 args.read_only = true;

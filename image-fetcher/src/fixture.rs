@@ -3,15 +3,31 @@
 #![expect(clippy::disallowed_methods, reason = "tests make files on the host")]
 
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use coracle_sys::{file, mount};
 use tar::{EntryType, Header};
 
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::import::{Options, import};
+use crate::snapshot::{self, Snapshotter};
 use crate::store::Store;
-use crate::unpack::{Limits, unpack};
+use crate::unpack::{Options as Unpacking, unpack};
+
+/// Runs a test on a store whose layers become directories, and where the kernel and the directory for temporary files can
+/// do it, on one whose layers become EROFS images: what holds of layers holds whatever they become.
+pub(crate) fn both(test: impl Fn(fn() -> Scratch)) {
+    test(Scratch::new);
+    let scratch = Scratch::with_erofs();
+    scratch.unpack(&[Tar::default().dir("d/").end()]).unwrap();
+    match snapshot::view(&scratch.store, &[scratch.unpacked(0)], "..") {
+        Ok(_) => test(Scratch::with_erofs),
+        Err(error) => eprintln!("skipped for EROFS images: {error}"),
+    }
+}
 
 /// A tar archive that is made entry by entry, however wrong.
 #[derive(Default)]
@@ -78,6 +94,7 @@ impl Tar {
 pub(crate) struct Scratch {
     pub dir: tempfile::TempDir,
     pub store: Store,
+    pub unpacking: Unpacking,
 }
 
 impl Scratch {
@@ -85,7 +102,14 @@ impl Scratch {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("canary"), "sings").unwrap();
         let store = Store::open(dir.path().join("store")).unwrap();
-        Self { dir, store }
+        Self { dir, store, unpacking: Unpacking::default() }
+    }
+
+    /// The same, whose layers become EROFS images.
+    pub(crate) fn with_erofs() -> Self {
+        let mut scratch = Self::new();
+        scratch.unpacking.snapshotter = Snapshotter::Erofs;
+        scratch
     }
 
     /// Imports an image of these layers, uncompressed, under the name `image`.
@@ -104,18 +128,47 @@ impl Scratch {
     /// Imports and unpacks.
     pub(crate) fn unpack(&self, layers: &[Vec<u8>]) -> Result<usize> {
         self.import(layers)?;
-        unpack(&self.store, &self.store.image("image")?, &Limits::default())
+        unpack(&self.store, &self.store.image("image")?, &self.unpacking)
     }
 
-    /// Unpacks one layer and returns its directory.
+    /// Unpacks one layer and returns where it can be looked at.
     pub(crate) fn layer(&self, tar: &Tar) -> Result<PathBuf> {
         self.unpack(&[tar.end()])?;
         Ok(self.layer_path(0))
     }
 
+    /// Unpacks what is imported.
+    pub(crate) fn unpack_again(&self) -> Result<usize> {
+        unpack(&self.store, &self.store.image("image")?, &self.unpacking)
+    }
+
+    /// The name of what layer `n` is unpacked into.
+    pub(crate) fn unpacked(&self, n: usize) -> String {
+        self.store.unpacked(&self.store.image("image").unwrap().layers[n]).unwrap()
+    }
+
+    /// Where layer `n` can be looked at: its directory, or its image's mount.
     pub(crate) fn layer_path(&self, n: usize) -> PathBuf {
-        let image = self.store.image("image").unwrap();
-        self.store.path().join("layers").join(self.store.layer_directory(&image.layers[n]).unwrap())
+        let name = self.unpacked(n);
+        if self.unpacking.snapshotter == Snapshotter::Overlay {
+            return self.store.path().join("layers").join(name);
+        }
+        let path = self.store.path().join("seen").join(n.to_string());
+        fs::create_dir_all(&path).unwrap();
+        let mounted = snapshot::mount_image(&self.store, &name).unwrap();
+        let target = file::open_dir(&path).unwrap();
+        mount::attach(mounted.as_fd(), target.as_fd()).unwrap();
+        path
+    }
+
+    /// How many blocks of 512 bytes all layers take.
+    pub(crate) fn blocks(&self) -> u64 {
+        fn of(path: &Path) -> u64 {
+            let found = fs::symlink_metadata(path).unwrap();
+            let inside = found.is_dir().then(|| fs::read_dir(path).unwrap());
+            found.blocks() + inside.into_iter().flatten().map(|e| of(&e.unwrap().path())).sum::<u64>()
+        }
+        of(&self.store.path().join("layers"))
     }
 
     /// What a refused layer is told; nothing may be left of it, and nothing outside touched.
@@ -138,6 +191,14 @@ impl Scratch {
             fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert!(names.iter().all(|n| n == "canary" || n == "layout" || n == "store"), "{names:?}");
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for seen in fs::read_dir(self.store.path().join("seen")).into_iter().flatten() {
+            while mount::detach(&seen.as_ref().unwrap().path()).is_ok() {}
+        }
     }
 }
 

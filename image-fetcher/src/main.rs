@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod settings;
 mod transfer;
 mod progress;
 mod show;

@@ -13,6 +13,9 @@ use crate::error::Result;
 /// the root is like.
 pub(crate) const IMPLIED: &str = "trusted.coracle.implied";
 
+/// Makes a directory hide all that is below: overlayfs's own.
+pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
+
 /// Notes of how many bytes the files of a layer are, decimal.
 #[cfg(feature = "unpack")]
 pub(crate) const SIZE: &str = "trusted.coracle.size";

@@ -41,7 +41,7 @@ pub(crate) fn list(store: &Store, format: Format) -> Result<String> {
                 "digest": digest,
                 "size": image.size(),
                 "layers": image.layers.len(),
-                "unpacked": image.layers.iter().all(|l| store.layer_directory(l).is_some()),
+                "unpacked": image.layers.iter().all(|l| store.unpacked(l).is_some()),
             }),
             Err(error) => {
                 json!({ "reference": entry.reference, "digest": digest, "error": error.to_string() })
@@ -73,13 +73,16 @@ pub(crate) fn inspect(store: &Store, image: &Image, format: Format) -> Result<St
         .layers
         .iter()
         .map(|layer| {
-            let path = store.layer_directory(layer).map(|name| store.path().join("layers").join(name));
+            let name = store.unpacked(layer);
+            let verity = name.as_ref().and_then(|name| store.verity(name).ok().flatten());
+            let path = name.map(|name| store.path().join("layers").join(name));
             json!({
                 "digest": layer.digest,
                 "size": layer.size,
                 "diffId": layer.diff_id,
                 "chainId": layer.chain_id,
                 "path": path,
+                "verity": verity,
             })
         })
         .collect();

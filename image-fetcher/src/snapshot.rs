@@ -23,7 +23,7 @@ use crate::digest::Digest;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::Image;
 use crate::metadata;
-use crate::store::{DOCUMENT_LIMIT, Store, check_id, is_missing};
+use crate::store::{DOCUMENT_LIMIT, IMAGE, Store, check_id, is_missing};
 
 /// Whether a snapshot can be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,28 @@ impl Owners<'_> {
         let [user, group] = [found.st_uid, found.st_gid]
             .map(|id| if id < self.count { self.first.saturating_add(id) } else { id });
         Ok(file::chown(upper, user, group)?)
+    }
+}
+
+/// What layers are unpacked into. Snapshots take both, one over the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Snapshotter {
+    /// A directory in overlay form.
+    #[default]
+    Overlay,
+    /// An EROFS image, mounted from its file (Linux 6.12, and 6.15 to be a layer of overlayfs).
+    Erofs,
+}
+
+impl std::str::FromStr for Snapshotter {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "overlay" => Ok(Self::Overlay),
+            "erofs" => Ok(Self::Erofs),
+            _ => Err(format!("a snapshotter is overlay or erofs, not {text:?}")),
+        }
     }
 }
 
@@ -93,7 +115,7 @@ pub fn mount_for(
     check_id(id).context(mounting)?;
     let _lock = store.lock_adding()?;
     store.note_use(&image.digest).context(mounting)?;
-    let layers = layer_directories(store, image).context(mounting)?;
+    let layers = unpacked_layers(store, image).context(mounting)?;
     let record =
         Record { reference: image.reference.clone(), manifest: image.digest.clone(), layers, access };
     let directory = begin(store, id, &record).context(mounting)?;
@@ -110,10 +132,10 @@ pub fn directory_path(store: &Store, id: &str) -> PathBuf {
     store.path().join("snapshots").join(id)
 }
 
-/// The names of the directories that hold the image's layers, bottom first.
-fn layer_directories(store: &Store, image: &Image) -> Result<Vec<String>> {
+/// The names of what the image's layers are unpacked into, bottom first.
+fn unpacked_layers(store: &Store, image: &Image) -> Result<Vec<String>> {
     let found = image.layers.iter().map(|layer| {
-        store.layer_directory(layer).ok_or_else(|| {
+        store.unpacked(layer).ok_or_else(|| {
             let why = format!("layer {} of {:?} is not unpacked", layer.diff_id, image.reference);
             Error::new(Kind::NotUnpacked, why)
                 .hint(format!("`coracle-image unpack {}` does that", image.reference))
@@ -154,7 +176,7 @@ fn assemble(
     for name in ["upper", "work", "rootfs"] {
         file::mkdir(directory, name, 0o755)?;
     }
-    let (visible, root) = visible_layers(store, &record.layers)?;
+    let (mut visible, root) = visible_layers(store, &record.layers)?;
     let upper = open_directory(directory, OsStr::new("upper"))?;
     copy_root(root.as_ref().map(AsFd::as_fd), upper.as_fd())?;
     owners.map_or(Ok(()), |owners| owners.take(upper.as_fd()))?;
@@ -167,14 +189,8 @@ fn assemble(
         set("lowerdir+", here.join("upper"))?;
     }
     // Closed, it would be no mount any more.
-    let _mapped = match owners {
-        Some(owners) => Some(add_mapped(store, visible, &overlay, owners.namespace)?),
-        None => {
-            let layers = visible.iter().rev().map(|layer| store.path().join("layers").join(layer));
-            layers.into_iter().try_for_each(|layer| set("lowerdir+", layer))?;
-            None
-        }
-    };
+    let _mapped = owners.map(|owners| map_owners(store, &mut visible, owners.namespace)).transpose()?;
+    visible.iter().rev().try_for_each(|layer| layer.put_into(store, &overlay))?;
     // An image may have no layer, and overlayfs wants at least one below the upper one, or two.
     if visible.is_empty() {
         set("lowerdir+", here.join("rootfs"))?;
@@ -191,23 +207,24 @@ fn assemble(
     Ok(mount::attach(mounted.as_fd(), rootfs.as_fd())?)
 }
 
-/// Adds the layers by descriptor, out of a mount of their directory whose owners are mapped, which is returned: it is
-/// attached nowhere, and has no path.
-fn add_mapped(
-    store: &Store,
-    layers: &[String],
-    overlay: &mount::Context,
-    users: BorrowedFd<'_>,
-) -> Result<OwnedFd> {
-    const OLD: &str = "Linux maps the owners of layers since 6.15, and not of every file system";
+/// Maps the owners of layers: of images by their mounts, of directories by a mount of the one that they are in, which is
+/// returned. It is attached nowhere, and has no path.
+fn map_owners(store: &Store, layers: &mut [Unpacked<'_>], users: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let map =
+        |mount: BorrowedFd<'_>| mount::set_idmap(mount, users, false).map_err(|e| Error::from(e).hint(OLD));
     let all = mount::clone_tree(store.layers(), std::path::Path::new(""), false)?;
-    mount::set_idmap(all.as_fd(), users, false).map_err(|e| Error::from(e).hint(OLD))?;
-    for name in layers.iter().rev() {
-        let layer = open_directory(all.as_fd(), OsStr::new(name))?;
-        overlay.set_fd("lowerdir+", layer.as_fd()).map_err(|e| Error::from(e).hint(OLD))?;
+    map(all.as_fd())?;
+    for layer in layers {
+        match &layer.by_descriptor {
+            Some(image) => map(image.as_fd())?,
+            None => layer.by_descriptor = Some(open_directory(all.as_fd(), OsStr::new(layer.name))?),
+        }
     }
     Ok(all)
 }
+
+/// What may be wrong where a layer by descriptor is refused.
+const OLD: &str = "Linux takes EROFS images as layers, and maps the owners of layers, since 6.15, and not on every file system";
 
 /// Mounts layers read-only one over the other, attached nowhere: a view of them for whoever holds the
 /// descriptor. `layers` are paths below the directory of layers, bottom first, `empty` is one that is hidden
@@ -219,9 +236,9 @@ fn add_mapped(
 pub(crate) fn view(store: &Store, layers: &[String], empty: &str) -> Result<OwnedFd> {
     let root = store.path().join("layers");
     let overlay = mount::Context::open("overlay")?;
-    for layer in visible_layers(store, layers)?.0.iter().rev() {
-        set_path(&overlay, "lowerdir+", &root.join(layer))?;
-    }
+    // Their mounts have to be there until the overlay's is.
+    let (visible, _) = visible_layers(store, layers)?;
+    visible.iter().rev().try_for_each(|layer| layer.put_into(store, &overlay))?;
     set_path(&overlay, "lowerdir+", &root.join(empty))?;
     Ok(overlay.mount(mount::attr::RDONLY)?)
 }
@@ -236,23 +253,68 @@ fn set_path(overlay: &mount::Context, key: &str, path: &std::path::Path) -> Resu
     Ok(overlay.set(key, bytes)?)
 }
 
+/// An unpacked layer.
+struct Unpacked<'a> {
+    name: &'a str,
+    /// The mount, attached nowhere, of an EROFS image, or of a directory whose owners are mapped.
+    by_descriptor: Option<OwnedFd>,
+}
+
+impl<'a> Unpacked<'a> {
+    fn open(store: &Store, name: &'a str) -> Result<Self> {
+        let by_descriptor = name.ends_with(IMAGE).then(|| mount_image(store, name)).transpose()?;
+        Ok(Self { name, by_descriptor })
+    }
+
+    /// Its root directory.
+    fn root(&self, store: &Store) -> Result<OwnedFd> {
+        match &self.by_descriptor {
+            Some(image) => open_directory(image.as_fd(), OsStr::new(".")),
+            None => open_directory(store.layers(), OsStr::new(self.name)),
+        }
+    }
+
+    /// Puts it below the layers that the overlay has already.
+    fn put_into(&self, store: &Store, overlay: &mount::Context) -> Result<()> {
+        match &self.by_descriptor {
+            Some(layer) => overlay.set_fd("lowerdir+", layer.as_fd()).map_err(|e| Error::from(e).hint(OLD)),
+            None => set_path(overlay, "lowerdir+", &store.path().join("layers").join(self.name)),
+        }
+    }
+}
+
+/// Mounts a layer that is an EROFS image from its file, attached nowhere.
+pub(crate) fn mount_image(store: &Store, name: &str) -> Result<OwnedFd> {
+    let needs = |e| {
+        let why = "mounting an EROFS image from its file needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE, and a disk \
+            below the file, no tmpfs; unpack with --snapshotter overlay";
+        Error::from(e).hint(why)
+    };
+    let erofs = mount::Context::open("erofs").map_err(needs)?;
+    set_path(&erofs, "source", &store.path().join("layers").join(name))?;
+    erofs.set_flag("ro")?;
+    erofs.mount(mount::attr::RDONLY).map_err(needs)
+}
+
 /// The layers that count, bottom first, and the topmost root directory that an archive described. A layer
 /// whose root is opaque hides all below it, which overlayfs itself doesn't look at.
-fn visible_layers<'a>(store: &Store, layers: &'a [String]) -> Result<(&'a [String], Option<OwnedFd>)> {
-    let (mut first, mut root) = (0, None);
-    for (i, name) in layers.iter().enumerate().rev() {
-        let layer = open_directory(store.layers(), OsStr::new(name))?;
-        let opaque = archive::xattr(layer.as_fd(), OsStr::new("trusted.overlay.opaque"))?;
-        let implied = archive::xattr(layer.as_fd(), OsStr::new(metadata::IMPLIED))?.is_some();
-        if root.is_none() && !implied {
-            root = Some(layer);
+fn visible_layers<'a>(store: &Store, layers: &'a [String]) -> Result<(Vec<Unpacked<'a>>, Option<OwnedFd>)> {
+    let (mut visible, mut described) = (Vec::new(), None);
+    for name in layers.iter().rev() {
+        let layer = Unpacked::open(store, name)?;
+        let root = layer.root(store)?;
+        visible.push(layer);
+        let opaque = archive::xattr(root.as_fd(), OsStr::new(metadata::OPAQUE))?;
+        let implied = archive::xattr(root.as_fd(), OsStr::new(metadata::IMPLIED))?.is_some();
+        if described.is_none() && !implied {
+            described = Some(root);
         }
         if opaque.as_deref() == Some(b"y") {
-            first = i;
             break;
         }
     }
-    Ok((&layers[first..], root))
+    visible.reverse();
+    Ok((visible, described))
 }
 
 /// Gives `upper` the metadata of the root directory `root`; where no layer says anything, those of a usual one.
@@ -338,7 +400,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::fixture::{Scratch, Tar};
+    use crate::fixture::{Tar, both};
 
     fn is_mounted(path: &std::path::Path) -> bool {
         fs::read_to_string("/proc/self/mountinfo").unwrap().contains(path.to_str().unwrap())
@@ -357,72 +419,82 @@ mod tests {
 
     #[test]
     fn a_snapshot_shows_what_the_layers_are_together_and_leaves_nothing() {
-        let scratch = Scratch::new();
-        scratch.unpack(&layers()).unwrap();
-        let image = scratch.store.image("image").unwrap();
-        let root = mount(&scratch.store, "web", &image, Access::Writable).unwrap();
-        assert!(!root.join("d/gone").exists());
-        assert!(root.join("d/stays").exists());
-        assert!(!root.join("o/old").exists());
-        assert!(root.join("o/new").exists());
-        assert_eq!(fs::metadata(&root).unwrap().mode() & 0o777, 0o711);
-        fs::write(root.join("d/written"), "x").unwrap();
-        let again = mount(&scratch.store, "web", &image, Access::Writable).unwrap_err();
-        assert_eq!(again.kind(), Kind::Exists);
-        for _ in 0..2 {
-            remove(&scratch.store, "web").unwrap();
-            assert!(!is_mounted(&root));
-            assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
-        }
+        both(|new| {
+            let scratch = new();
+            scratch.unpack(&layers()).unwrap();
+            let image = scratch.store.image("image").unwrap();
+            let root = mount(&scratch.store, "web", &image, Access::Writable).unwrap();
+            assert!(!root.join("d/gone").exists());
+            assert!(root.join("d/stays").exists());
+            assert!(!root.join("o/old").exists());
+            assert!(root.join("o/new").exists());
+            assert_eq!(fs::metadata(&root).unwrap().mode() & 0o777, 0o711);
+            fs::write(root.join("d/written"), "x").unwrap();
+            let again = mount(&scratch.store, "web", &image, Access::Writable).unwrap_err();
+            assert_eq!(again.kind(), Kind::Exists);
+            for _ in 0..2 {
+                remove(&scratch.store, "web").unwrap();
+                assert!(!is_mounted(&root));
+                assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
+            }
+        });
     }
 
     #[test]
     fn a_read_only_snapshot_of_one_layer_or_none_mounts_too() {
-        for layers in [&layers()[..1], &[]] {
-            let scratch = Scratch::new();
-            scratch.unpack(layers).unwrap();
-            let image = scratch.store.image("image").unwrap();
-            for access in [Access::ReadOnly, Access::Writable] {
-                let root = mount(&scratch.store, "web", &image, access).unwrap();
-                assert_eq!(fs::write(root.join("x"), "").is_ok(), access == Access::Writable);
-                remove(&scratch.store, "web").unwrap();
+        both(|new| {
+            for layers in [&layers()[..1], &[]] {
+                let scratch = new();
+                scratch.unpack(layers).unwrap();
+                let image = scratch.store.image("image").unwrap();
+                for access in [Access::ReadOnly, Access::Writable] {
+                    let root = mount(&scratch.store, "web", &image, access).unwrap();
+                    assert_eq!(fs::write(root.join("x"), "").is_ok(), access == Access::Writable);
+                    remove(&scratch.store, "web").unwrap();
+                }
             }
-        }
+        });
     }
 
     #[test]
     fn a_root_that_is_opaque_hides_all_layers_below() {
-        let scratch = Scratch::new();
-        let upper = Tar::default().file(".wh..wh..opq", b"").file("only", b"");
-        scratch.unpack(&[layers().remove(0), upper.end()]).unwrap();
-        let image = scratch.store.image("image").unwrap();
-        let root = mount(&scratch.store, "web", &image, Access::ReadOnly).unwrap();
-        let names: Vec<_> = fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
-        remove(&scratch.store, "web").unwrap();
-        assert_eq!(names, ["only"]);
+        both(|new| {
+            let scratch = new();
+            let upper = Tar::default().file(".wh..wh..opq", b"").file("only", b"");
+            scratch.unpack(&[layers().remove(0), upper.end()]).unwrap();
+            let image = scratch.store.image("image").unwrap();
+            let root = mount(&scratch.store, "web", &image, Access::ReadOnly).unwrap();
+            let names: Vec<_> = fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
+            remove(&scratch.store, "web").unwrap();
+            assert_eq!(names, ["only"]);
+        });
     }
 
     #[test]
     fn an_image_that_is_not_unpacked_is_an_error_of_its_own_kind() {
-        let scratch = Scratch::new();
-        scratch.import(&layers()).unwrap();
-        let image = scratch.store.image("image").unwrap();
-        let error = mount(&scratch.store, "web", &image, Access::Writable).unwrap_err();
-        assert_eq!(error.kind(), Kind::NotUnpacked);
-        assert!(error.to_string().ends_with("`coracle-image unpack image` does that"), "{error}");
-        assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
+        both(|new| {
+            let scratch = new();
+            scratch.import(&layers()).unwrap();
+            let image = scratch.store.image("image").unwrap();
+            let error = mount(&scratch.store, "web", &image, Access::Writable).unwrap_err();
+            assert_eq!(error.kind(), Kind::NotUnpacked);
+            assert!(error.to_string().ends_with("`coracle-image unpack image` does that"), "{error}");
+            assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
+        });
     }
 
     #[test]
     fn removing_an_image_keeps_the_layers_of_its_snapshots() {
-        let scratch = Scratch::new();
-        scratch.unpack(&layers()).unwrap();
-        let image = scratch.store.image("image").unwrap();
-        mount(&scratch.store, "web", &image, Access::Writable).unwrap();
-        scratch.store.remove("image").unwrap();
-        assert_eq!(file::list(scratch.store.layers()).unwrap().len(), 2);
-        remove(&scratch.store, "web").unwrap();
-        scratch.store.collect().unwrap();
-        assert!(file::list(scratch.store.layers()).unwrap().is_empty());
+        both(|new| {
+            let scratch = new();
+            scratch.unpack(&layers()).unwrap();
+            let image = scratch.store.image("image").unwrap();
+            mount(&scratch.store, "web", &image, Access::Writable).unwrap();
+            scratch.store.remove("image").unwrap();
+            assert_eq!(file::list(scratch.store.layers()).unwrap().len(), 2);
+            remove(&scratch.store, "web").unwrap();
+            scratch.store.collect().unwrap();
+            assert!(file::list(scratch.store.layers()).unwrap().is_empty());
+        });
     }
 }

@@ -135,7 +135,7 @@ impl Keep {
         let mut keep = Self { blobs: BTreeSet::new(), layers: snapshot::layers_in_use(store)? };
         for held in images {
             keep.blobs.extend(held.image.blobs().map(|digest| digest.hex().to_owned()));
-            keep.layers.extend(held.image.layers.iter().filter_map(|layer| store.layer_directory(layer)));
+            keep.layers.extend(held.image.layers.iter().filter_map(|layer| store.unpacked(layer)));
         }
         Ok(keep)
     }

@@ -4,6 +4,7 @@
 //! oci-layout index.json blobs/sha256/HEX    the layout, as image-spec's image-layout.md has it
 //! layers/HEX                                a layer in overlay form, by its diff ID
 //! layers/HEX.chain                          one that fits only on what lies below it, by its chain ID
+//! layers/HEX.erofs layers/HEX.chain.erofs   the same as an EROFS image
 //! partial/HEX                               as much of a blob as has come from a registry
 //! snapshots/ID/                             a root file system made of layers, see `snapshot`
 //! lock                                      a file whose byte ranges are locked
@@ -35,6 +36,9 @@ pub fn default_root() -> PathBuf {
 
 /// The annotation of a descriptor in `index.json` that holds an image's reference (image-spec, annotations.md).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The end of a layer's name that is an EROFS image.
+pub(crate) const IMAGE: &str = ".erofs";
 
 /// The directory of blobs that have not come wholly yet.
 #[cfg(feature = "unpack")]
@@ -263,11 +267,31 @@ impl Store {
 
     // Layers.
 
-    /// The name below `layers` of the directory that `layer` is unpacked in, if it is.
-    pub fn layer_directory(&self, layer: &Layer) -> Option<String> {
-        let by_chain = format!("{}.chain", layer.chain_id.hex());
-        let by_diff = layer.diff_id.hex().to_owned();
-        [by_diff, by_chain].into_iter().find(|name| file::stat_at(self.layers.as_fd(), name).is_ok())
+    /// The name below `layers` of what `layer` is unpacked into, if it is: a directory, or an EROFS image.
+    pub fn unpacked(&self, layer: &Layer) -> Option<String> {
+        let (diff_id, chain_id) = (layer.diff_id.hex(), layer.chain_id.hex());
+        let names = [
+            diff_id.to_owned(),
+            format!("{chain_id}.chain"),
+            format!("{diff_id}{IMAGE}"),
+            format!("{chain_id}.chain{IMAGE}"),
+        ];
+        names.into_iter().find(|name| file::stat_at(self.layers.as_fd(), name).is_ok())
+    }
+
+    /// The fs-verity digest that protects an unpacked layer, `sha256:` and hexadecimal digits: of an EROFS image on a
+    /// file system that has it.
+    ///
+    /// # Errors
+    /// Where the layer can't be opened.
+    pub fn verity(&self, unpacked: &str) -> Result<Option<String>> {
+        if !unpacked.ends_with(IMAGE) {
+            return Ok(None);
+        }
+        let image = file::open(self.layers.as_fd(), unpacked, libc::O_RDONLY, 0, Resolve::BeneathNoLinks)?;
+        let digest = sys::verity::digest(image.as_fd())?;
+        let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        Ok(digest.map(|digest| format!("sha256:{}", hex(digest))))
     }
 
     /// Digests all blobs of an image again, and returns what is wrong: with them, or that only some
@@ -278,7 +302,7 @@ impl Store {
         let blobs = image.layers.iter().map(|l| Ok((l.digest.clone(), l.size))).chain([config]);
         let check = |(digest, size): (Digest, u64)| Verified::new(self.blob(&digest)?, digest, size).finish();
         let mut problems: Vec<Error> = blobs.filter_map(|blob| blob.and_then(check).err()).collect();
-        let is_missing = |layer: &&Layer| self.layer_directory(layer).is_none();
+        let is_missing = |layer: &&Layer| self.unpacked(layer).is_none();
         let missing = image.layers.iter().filter(is_missing).count();
         if missing > 0 && missing < image.layers.len() {
             let why = format!("{missing} of {} layers are not unpacked", image.layers.len());
@@ -333,7 +357,7 @@ impl Store {
         }
         let Ok(image) = Image::read(self, entry.clone()) else { return Ok(()) };
         let in_use = crate::snapshot::layers_in_use(self)?;
-        for name in image.layers.iter().filter_map(|layer| self.layer_directory(layer)) {
+        for name in image.layers.iter().filter_map(|layer| self.unpacked(layer)) {
             if !in_use.contains(&name) {
                 archive::remove_tree(self.layers.as_fd(), &name)?;
             }
@@ -396,7 +420,7 @@ impl Store {
         for entry in self.entries()? {
             let image = Image::read(self, entry)?;
             blobs.extend(image.blobs().map(|d| d.hex().to_owned()));
-            layers.extend(image.layers.iter().filter_map(|l| self.layer_directory(l)));
+            layers.extend(image.layers.iter().filter_map(|l| self.unpacked(l)));
         }
         sweep(self.blobs.as_fd(), &blobs)?;
         sweep(self.layers.as_fd(), &layers)

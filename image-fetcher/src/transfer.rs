@@ -29,6 +29,7 @@ pub(crate) const PULL_OPTIONS: &[&str] = &[
     "no-unpack",
     "max-size",
     "max-entries",
+    "snapshotter",
 ];
 
 /// What is said of how to talk to registries.
@@ -66,10 +67,10 @@ impl Transfer {
         Ok(PULL_OPTIONS.iter().find(|known| **known == name).copied())
     }
 
-    fn settings(&self, args: &Args) -> Settings {
+    fn settings(&self, args: &Args) -> Result<Settings> {
         let usual = Settings::default();
         let parallel = self.parallel.map(|n| n.clamp(1, 64));
-        Settings {
+        Ok(Settings {
             auth_files: self.auth_file.clone().map_or(usual.auth_files, |file| vec![file]),
             hosts: self.hosts.clone().map_or(usual.hosts, |dir| vec![dir]),
             plain_http: self.plain_http.clone(),
@@ -78,8 +79,8 @@ impl Transfer {
             per_host: parallel.unwrap_or(usual.per_host),
             patience: self.timeout.map_or(usual.patience, |s| Duration::from_secs(s.clamp(1, 3600))),
             unpack: !self.no_unpack,
-            limits: args.limits(),
-        }
+            options: args.unpacking()?,
+        })
     }
 }
 
@@ -90,7 +91,7 @@ fn reference(text: &str) -> Result<Reference> {
 pub(crate) fn pull(store: &Store, text: &str, args: &Args, out: &mut Vec<u8>) -> Result<()> {
     let transfer = args.transfer();
     let report = progress::report(transfer.progress);
-    let pulled = registry::pull(store, &reference(text)?, &transfer.settings(args), &*report)?;
+    let pulled = registry::pull(store, &reference(text)?, &transfer.settings(args)?, &*report)?;
     drop(report);
     say(out, &format!("{} {}\n", pulled.entry.reference, pulled.entry.descriptor.digest()))
 }
@@ -98,7 +99,7 @@ pub(crate) fn pull(store: &Store, text: &str, args: &Args, out: &mut Vec<u8>) ->
 pub(crate) fn repair(store: &Store, name: &str, args: &Args, out: &mut Vec<u8>) -> Result<()> {
     let transfer = args.transfer();
     let report = progress::report(transfer.progress);
-    let repaired = registry::repair(store, name, &transfer.settings(args), &*report)?;
+    let repaired = registry::repair(store, name, &transfer.settings(args)?, &*report)?;
     drop(report);
     say(out, &format!("{name}: {} bytes fetched, {} layers unpacked\n", repaired.fetched, repaired.unpacked))
 }
@@ -114,17 +115,17 @@ pub(crate) fn push(
     let target = reference(to.unwrap_or(&image.reference))?;
     let transfer = args.transfer();
     let report = progress::report(transfer.progress);
-    registry::push(store, &image, &target, &transfer.settings(args), &*report)?;
+    registry::push(store, &image, &target, &transfer.settings(args)?, &*report)?;
     drop(report);
     say(out, &format!("{target} {}\n", image.digest))
 }
 
 pub(crate) fn tags(repository: &str, args: &Args, out: &mut Vec<u8>) -> Result<()> {
-    let tags = registry::tags(&reference(repository)?, &args.transfer().settings(args))?;
+    let tags = registry::tags(&reference(repository)?, &args.transfer().settings(args)?)?;
     tags.iter().try_for_each(|tag| say(out, &format!("{tag}\n")))
 }
 
 pub(crate) fn search(words: &str, args: &Args, out: &mut Vec<u8>) -> Result<()> {
-    let found = registry::search(words, &args.transfer().settings(args))?;
+    let found = registry::search(words, &args.transfer().settings(args)?)?;
     found.iter().try_for_each(|name| say(out, &format!("{name}\n")))
 }

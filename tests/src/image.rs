@@ -12,12 +12,53 @@ use crate::host::Host;
 pub struct Store<'h> {
     host: &'h Host,
     directory: PathBuf,
+    snapshotter: &'static str,
+    /// Its place where that has to be on a disk.
+    _disk: Option<tempfile::TempDir>,
+}
+
+/// What layers can be unpacked into here; records a skipped test where that is no EROFS image.
+pub fn snapshotters(host: &Host) -> Vec<&'static str> {
+    match why_no_erofs() {
+        None => vec!["overlay", "erofs"],
+        Some(reason) => {
+            host.skip(&format!("unpacked into directories only: {reason}"));
+            vec!["overlay"]
+        }
+    }
+}
+
+/// Why EROFS images in the directory for temporary files can't be layers of a snapshot.
+fn why_no_erofs() -> Option<String> {
+    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
+    let release = release.unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next(), numbers.next());
+    let types = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let on = rustix::fs::statfs(std::env::temp_dir()).map(|stat| stat.f_type).unwrap_or_default();
+    // ext4, XFS and btrfs have pages of files to read, which a tmpfs has not.
+    let can_back = [0xef53, 0x5846_5342, 0x9123_683e].contains(&on);
+    if version < (Some(6), Some(15)) {
+        return Some(format!("Linux {release} takes no detached mount as a layer"));
+    }
+    if !types.contains("\terofs\n") {
+        return Some("the kernel has no EROFS".to_owned());
+    }
+    (!can_back).then(|| format!("no EROFS image can be mounted from a file system of type {on:#x}"))
 }
 
 impl<'h> Store<'h> {
     /// A new store in a directory of the test.
     pub fn new(host: &'h Host) -> Self {
-        Self { host, directory: host.directory().join("store") }
+        Self::of(host, "overlay")
+    }
+
+    /// One whose layers are unpacked into this.
+    pub fn of(host: &'h Host, snapshotter: &'static str) -> Self {
+        // EROFS images are mounted from files of disks only, and the tests' own directory is a tmpfs.
+        let disk = (snapshotter == "erofs").then(|| tempfile::tempdir().expect("make a directory on a disk"));
+        let directory = disk.as_ref().map_or_else(|| host.directory(), |disk| disk.path().to_owned());
+        Self { host, directory: directory.join("store"), snapshotter, _disk: disk }
     }
 
     /// The store's directory.
@@ -34,6 +75,7 @@ impl<'h> Store<'h> {
     pub fn call_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Outcome {
         let mut command = Command::new(self.host.image_program());
         command.arg("--store").arg(&self.directory).args(args).envs(variables.iter().copied());
+        command.env("CORACLE_SNAPSHOTTER", self.snapshotter);
         command.stdin(Stdio::null());
         command::run(&mut command, &self.host.directory())
     }

@@ -9,7 +9,7 @@ use coracle_fixtures::hostile::{self, Outcome};
 use coracle_fixtures::image::Image;
 use coracle_fixtures::many::{self, Reader};
 use coracle_fixtures::small;
-use coracle_tests::image::Store;
+use coracle_tests::image::{Store, snapshotters};
 use coracle_tests::tree::{difference, tree};
 use coracle_tests::{Host, command, privileged};
 
@@ -56,12 +56,14 @@ fn each_form_of_an_image_gives_the_same_tree() {
         }
         for image in [small::image(), many::image(Reader::Full)] {
             let mut first = None;
-            for path in forms(host, &image) {
-                let store = Store::new(host);
-                store.import_path(&path, &image.name).succeeds();
+            let forms = forms(host, &image);
+            let each = snapshotters(host).into_iter().flat_map(|s| forms.iter().map(move |path| (path, s)));
+            for (path, snapshotter) in each {
+                let store = Store::of(host, snapshotter);
+                store.import_path(path, &image.name).succeeds();
                 let seen = mounted(&store, &image.name, tree);
                 let first = first.get_or_insert_with(|| seen.clone());
-                assert_eq!(difference(&seen, first), "", "{}", path.display());
+                assert_eq!(difference(&seen, first), "", "{snapshotter} {}", path.display());
             }
         }
     });
@@ -79,11 +81,13 @@ fn the_tree_is_the_one_that_umoci_unpacks() {
         let bundle = directory.join("bundle");
         let source = format!("{}:latest", directory.display());
         command::tool("umoci", &["unpack", "--image", &source, bundle.to_str().unwrap()]);
-        let store = Store::new(host);
-        store.import_path(&directory, &image.name).succeeds();
-        let ours = mounted(&store, &image.name, tree);
-        let difference = difference(&ours, &tree(&bundle.join("rootfs")));
-        assert!(difference.is_empty(), "{difference}");
+        for snapshotter in snapshotters(host) {
+            let store = Store::of(host, snapshotter);
+            store.import_path(&directory, &image.name).succeeds();
+            let ours = mounted(&store, &image.name, tree);
+            let difference = difference(&ours, &tree(&bundle.join("rootfs")));
+            assert!(difference.is_empty(), "{snapshotter}: {difference}");
+        }
     });
 }
 
@@ -94,9 +98,7 @@ fn what_lower_layers_had_and_upper_ones_took_away_is_gone() {
             return;
         }
         let image = many::image(Reader::Full);
-        let store = Store::new(host);
-        store.import(&image);
-        mounted(&store, &image.name, |root| {
+        let looked_at = |root: &Path| {
             let list = |path: &str| {
                 let mut names: Vec<String> = fs::read_dir(root.join(path))
                     .unwrap()
@@ -111,7 +113,12 @@ fn what_lower_layers_had_and_upper_ones_took_away_is_gone() {
             assert_eq!(list("change/link-to-directory"), ["inside"]);
             assert_eq!(fs::read_to_string(root.join("change/directory-to-file")).unwrap(), "a file now");
             assert_eq!(fs::read_to_string(root.join("thin/changed")).unwrap(), "layer 11");
-        });
+        };
+        for snapshotter in snapshotters(host) {
+            let store = Store::of(host, snapshotter);
+            store.import(&image);
+            mounted(&store, &image.name, looked_at);
+        }
     });
 }
 
@@ -122,15 +129,17 @@ fn a_mounted_image_can_be_written_and_stays_what_it_was() {
             return;
         }
         let image = small::image();
-        let store = Store::new(host);
-        store.import(&image);
-        let before = mounted(&store, &image.name, |root| {
-            let before = tree(root);
-            fs::write(root.join("etc/motd"), "changed").unwrap();
-            fs::remove_file(root.join("etc/passwd")).unwrap();
-            before
-        });
-        assert_eq!(difference(&mounted(&store, &image.name, tree), &before), "");
+        for snapshotter in snapshotters(host) {
+            let store = Store::of(host, snapshotter);
+            store.import(&image);
+            let before = mounted(&store, &image.name, |root| {
+                let before = tree(root);
+                fs::write(root.join("etc/motd"), "changed").unwrap();
+                fs::remove_file(root.join("etc/passwd")).unwrap();
+                before
+            });
+            assert_eq!(difference(&mounted(&store, &image.name, tree), &before), "");
+        }
     });
 }
 
@@ -140,18 +149,19 @@ fn ls_inspect_and_rm_tell_and_remove() {
         if !can_run(host) {
             return;
         }
-        let store = Store::new(host);
-        store.call(&["ls"]).succeeds();
-        let empty = listing(&store);
-        let image = small::image();
-        store.import(&image);
-        assert!(store.call(&["ls"]).succeeds().text().contains("coracle/small"));
-        assert!(store.call(&["inspect", &image.name]).succeeds().text().contains("BOAT=coracle"));
-        store.call(&["unpack", &image.name]).succeeds();
-        store.call(&["verify"]).succeeds();
-        store.call(&["rm", &image.name]).succeeds();
-        assert!(!store.call(&["ls"]).succeeds().text().contains("coracle/small"));
-        assert_eq!(listing(&store), empty);
+        for store in snapshotters(host).into_iter().map(|snapshotter| Store::of(host, snapshotter)) {
+            store.call(&["ls"]).succeeds();
+            let empty = listing(&store);
+            let image = small::image();
+            store.import(&image);
+            assert!(store.call(&["ls"]).succeeds().text().contains("coracle/small"));
+            assert!(store.call(&["inspect", &image.name]).succeeds().text().contains("BOAT=coracle"));
+            store.call(&["unpack", &image.name]).succeeds();
+            store.call(&["verify"]).succeeds();
+            store.call(&["rm", &image.name]).succeeds();
+            assert!(!store.call(&["ls"]).succeeds().text().contains("coracle/small"));
+            assert_eq!(listing(&store), empty);
+        }
     });
 }
 
@@ -211,8 +221,8 @@ fn what_is_not_there_is_named() {
 }
 
 /// Imports and unpacks a hostile image; what is wrong with the outcome, if anything is.
-fn wrong_with(host: &Host, case: &hostile::Hostile) -> Option<String> {
-    let store = Store::new(host);
+fn wrong_with(host: &Host, case: &hostile::Hostile, snapshotter: &'static str) -> Option<String> {
+    let store = Store::of(host, snapshotter);
     store.call(&["ls"]).succeeds();
     let (before, empty) = (host.snapshot(), listing(&store));
     let name = "coracle/hostile:latest";
@@ -243,7 +253,7 @@ fn wrong_with(host: &Host, case: &hostile::Hostile) -> Option<String> {
         wrong += &format!("left in the store: {left:?}\n");
     }
     wrong += &host.difference(&before).unwrap_or_default();
-    (!wrong.is_empty()).then(|| format!("{}: {wrong}", case.name))
+    (!wrong.is_empty()).then(|| format!("{snapshotter}: {}: {wrong}", case.name))
 }
 
 #[test]
@@ -252,7 +262,9 @@ fn hostile_images_are_refused_or_do_no_harm() {
         if !can_run(host) {
             return;
         }
-        let wrong: Vec<String> = hostile::all().iter().filter_map(|case| wrong_with(host, case)).collect();
+        let cases = hostile::all();
+        let each = snapshotters(host).into_iter().flat_map(|s| cases.iter().map(move |case| (case, s)));
+        let wrong: Vec<String> = each.filter_map(|(case, s)| wrong_with(host, case, s)).collect();
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     });
 }
@@ -284,6 +296,57 @@ fn an_export_is_read_by_skopeo_and_umoci_and_by_ourselves() {
         let again = Store::new(host);
         again.import_path(&directory.join("out.tar"), "again").succeeds();
         assert_eq!(difference(&mounted(&again, "again", tree), &ours), "");
+    });
+}
+
+#[test]
+fn layers_of_both_kinds_are_mounted_one_over_the_other() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        if !snapshotters(host).contains(&"erofs") {
+            return;
+        }
+        let (image, store) = (many::image(Reader::Full), Store::new(host));
+        store.import(&image);
+        let expected = mounted(&store, &image.name, tree);
+        let below = Image { name: "below:1".to_owned(), layers: image.layers[..2].to_vec(), ..image.clone() };
+        let mixed = Store::of(host, "erofs");
+        mixed.import(&below);
+        mixed.import(&image);
+        mixed.call(&["unpack", "--snapshotter", "overlay", "below:1"]).succeeds();
+        mixed.call(&["unpack", &image.name]).succeeds();
+        let seen = mounted(&mixed, &image.name, tree);
+        assert_eq!(difference(&seen, &expected), "");
+        let kinds: Vec<PathBuf> = fs::read_dir(mixed.directory().join("layers"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert!(kinds.iter().any(|path| path.is_dir()) && kinds.iter().any(|path| path.is_file()));
+    });
+}
+
+#[test]
+fn the_same_layer_becomes_the_same_erofs_image() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        if !snapshotters(host).contains(&"erofs") {
+            return;
+        }
+        let image = many::image(Reader::Full);
+        let images = [0, 1].map(|_| {
+            let store = Store::of(host, "erofs");
+            store.import(&image);
+            store.call(&["unpack", &image.name]).succeeds();
+            tree(&store.directory().join("layers"))
+                .into_iter()
+                .map(|(path, line)| (path, line.split(' ').rev().nth(4).unwrap().to_owned()))
+                .collect::<Vec<_>>()
+        });
+        assert_eq!(images[0], images[1]);
     });
 }
 

@@ -11,8 +11,8 @@ use crate::stage::{Blob, Stage};
 use crate::store::check_layout;
 use crate::unpack::Limits;
 use crate::unpack::entry::{Entries, Entry, Type};
+use crate::unpack::form::components;
 use crate::unpack::stream;
-use crate::unpack::tree::components;
 
 /// The files of an archive that can be part of an image, by their names in it.
 #[derive(Default)]

@@ -9,7 +9,7 @@ use super::{Options, import};
 use crate::digest::Digest;
 use crate::error::{Error, Kind};
 use crate::fixture::{Scratch, Tar, write_layout};
-use crate::unpack::{Limits, unpack};
+use crate::unpack::{Options as Unpacking, unpack};
 
 /// What is done to a blob.
 type Damage<'a> = &'a dyn Fn(&Path);
@@ -56,7 +56,7 @@ fn an_old_docker_archive_becomes_an_image_under_each_of_its_tags() {
     assert_eq!(take(&scratch, &archive, &Options::default()).unwrap(), ["a/b:1", "a/b:2"]);
     let image = scratch.store.image("a/b:2").unwrap();
     assert_eq!(image.layers.len(), 3);
-    unpack(&scratch.store, &image, &Limits::default()).unwrap();
+    unpack(&scratch.store, &image, &Unpacking::default()).unwrap();
     assert!(scratch.store.verify(&image).is_empty());
 }
 

@@ -33,7 +33,7 @@ pub use report::{Event, Report, Silent};
 use crate::error::Result;
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::unpack::Limits;
+use crate::unpack::Options;
 use client::Client;
 use report::Watch;
 
@@ -57,7 +57,7 @@ pub struct Settings {
     /// Whether layers are unpacked while they come.
     pub unpack: bool,
     /// What each of them may cost.
-    pub limits: Limits,
+    pub options: Options,
 }
 
 impl Default for Settings {
@@ -71,7 +71,7 @@ impl Default for Settings {
             per_host: 4,
             patience: Duration::from_secs(30),
             unpack: true,
-            limits: Limits::default(),
+            options: Options::default(),
         }
     }
 }

@@ -258,10 +258,10 @@ fn finish(store: &Store, image: &Image, parts: &Parts<'_>, settings: &Settings) 
     let stays_packed: BTreeSet<&Digest> = image
         .layers
         .iter()
-        .filter(|layer| !settings.unpack || store.layer_directory(layer).is_some())
+        .filter(|layer| !settings.unpack || store.unpacked(layer).is_some())
         .map(|layer| &layer.digest)
         .collect();
-    let count = if settings.unpack { unpack_from(store, parts, image, &settings.limits)? } else { 0 };
+    let count = if settings.unpack { unpack_from(store, parts, image, &settings.options)? } else { 0 };
     for digest in stays_packed {
         if let Some(part) = parts.map.get(digest) {
             part.verify()?;

@@ -13,6 +13,8 @@ pub struct Limits {
     pub ratio: u64,
     /// Bytes of headers for one entry: names, attributes, maps of sparse files.
     pub header: u64,
+    /// Bytes of the names of all entries, and of where links lead: they are kept in memory.
+    pub names: u64,
 }
 
 impl Limits {
@@ -26,6 +28,6 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 4_000_000, bytes: 256 << 30, ratio: 500, header: 1 << 20 }
+        Self { entries: 4_000_000, bytes: 256 << 30, ratio: 500, header: 1 << 20, names: 256 << 20 }
     }
 }

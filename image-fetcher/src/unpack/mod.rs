@@ -1,7 +1,7 @@
-//! Unpacking: each layer becomes a directory in overlay form, by itself and beside the others.
+//! Unpacking: each layer becomes a directory in overlay form or an EROFS image, by itself and beside the others.
 //!
 //! A layer's blob is read, digested, decompressed and digested again by one thread (`stream`), parsed
-//! (`entry`) and written (`apply`, `tree`) by another; as many layers go on at once as there are
+//! (`entry`) and written (`apply`, `tree` or `erofs`) by another; as many layers go on at once as there are
 //! processors. Nearly all layers say all about themselves and are kept by diff ID. One with a hard link to
 //! a file below it, without entries for its directories, or with whiteouts of nothing, is finished after the
 //! others (`finish`) and kept by chain ID.
@@ -11,34 +11,37 @@
 
 mod apply;
 pub(crate) mod entry;
+mod erofs;
 mod finish;
+pub(crate) mod form;
 mod header;
 mod limits;
 mod number;
 mod pax;
 pub(crate) mod stream;
-pub(crate) mod tree;
+mod tree;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
 use std::num::NonZero;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{Errno, archive};
+use coracle_sys::{Errno, archive, verity};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer};
-use crate::metadata;
-use crate::snapshot;
-use crate::store::Store;
+use crate::snapshot::{self, Snapshotter};
+use crate::store::{IMAGE, Store};
 use apply::apply;
 use entry::Entries;
+use erofs::Erofs;
 use finish::{Applied, Fit};
+use form::Form;
 use stream::Stream;
 use tree::Tree;
 
@@ -50,15 +53,24 @@ const TEMPORARY: &str = ".new-";
 /// An empty directory in it.
 const EMPTY: &str = "empty";
 
+/// How layers are unpacked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// What each of them may cost.
+    pub limits: Limits,
+    /// What they become.
+    pub snapshotter: Snapshotter,
+}
+
 /// Unpacks the layers of `image` that are not unpacked yet, and returns how many that were.
 ///
 /// # Errors
 /// [`Kind::Corrupt`], [`Kind::Malformed`] or [`Kind::Limit`] of the first layer that is not right; then none of
 /// them is kept.
-pub fn unpack(store: &Store, image: &Image, limits: &Limits) -> Result<usize> {
+pub fn unpack(store: &Store, image: &Image, options: &Options) -> Result<usize> {
     let unpacking = || format!("unpacking {:?}", image.reference);
     let _lock = store.lock_digests(image.layers.iter().map(|l| &l.diff_id)).context(unpacking)?;
-    unpack_from(store, store, image, limits).context(unpacking)
+    unpack_from(store, store, image, options).context(unpacking)
 }
 
 /// Where the blobs of layers come from.
@@ -74,7 +86,12 @@ impl Blobs for Store {
 }
 
 /// As [`unpack`], for who has locked the layers: their blobs come from `blobs`.
-pub(crate) fn unpack_from(store: &Store, blobs: &dyn Blobs, image: &Image, limits: &Limits) -> Result<usize> {
+pub(crate) fn unpack_from(
+    store: &Store,
+    blobs: &dyn Blobs,
+    image: &Image,
+    options: &Options,
+) -> Result<usize> {
     sweep(store)?;
     let mut count = 0;
     // A layer that depends on what is below is unpacked for one place in the image; the same one in another
@@ -85,8 +102,8 @@ pub(crate) fn unpack_from(store: &Store, blobs: &dyn Blobs, image: &Image, limit
             return Ok(count);
         }
         count += missing.len();
-        let batch = Batch::begin(store, blobs)?;
-        let result = batch.run(image, &missing, limits).and_then(|applied| batch.commit(image, applied));
+        let batch = Batch::begin(store, blobs, *options)?;
+        let result = batch.run(image, &missing).and_then(|applied| batch.commit(image, applied));
         let removed = batch.remove();
         result.and(removed)?;
     }
@@ -97,7 +114,7 @@ fn missing(store: &Store, image: &Image) -> Vec<usize> {
     let mut places: Vec<usize> = Vec::new();
     for (i, layer) in image.layers.iter().enumerate() {
         let is_known = places.iter().any(|p| image.layers[*p].diff_id == layer.diff_id);
-        if !is_known && store.layer_directory(layer).is_none() {
+        if !is_known && store.unpacked(layer).is_none() {
             places.push(i);
         }
     }
@@ -124,15 +141,27 @@ fn sweep(store: &Store) -> Result<()> {
 struct Batch<'a> {
     store: &'a Store,
     blobs: &'a dyn Blobs,
+    options: Options,
     name: String,
     directory: OwnedFd,
 }
 
-/// A layer with its entries applied, and its place in the image.
-type Done = (usize, Applied);
+/// A layer with its entries applied.
+trait Unfinished: Send {
+    fn finish(self: Box<Self>, below: Option<BorrowedFd<'_>>) -> Result<Fit>;
+}
+
+impl<F: Form + Send> Unfinished for Applied<F> {
+    fn finish(self: Box<Self>, below: Option<BorrowedFd<'_>>) -> Result<Fit> {
+        Applied::finish(*self, below)
+    }
+}
+
+/// Such a layer, and its place in the image.
+type Done = (usize, Box<dyn Unfinished>);
 
 impl<'a> Batch<'a> {
-    fn begin(store: &'a Store, blobs: &'a dyn Blobs) -> Result<Self> {
+    fn begin(store: &'a Store, blobs: &'a dyn Blobs, options: Options) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{TEMPORARY}{}-{count}", std::process::id());
@@ -142,7 +171,7 @@ impl<'a> Batch<'a> {
         // Without a set-group-ID bit that a parent's would have brought.
         file::chmod(directory.as_fd(), 0o700)?;
         file::mkdir(directory.as_fd(), EMPTY, 0o700)?;
-        Ok(Self { store, blobs, name, directory })
+        Ok(Self { store, blobs, options, name, directory })
     }
 
     fn remove(&self) -> Result<()> {
@@ -150,13 +179,13 @@ impl<'a> Batch<'a> {
     }
 
     /// Unpacks the layers at `places`, as many at once as there are processors.
-    fn run(&self, image: &Image, places: &[usize], limits: &Limits) -> Result<Vec<Done>> {
+    fn run(&self, image: &Image, places: &[usize]) -> Result<Vec<Done>> {
         let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let failed = Mutex::new(None);
         let work = || {
             while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let layer = &image.layers[*place];
-                match self.layer(layer, limits) {
+                match self.layer(layer) {
                     Ok(Some(applied)) => lock(&results).push((*place, applied)),
                     Ok(None) => {}
                     Err(error) => {
@@ -181,19 +210,38 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// The name in the batch's directory of what a layer becomes.
+    fn name_of(&self, layer: &Layer) -> String {
+        match self.options.snapshotter {
+            Snapshotter::Overlay => layer.diff_id.hex().to_owned(),
+            Snapshotter::Erofs => format!("{}{IMAGE}", layer.diff_id.hex()),
+        }
+    }
+
     /// Unpacks one layer; it is returned where what is below has to be known to finish it.
-    fn layer(&self, layer: &Layer, limits: &Limits) -> Result<Option<Applied>> {
-        let blob = self.blobs.open(layer)?;
-        let name = layer.diff_id.hex();
-        file::mkdir(self.directory.as_fd(), name, 0o700)?;
-        let root = file::open(self.directory.as_fd(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+    fn layer(&self, layer: &Layer) -> Result<Option<Box<dyn Unfinished>>> {
+        let (directory, name) = (self.directory.as_fd(), self.name_of(layer));
+        if self.options.snapshotter == Snapshotter::Erofs {
+            let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+            let fd = file::open(directory, &name, flags, 0o600, Resolve::BeneathNoLinks)?;
+            let uuid = u128::from_str_radix(&layer.diff_id.hex()[..32], 16).unwrap_or_default();
+            return self.apply(layer, Erofs::new(File::from(fd), uuid.to_be_bytes()));
+        }
+        file::mkdir(directory, &name, 0o700)?;
+        let root = file::open(directory, &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        self.apply(layer, Tree::new(root))
+    }
+
+    fn apply<F: Form + Send + 'static>(&self, layer: &Layer, form: F) -> Result<Option<Box<dyn Unfinished>>> {
+        let (blob, limits) = (self.blobs.open(layer)?, &self.options.limits);
         let (source, mut stream) = stream::pair();
         std::thread::scope(|scope| {
             scope.spawn(move || source.run(blob, layer, limits));
-            let applied = apply_all(&mut stream, root, limits).or_else(|error| blame(&mut stream, error))?;
+            let applied = apply_all(&mut stream, form, limits);
+            let mut applied = applied.or_else(|error| blame(&mut stream, error))?;
             drop(stream);
             if applied.needs_below() {
-                return Ok(Some(applied));
+                return Ok(Some(Box::new(applied) as Box<dyn Unfinished>));
             }
             applied.finish(None).map(|_| None)
         })
@@ -212,9 +260,13 @@ impl<'a> Batch<'a> {
             }
         }
         archive::sync_file_system(self.directory.as_fd())?;
+        self.make_unchangeable()?;
         for name in file::list(self.directory.as_fd())?.into_iter().filter(|name| name != EMPTY) {
-            let chain = chained.iter().find(|l| name.to_str() == Some(l.diff_id.hex()));
-            let named = chain.map_or_else(|| name.clone(), |l| format!("{}.chain", l.chain_id.hex()).into());
+            let chain = chained.iter().find(|l| name.to_str() == Some(&self.name_of(l)));
+            let by_chain = |l: &&&Layer| {
+                self.name_of(l).replace(l.diff_id.hex(), &format!("{}.chain", l.chain_id.hex()))
+            };
+            let named = chain.as_ref().map_or_else(|| name.clone(), |l| by_chain(l).into());
             match file::rename(self.directory.as_fd(), &name, self.store.layers(), &named) {
                 // A layer of that name is there already, which can't happen while its lock is held.
                 Err(e) if e.errno() == Errno::ENOTEMPTY => {}
@@ -224,13 +276,26 @@ impl<'a> Batch<'a> {
         Ok(archive::sync(self.store.layers())?)
     }
 
+    /// Where the file system has fs-verity, EROFS images can't change any more, and what changed below is found when it
+    /// is read. Where it hasn't, they are like any other file of root's.
+    fn make_unchangeable(&self) -> Result<()> {
+        let names = file::list(self.directory.as_fd())?;
+        for name in names.iter().filter(|name| name.as_encoded_bytes().ends_with(IMAGE.as_bytes())) {
+            let image = file::open(self.directory.as_fd(), name, libc::O_RDONLY, 0, Resolve::BeneathNoLinks)?;
+            if !verity::enable(image.as_fd())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// The layers below the one at `place`, mounted but nowhere attached; none below the lowest.
     fn below(&self, image: &Image, place: usize) -> Result<Option<OwnedFd>> {
         let paths: Vec<String> = image.layers[..place]
             .iter()
             .map(|layer| {
-                let unpacked = self.store.layer_directory(layer);
-                unpacked.unwrap_or_else(|| format!("{}/{}", self.name, layer.diff_id.hex()))
+                let unpacked = self.store.unpacked(layer);
+                unpacked.unwrap_or_else(|| format!("{}/{}", self.name, self.name_of(layer)))
             })
             .collect();
         let empty = format!("{}/{EMPTY}", self.name);
@@ -239,19 +304,17 @@ impl<'a> Batch<'a> {
 }
 
 /// Applies all entries of a layer, and reads its stream to the end, where it is known to be the right one.
-fn apply_all(stream: &mut Stream, root: OwnedFd, limits: &Limits) -> Result<Applied> {
-    let (mut tree, mut links) = (Tree::new(root), Vec::new());
+fn apply_all<F: Form>(stream: &mut Stream, mut form: F, limits: &Limits) -> Result<Applied<F>> {
+    let mut links = Vec::new();
     let mut entries = Entries::new(stream, limits);
     while let Some(entry) = entries.next()? {
         let path = entry.path.clone();
-        let applied = apply(&mut tree, &mut entries, entry);
+        let applied = apply(&mut form, &mut entries, entry);
         links.extend(applied.context(|| format!("entry {:?}", String::from_utf8_lossy(&path)))?);
     }
-    let size = entries.bytes();
+    let bytes = entries.bytes();
     stream.drain()?;
-    let size_note = OsStr::new(metadata::SIZE);
-    archive::set_xattr(tree.root().as_fd(), size_note, size.to_string().as_bytes())?;
-    Ok(Applied { tree, links })
+    Ok(Applied { form, links, bytes })
 }
 
 /// A layer that can't be understood may be one that isn't what its digest says: then that is the reason.

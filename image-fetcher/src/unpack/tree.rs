@@ -1,16 +1,13 @@
 //! The directory that one layer is unpacked in, reached by descriptors only.
 //!
-//! A symbolic link that the layer has put in the way of a later entry is followed inside the layer's own
-//! directory, as umoci and containerd do, and absolute links and `..` stay in it. Links of other layers
-//! are not seen: a directory of this layer replaces them, as in containers/storage.
-//!
 //! Directories keep the permissions 0700 until the end: then they get their owner, permissions, attributes
 //! and times, which writing into them would change or which would be inherited.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,185 +16,128 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{self as sys, Errno};
 
 use super::entry::Metadata;
-use crate::error::{Error, Kind, Result};
+use super::form::{Content, Directories, Directory, Form, Found, NewFile, Place, forget};
+use crate::error::Result;
+use crate::metadata::is_kept;
 use crate::store::is_missing;
 
-/// How many links one path may lead through, as in the kernel (path_resolution(7)).
-const LINK_LIMIT: u32 = 40;
+/// Files from this size on are sent to the device while the next ones are written.
+const EARLY_SYNC: u64 = 1 << 20;
 
 /// A layer's directory.
 pub(crate) struct Tree {
     root: Arc<OwnedFd>,
-    /// What is known of each directory, by its path without links.
-    pub(super) directories: BTreeMap<Vec<u8>, Directory>,
-    /// The last parent: most entries are in the directory of the one before.
-    last: Option<(Vec<u8>, Place)>,
-}
-
-/// A directory of the layer.
-#[derive(Debug, Default)]
-pub(crate) struct Directory {
-    /// What its entry says; none where it is only implied by what is in it.
-    pub metadata: Option<Metadata>,
-    /// Whether it hides the directory of the same name below.
-    pub opaque: bool,
-    /// Whether whiteouts are in it.
-    pub whiteouts: bool,
+    directories: Directories,
+    /// The last one entered: most entries are in the directory of the one before.
+    last: Option<Opened>,
 }
 
 /// An open directory of the layer, and its path without links.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct Opened {
     fd: Arc<OwnedFd>,
-    pub path: Vec<u8>,
+    path: Vec<u8>,
 }
 
-impl AsFd for Place {
+impl AsFd for Opened {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Place {
-    /// The path of `name` in this directory.
-    pub(crate) fn join(&self, name: &[u8]) -> Vec<u8> {
-        if self.path.is_empty() { name.to_vec() } else { [&self.path[..], b"/", name].concat() }
+impl Place for Opened {
+    fn path(&self) -> &[u8] {
+        &self.path
     }
-}
-
-/// What lies at a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// Nothing.
-    Nothing,
-    /// The mark that hides what is below: a character device 0:0.
-    Whiteout,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-    /// Anything else.
-    Other,
-}
-
-/// What may happen where a path leads to nothing.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Missing {
-    Make,
-    Report,
 }
 
 impl Tree {
     /// A tree in the empty directory `root`.
     pub(crate) fn new(root: OwnedFd) -> Self {
-        let directories = BTreeMap::from([(Vec::new(), Directory::default())]);
+        let directories = Directories::from([(Vec::new(), Directory::default())]);
         Self { root: Arc::new(root), directories, last: None }
     }
 
-    /// The layer's own directory.
-    pub(crate) fn root(&self) -> Place {
-        Place { fd: self.root.clone(), path: Vec::new() }
-    }
-
     /// Opens the directory at `path`, which has no links in it, for its attributes.
-    pub(crate) fn open(&self, path: &[u8]) -> sys::Result<OwnedFd> {
+    fn open(&self, path: &[u8]) -> sys::Result<OwnedFd> {
         let path = if path.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(path)) };
         file::open(self.root.as_fd(), path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)
     }
 
-    /// The directory that `path` leads to, made where it is missing.
-    pub(crate) fn parent(&mut self, path: &[&[u8]]) -> Result<Place> {
-        let joined = path.join(&b'/');
-        if let Some((last, place)) = &self.last
-            && *last == joined
-        {
-            return Ok(place.clone());
+    /// Removes what has the name `name`, whatever it is, since a later entry replaces it.
+    fn clear(&mut self, at: &Opened, name: &[u8]) -> Result<()> {
+        self.last = None;
+        if self.look(at, name)? == Found::Directory {
+            forget(&mut self.directories, &at.join(name));
         }
-        let place = match self.open_path(&joined) {
-            Ok(place) => place,
-            // A link, something missing, or something that is no directory: one component at a time.
-            Err(e) if matches!(e.errno(), Errno::ELOOP | Errno::ENOENT | Errno::ENOTDIR) => {
-                self.walk(path, Missing::Make)?.ok_or_else(|| Error::from(e))?
+        Ok(archive::remove_tree(at.as_fd(), OsStr::from_bytes(name))?)
+    }
+
+    /// Does what `make` does, after what has the name already was removed.
+    fn replace<T>(
+        &mut self,
+        at: &Opened,
+        name: &[u8],
+        make: impl Fn(BorrowedFd<'_>, &OsStr) -> sys::Result<T>,
+    ) -> Result<T> {
+        let os_name = OsStr::from_bytes(name);
+        match make(at.as_fd(), os_name) {
+            Err(e) if e.errno() == Errno::EEXIST => {
+                self.clear(at, name)?;
+                Ok(make(at.as_fd(), os_name)?)
             }
-            Err(e) => return Err(e.into()),
-        };
-        self.last = Some((joined, place.clone()));
-        Ok(place)
+            other => Ok(other?),
+        }
     }
+}
 
-    /// The directory that `path` leads to, if it is in this layer.
-    pub(crate) fn find(&mut self, path: &[&[u8]]) -> Result<Option<Place>> {
-        self.walk(path, Missing::Report)
-    }
+impl Form for Tree {
+    type Place = Opened;
 
-    fn open_path(&self, path: &[u8]) -> sys::Result<Place> {
+    fn enter(&mut self, path: &[u8]) -> Result<Option<Opened>> {
+        if let Some(last) = self.last.as_ref().filter(|last| last.path == path) {
+            return Ok(Some(last.clone()));
+        }
         if path.is_empty() {
-            return Ok(self.root());
+            return Ok(Some(Opened { fd: self.root.clone(), path: Vec::new() }));
         }
         let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let name = OsStr::from_bytes(path);
-        let fd = file::open(self.root.as_fd(), name, flags, 0, Resolve::BeneathNoLinks)?;
-        Ok(Place { fd: Arc::new(fd), path: path.to_vec() })
-    }
-
-    fn walk(&mut self, path: &[&[u8]], missing: Missing) -> Result<Option<Place>> {
-        let mut todo: VecDeque<Vec<u8>> = path.iter().map(|c| c.to_vec()).collect();
-        let (mut here, mut links) = (self.root(), 0);
-        while let Some(name) = todo.pop_front() {
-            if name == b".." {
-                let end = here.path.iter().rposition(|b| *b == b'/').unwrap_or(0);
-                here = self.open_path(&here.path[..end])?;
-                continue;
+        match file::open(self.root.as_fd(), OsStr::from_bytes(path), flags, 0, Resolve::BeneathNoLinks) {
+            Ok(fd) => {
+                self.last = Some(Opened { fd: Arc::new(fd), path: path.to_vec() });
+                Ok(self.last.clone())
             }
-            match look(&here, &name)? {
-                Found::Directory => here = self.open_path(&here.join(&name))?,
-                Found::Symlink => {
-                    links += 1;
-                    let target = file::read_link(here.as_fd(), OsStr::from_bytes(&name))?;
-                    if links > LINK_LIMIT {
-                        return Err(parent_error(&here.join(&name), "is one of too many links"));
-                    }
-                    if target.as_bytes().starts_with(b"/") {
-                        here = self.root();
-                    }
-                    let parts = target.as_bytes().split(|b| *b == b'/');
-                    for part in parts.rev().filter(|p| !p.is_empty() && *p != b".") {
-                        todo.push_front(part.to_vec());
-                    }
-                }
-                Found::Nothing | Found::Whiteout if missing == Missing::Make => {
-                    self.make_directory(&here, &name, None)?;
-                    here = self.open_path(&here.join(&name))?;
-                }
-                Found::Nothing | Found::Whiteout => return Ok(None),
-                Found::Other => return Err(parent_error(&here.join(&name), "is no directory")),
-            }
+            Err(e) if matches!(e.errno(), Errno::ELOOP | Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            Err(e) => Err(e.into()),
         }
-        Ok(Some(here))
     }
 
-    /// Makes the directory `name`, or where there is one already gives it the new metadata. Anything else of
-    /// that name is replaced; then what is below must not show through.
-    pub(crate) fn make_directory(
-        &mut self,
-        parent: &Place,
-        name: &[u8],
-        metadata: Option<Metadata>,
-    ) -> Result<()> {
+    fn look(&self, at: &Opened, name: &[u8]) -> Result<Found> {
+        look(at.as_fd(), name)
+    }
+
+    fn read_link(&self, at: &Opened, name: &[u8]) -> Result<Vec<u8>> {
+        Ok(file::read_link(at.as_fd(), OsStr::from_bytes(name))?.into_encoded_bytes())
+    }
+
+    fn directories(&mut self) -> &mut Directories {
+        &mut self.directories
+    }
+
+    fn make_directory(&mut self, at: &Opened, name: &[u8], metadata: Option<Metadata>) -> Result<()> {
         let os_name = OsStr::from_bytes(name);
         let mut opaque = false;
-        let is_taken = |e: &sys::Error| e.errno() == Errno::EEXIST;
-        match file::mkdir(parent.as_fd(), os_name, 0o700) {
-            Err(e) if is_taken(&e) => {
-                if look(parent, name)? != Found::Directory {
-                    self.clear(parent, name)?;
-                    file::mkdir(parent.as_fd(), os_name, 0o700)?;
+        match file::mkdir(at.as_fd(), os_name, 0o700) {
+            Err(e) if e.errno() == Errno::EEXIST => {
+                if self.look(at, name)? != Found::Directory {
+                    self.clear(at, name)?;
+                    file::mkdir(at.as_fd(), os_name, 0o700)?;
                     opaque = true;
                 }
             }
             other => other?,
         }
-        let directory = self.directories.entry(parent.join(name)).or_default();
+        let directory = self.directories.entry(at.join(name)).or_default();
         directory.opaque |= opaque;
         if metadata.is_some() {
             directory.metadata = metadata;
@@ -205,63 +145,95 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes what has the name `name`, whatever it is, since a later entry replaces it.
-    pub(crate) fn clear(&mut self, parent: &Place, name: &[u8]) -> Result<()> {
-        self.last = None;
-        if look(parent, name)? == Found::Directory {
-            let path = parent.join(name);
-            // All paths that begin with `path/`: '0' is the byte behind '/'.
-            let inside = [&path[..], b"/"].concat()..[&path[..], b"0"].concat();
-            let gone: Vec<Vec<u8>> = self.directories.range(inside).map(|(path, _)| path.clone()).collect();
-            for path in gone.iter().chain([&path]) {
-                self.directories.remove(path);
-            }
+    fn add_file(&mut self, at: &Opened, name: &[u8], new: NewFile<'_, '_>) -> Result<()> {
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        let made =
+            |dir: BorrowedFd<'_>, name: &OsStr| file::open(dir, name, flags, 0o600, Resolve::BeneathNoLinks);
+        let file = File::from(self.replace(at, name, made)?);
+        let has_holes = matches!(new.content, Content::Archive(_, Some(_)));
+        new.content.pour(|offset, bytes| {
+            Ok(file.write_all_at(bytes, offset).map_err(|e| archive::io_error("pwrite()", &e))?)
+        })?;
+        if has_holes {
+            let failed = |e| archive::io_error(format!("ftruncate({})", new.size), &e);
+            file.set_len(new.size).map_err(failed)?;
+        } else if new.size >= EARLY_SYNC {
+            archive::begin_sync(file.as_fd(), 0, new.size)?;
         }
-        Ok(archive::remove_tree(parent.as_fd(), OsStr::from_bytes(name))?)
+        set(file.as_fd(), new.metadata, &[])
     }
 
-    /// Does what `make` does, after what has the name already was removed.
-    pub(crate) fn replace<T>(
+    fn add_symlink(&mut self, at: &Opened, name: &[u8], target: &[u8], meta: &Metadata) -> Result<()> {
+        self.replace(at, name, |dir, name| file::symlink(OsStr::from_bytes(target), dir, name))?;
+        set_owner_at(at.as_fd(), name, meta)?;
+        set_rest_at(at.as_fd(), name, meta)
+    }
+
+    fn add_node(
         &mut self,
-        parent: &Place,
+        at: &Opened,
         name: &[u8],
-        make: impl Fn(BorrowedFd<'_>, &OsStr) -> sys::Result<T>,
-    ) -> Result<T> {
-        let os_name = OsStr::from_bytes(name);
-        match make(parent.as_fd(), os_name) {
-            Err(e) if e.errno() == Errno::EEXIST => {
-                self.clear(parent, name)?;
-                Ok(make(parent.as_fd(), os_name)?)
-            }
-            other => Ok(other?),
-        }
+        (kind, device): (u32, u64),
+        meta: &Metadata,
+    ) -> Result<()> {
+        self.replace(at, name, |dir, name| file::mknod(dir, name, kind | 0o600, device))?;
+        set_owner_at(at.as_fd(), name, meta)?;
+        archive::chmod_at(at.as_fd(), OsStr::from_bytes(name), meta.mode)?;
+        set_rest_at(at.as_fd(), name, meta)
     }
 
-    /// Hides all that the directory has below.
-    pub(crate) fn make_opaque(&mut self, place: &Place) {
-        self.directories.entry(place.path.clone()).or_default().opaque = true;
+    fn add_link(&mut self, (from, old): (&Opened, &[u8]), at: &Opened, name: &[u8]) -> Result<()> {
+        let old = OsStr::from_bytes(old);
+        self.replace(at, name, |dir, name| file::link(from.as_fd(), old, dir, name))
     }
 
-    /// Hides what has the name `name` below. What this layer has there stays.
-    pub(crate) fn white_out(&mut self, parent: &Place, name: &[u8]) -> Result<()> {
-        match file::mknod(parent.as_fd(), OsStr::from_bytes(name), libc::S_IFCHR, 0) {
+    fn white_out(&mut self, at: &Opened, name: &[u8]) -> Result<()> {
+        match file::mknod(at.as_fd(), OsStr::from_bytes(name), libc::S_IFCHR, 0) {
             Err(e) if e.errno() == Errno::EEXIST => {
-                if let Some(directory) = self.directories.get_mut(&parent.join(name)) {
+                if let Some(directory) = self.directories.get_mut(&at.join(name)) {
                     directory.opaque = true;
                 }
                 Ok(())
             }
             other => {
-                self.directories.entry(parent.path.clone()).or_default().whiteouts = true;
+                self.directories.entry(at.path.clone()).or_default().whiteouts = true;
                 Ok(other?)
             }
         }
     }
+
+    fn remove_whiteouts(&mut self, path: &[u8]) -> Result<()> {
+        let directory = self.open(path)?;
+        for name in file::list(directory.as_fd())? {
+            if look(directory.as_fd(), name.as_bytes())? == Found::Whiteout {
+                file::unlink(directory.as_fd(), &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_empty(&mut self, path: &[u8]) -> Result<bool> {
+        let slash = path.iter().rposition(|b| *b == b'/');
+        let (parent, name) = slash.map_or((&b""[..], path), |i| (&path[..i], &path[i + 1..]));
+        let parent = self.open(parent)?;
+        match file::rmdir(parent.as_fd(), OsStr::from_bytes(name)) {
+            Err(e) if e.errno() == Errno::ENOTEMPTY => Ok(false),
+            other => Ok(other.map(|()| true)?),
+        }
+    }
+
+    fn describe(&mut self, path: &[u8], metadata: Metadata, marks: &[(&str, &[u8])]) -> Result<()> {
+        set(self.open(path)?.as_fd(), &metadata, marks)
+    }
+
+    fn close(self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What lies at `name` in a directory.
-pub(crate) fn look(parent: &impl AsFd, name: &[u8]) -> Result<Found> {
-    let stat = file::stat_at(parent.as_fd(), OsStr::from_bytes(name));
+fn look(at: BorrowedFd<'_>, name: &[u8]) -> Result<Found> {
+    let stat = file::stat_at(at, OsStr::from_bytes(name));
     if is_missing(&stat) {
         return Ok(Found::Nothing);
     }
@@ -274,25 +246,34 @@ pub(crate) fn look(parent: &impl AsFd, name: &[u8]) -> Result<Found> {
     })
 }
 
-/// The components of a path of an archive, without a leading slash, "." and what ".." takes back.
-///
-/// # Errors
-/// Where it climbs out of the layer.
-pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
-    let mut components = Vec::new();
-    for part in path.split(|b| *b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." if components.pop().is_none() => {
-                return Err(Error::new(Kind::Malformed, "it climbs out of the layer"));
-            }
-            b".." => {}
-            _ => components.push(part),
-        }
+/// Gives an open file its owner, permissions, attributes and times, in that order: a new owner takes
+/// set-user-ID bits and file capabilities away. `marks` are attributes that no image may have.
+fn set(fd: BorrowedFd<'_>, metadata: &Metadata, marks: &[(&str, &[u8])]) -> Result<()> {
+    // What root makes in a directory without a set-group-ID bit is root's.
+    if (metadata.uid, metadata.gid) != (0, 0) {
+        file::chown(fd, metadata.uid, metadata.gid)?;
     }
-    Ok(components)
+    file::chmod(fd, metadata.mode)?;
+    for (name, value) in metadata.xattrs.iter().filter(|(name, _)| is_kept(name)) {
+        archive::set_xattr(fd, OsStr::from_bytes(name), value)?;
+    }
+    for (name, value) in marks {
+        archive::set_xattr(fd, OsStr::new(name), value)?;
+    }
+    Ok(archive::set_times(fd, metadata.accessed, metadata.modified)?)
 }
 
-fn parent_error(path: &[u8], why: &str) -> Error {
-    Error::new(Kind::Malformed, format!("its parent {:?} {why}", String::from_utf8_lossy(path)))
+fn set_owner_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) -> Result<()> {
+    if (metadata.uid, metadata.gid) != (0, 0) {
+        archive::chown_at(dir, OsStr::from_bytes(name), metadata.uid, metadata.gid)?;
+    }
+    Ok(())
+}
+
+fn set_rest_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) -> Result<()> {
+    let name = OsStr::from_bytes(name);
+    for (attribute, value) in metadata.xattrs.iter().filter(|(name, _)| is_kept(name)) {
+        archive::set_xattr_at(dir, name, OsStr::from_bytes(attribute), value)?;
+    }
+    Ok(archive::set_times_at(dir, name, metadata.accessed, metadata.modified)?)
 }

@@ -15,6 +15,7 @@ pub mod event;
 pub mod file;
 pub mod archive;
 pub mod mount;
+pub mod verity;
 pub mod namespace;
 pub mod process;
 pub mod program;
