@@ -16,6 +16,7 @@ pub mod handshake;
 pub mod init;
 pub mod isolators;
 pub mod hooks;
+pub mod notify;
 pub mod seccomp_agent;
 pub mod cgroup;
 pub mod state;

@@ -21,8 +21,8 @@ use crate::error::{Code, Context, Error, Result};
 const ORIGIN: &str = "_CORACLE_ORIGIN";
 
 /// The variables that the runtime itself goes by; it keeps no others.
-const ENVIRONMENT: [&str; 5] =
-    ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE", "LISTEN_FDS"];
+const ENVIRONMENT: [&str; 6] =
+    ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE", "LISTEN_FDS", "NOTIFY_SOCKET"];
 
 /// The runtime's own mask for new files: what it makes has the mode that is asked for, whatever mask the caller has.
 pub const UMASK: u32 = 0o022;

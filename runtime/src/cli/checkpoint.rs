@@ -43,7 +43,7 @@ impl Default for Checkpoint {
 }
 
 /// Options that CRIU has under the same name.
-const FLAGS: [&str; 7] = [
+const FLAGS: [&str; 8] = [
     "tcp-established",
     "tcp-skip-in-flight",
     "ext-unix-sk",
@@ -51,6 +51,7 @@ const FLAGS: [&str; 7] = [
     "file-locks",
     "auto-dedup",
     "lazy-pages",
+    "link-remap",
 ];
 
 /// Options with a value, and CRIU's names for them.

@@ -3,6 +3,7 @@
 use crate::cli::{self, Global};
 use crate::error::{Context, Result};
 use crate::isolators;
+use crate::notify;
 use crate::self_image;
 use crate::stages::plan::Wish;
 use crate::stages::{cleanup, isolate, plan, prepare, spawn, spec};
@@ -19,10 +20,12 @@ pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
     let id = &options.id;
     let attempt = || -> Result<()> {
         let isolators = isolators::for_launch(global)?;
-        let loaded = spec::load(&options.bundle, options.config.as_deref())?;
+        let mut loaded = spec::load(&options.bundle, options.config.as_deref())?;
+        notify::share(&mut loaded.spec, &global.root, id)?;
         let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
         let state = State::create(&global.root, id)?;
         cleanup::undo_on_failure(&global.root, id, &isolators, || {
+            notify::make_directory(&state)?;
             let claimed = prepare::claim(plan, state, &isolators, None)?;
             let mut prepared = prepare::prepare(claimed, &isolators)?;
             global.warn(prepared.warnings.drain(..));

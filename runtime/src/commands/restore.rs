@@ -67,7 +67,7 @@ fn begin(
         container.record.phase = Phase::Running;
         container.save()?;
         super::announce(options, &child, "standard")?;
-        Ok(Running { child, console: None })
+        Ok(Running { child, console: None, notify: None })
     })
 }
 

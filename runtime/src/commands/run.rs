@@ -11,6 +11,7 @@ use coracle_sys::{file, identity};
 use crate::cgroup::{Place, Tree};
 use crate::cli::{self, Global, ImageRun};
 use crate::error::{Code, Context, Error, Result};
+use crate::notify::{self, Notify};
 use crate::stages::plan::{Plan, Wish};
 use crate::stages::release::Running;
 use crate::stages::watch::{Limits, Watch};
@@ -73,7 +74,8 @@ pub(super) fn wait(
 
 fn from_bundle(global: &Global, options: &cli::Launch, isolators: &Registry) -> Result<Running> {
     let id = &options.id;
-    let loaded = spec::load(&options.bundle, options.config.as_deref())?;
+    let mut loaded = spec::load(&options.bundle, options.config.as_deref())?;
+    notify::share(&mut loaded.spec, &global.root, id)?;
     let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {
@@ -100,7 +102,9 @@ fn from_image(
     cleanup::undo_on_failure(&global.root, id, isolators, || {
         state.write(&Record::new(id, Some(&store)))?;
         let bundle = image::make_bundle(&store, id, wanted)?;
-        let plan = plan::plan(spec::load(&bundle, None)?, Wish { id, cgroups: global.cgroups })?;
+        let mut loaded = spec::load(&bundle, None)?;
+        notify::share(&mut loaded.spec, &global.root, id)?;
+        let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
         launch(plan, state, &With { global, options, isolators, store: Some(&store) })
     })
 }
@@ -116,6 +120,7 @@ struct With<'a> {
 
 fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
     let With { global, options, isolators, store } = *with;
+    notify::make_directory(&state)?;
     let claimed = prepare::claim(plan, state, isolators, store)?;
     let mut prepared = prepare::prepare(claimed, isolators)?;
     global.warn(prepared.warnings.drain(..));
@@ -126,7 +131,14 @@ fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
     let child = &isolated.ready.child;
     global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
     super::announce(options, child, "standard")?;
+    let notify = Notify::begin(&isolated.container.state)?;
     let running = release::release(isolated)?;
     global.debug(|| "init: closing the pipe to signal completion".to_owned());
+    match notify {
+        Some(notify) if options.detach => {
+            global.warn(notify.wait(&running.child).err().map(|e| e.to_string()));
+        }
+        notify => return Ok(Running { notify, ..running }),
+    }
     Ok(running)
 }

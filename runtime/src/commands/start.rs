@@ -1,10 +1,12 @@
 //! `start`: lets the first process of a created container execute.
 
+use coracle_sys::process::Child;
 use coracle_sys::socket;
 
 use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{DOOR, Ready};
+use crate::notify::Notify;
 use crate::stages::prepare::Container;
 use crate::stages::{release, spec};
 use crate::state::{State, Status};
@@ -25,6 +27,7 @@ pub fn start(global: &Global, id: &str) -> Result<u8> {
         };
         let spec = spec::parse(&state.config()?)?;
         let word = Ready::resume(door);
+        let notify = Notify::begin(&state)?;
         let mut container = Container { state, record, spec };
         let started = release::start(&mut container, word);
         container.state.close_door();
@@ -32,7 +35,16 @@ pub fn start(global: &Global, id: &str) -> Result<u8> {
             // A container whose poststart hook fails is stopped (runtime-spec 1.3, runtime.md, "Lifecycle").
             container.record.kill_first()?;
         }
-        started
+        started?;
+        let first = container.record.process;
+        drop(container); // whoever waits for its program does not keep others from it
+        if let (Some(notify), Some((first, pidfd))) =
+            (notify, first.and_then(|first| Some((first, first.open()?))))
+        {
+            let told = notify.wait(&Child { pid: first.pid, pidfd });
+            global.warn(told.err().map(|e| e.to_string()));
+        }
+        Ok(())
     };
     attempt().context(|| format!("starting container {id:?}"))?;
     Ok(0)

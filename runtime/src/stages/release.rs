@@ -10,6 +10,7 @@ use super::prepare::Container;
 use crate::error::Result;
 use crate::handshake::Ready;
 use crate::hooks;
+use crate::notify::Notify;
 use crate::seccomp_agent;
 use crate::state::{Phase, Record};
 
@@ -20,6 +21,8 @@ pub struct Running {
     pub child: Child,
     /// As in [`super::spawn::Born`].
     pub console: Option<OwnedFd>,
+    /// Where it says that it is ready, and somebody wants to know.
+    pub notify: Option<Notify>,
 }
 
 /// Releases the container's first process. The container's lock ends with it.
@@ -29,7 +32,7 @@ pub struct Running {
 pub fn release(isolated: Isolated) -> Result<Running> {
     let Isolated { mut container, ready: ReadyProcess { child, word, console } } = isolated;
     start(&mut container, word)?;
-    Ok(Running { child, console })
+    Ok(Running { child, console, notify: None })
 }
 
 /// Says Exec to the first process of `container` and runs the hooks that follow.
@@ -66,7 +69,7 @@ fn deliver(container: &Container, filter: OwnedFd) -> Result<()> {
 pub fn release_process(ready: ReadyProcess, record: &Record, spec: &Spec) -> Result<Running> {
     let ReadyProcess { child, word, console } = ready;
     match word.exec(|filter| seccomp_agent::deliver(spec, filter, child.pid, &record.to_state())) {
-        Ok(()) => Ok(Running { child, console }),
+        Ok(()) => Ok(Running { child, console, notify: None }),
         Err(error) => Err(reaped(&child, error)),
     }
 }

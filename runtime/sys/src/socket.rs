@@ -208,6 +208,41 @@ pub fn receive_datagram(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(us
     Ok((message.bytes, dropped))
 }
 
+/// A socket named `name` in the directory `dir` to which anybody who reaches it may send datagrams (bind(2)).
+///
+/// # Errors
+/// `EADDRINUSE` where the name is taken.
+pub fn named_datagrams(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let call = || format!("bind({}, {name:?})", show(&dir));
+    let (kind, flags) = (SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK);
+    let socket = nix::sys::socket::socket(AddressFamily::Unix, kind, flags, None);
+    let socket = named(socket, || "socket()".to_owned())?;
+    let address = named(UnixAddr::new(in_dir(dir, name).as_str()), call)?;
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    let bound = nix::sys::socket::bind(socket.as_raw_fd(), &address);
+    nix::sys::stat::umask(mask);
+    named(bound, call)?;
+    Ok(socket)
+}
+
+/// Sends one datagram to the socket at `address`, which the caller named: a path, or `@NAME` in the abstract namespace
+/// (sendto(2), unix(7)).
+///
+/// # Errors
+/// `ECONNREFUSED` where nobody has it any more, `ENOENT` where there is none.
+pub fn send_to(address: &str, bytes: &[u8]) -> Result<()> {
+    let call = || format!("sendto({address:?})");
+    let socket =
+        nix::sys::socket::socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    let socket = named(socket, || "socket()".to_owned())?;
+    let to = match address.strip_prefix('@') {
+        Some(name) => UnixAddr::new_abstract(name.as_bytes()),
+        None => UnixAddr::new(address),
+    };
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    named(nix::sys::socket::sendto(socket.as_raw_fd(), bytes, &named(to, call)?, flags), call).map(drop)
+}
+
 /// Waits for a connection to a listening socket (accept4(2)).
 ///
 /// # Errors

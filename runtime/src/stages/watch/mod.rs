@@ -13,6 +13,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::release::Running;
 use crate::error::{Error, Result};
+use crate::notify::Notify;
 pub use limits::Limits;
 pub use terminal::Flow;
 use terminal::Terminal;
@@ -34,6 +35,7 @@ enum Source {
     Process,
     Terminal(terminal::Side),
     Limit(usize),
+    Notify,
 }
 
 impl Watch {
@@ -50,9 +52,9 @@ impl Watch {
     /// # Errors
     /// Where its terminal does not come, or waiting fails.
     pub fn watch(self, running: Running, limits: Limits<'_>) -> Result<Exit> {
-        let Running { child, console } = running;
+        let Running { child, console, notify } = running;
         let terminal = console.map(|socket| Terminal::receive(&socket)).transpose()?;
-        self.relay(child.pidfd.as_fd(), terminal, limits)
+        self.relay(child.pidfd.as_fd(), terminal, limits, notify)
     }
 
     fn relay(
@@ -60,6 +62,7 @@ impl Watch {
         pidfd: BorrowedFd<'_>,
         mut terminal: Option<Terminal>,
         mut limits: Limits<'_>,
+        mut notify: Option<Notify>,
     ) -> Result<Exit> {
         let mut exit = None;
         let mut asked_to_end = false;
@@ -69,6 +72,7 @@ impl Watch {
             let mut sources = vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
             if exit.is_none() {
                 sources.push((Source::Process, pidfd, PollFlags::POLLIN));
+                sources.extend(notify.iter().map(|n| (Source::Notify, n.fd(), PollFlags::POLLIN)));
                 let fds = limits.fds();
                 sources.extend(
                     fds.map(|(index, fd)| (Source::Limit(index), fd, PollFlags::POLLIN | PollFlags::POLLPRI)),
@@ -84,6 +88,8 @@ impl Watch {
             for source in &ready {
                 match source {
                     Source::Limit(index) => limits.look(*index),
+                    // A caller that can't be told is gone, or does not want to be.
+                    Source::Notify => notify = notify.filter(|n| n.hear("").is_ok_and(|is_ready| !is_ready)),
                     Source::Signals => asked_to_end |= self.forward(pidfd, terminal.as_ref())?,
                     Source::Process => exit = Some(process::wait(pidfd)?),
                     Source::Terminal(side) => terminal = terminal.and_then(|terminal| terminal.pass(*side)),
