@@ -53,6 +53,11 @@ impl<'h> Store<'h> {
         Self::of(host, "overlay")
     }
 
+    /// One at a place of the test's choice.
+    pub fn at(host: &'h Host, directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), ..Self::new(host) }
+    }
+
     /// One whose layers are unpacked into this.
     pub fn of(host: &'h Host, snapshotter: &'static str) -> Self {
         // EROFS images are mounted from files of disks only, and the tests' own directory is a tmpfs.

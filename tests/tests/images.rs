@@ -5,7 +5,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use coracle_fixtures::hostile::{self, Outcome};
 use coracle_fixtures::image::Image;
 use coracle_fixtures::many::{self, Reader};
 use coracle_fixtures::small;
@@ -217,55 +216,6 @@ fn what_is_not_there_is_named() {
             store.call(&[verb, "no-such-image"]).fails_with(&["no-such-image"]);
         }
         store.call(&["no-such-verb"]).fails_with(&["no-such-verb"]);
-    });
-}
-
-/// Imports and unpacks a hostile image; what is wrong with the outcome, if anything is.
-fn wrong_with(host: &Host, case: &hostile::Hostile, snapshotter: &'static str) -> Option<String> {
-    let store = Store::of(host, snapshotter);
-    store.call(&["ls"]).succeeds();
-    let (before, empty) = (host.snapshot(), listing(&store));
-    let name = "coracle/hostile:latest";
-    let mut run = store.import_files(&case.files, name);
-    if run.code == 0 {
-        run = store.call(&["unpack", name, "--max-size", "268435456"]);
-    }
-    let mut wrong = String::new();
-    if run.code != 0
-        && (run.stderr.trim_end().lines().count() != 1 || !run.stderr.starts_with("coracle-image: "))
-    {
-        wrong += &format!("not one clear line: {:?}\n", run.stderr);
-    }
-    match case.outcome {
-        Outcome::Refused if run.code == 0 => wrong += "it was taken\n",
-        Outcome::Harmless if run.code == 0 => {
-            let (base, smuggled) = mounted(&store, name, |root| {
-                (root.join("etc/passwd").is_file(), fs::symlink_metadata(root.join("smuggled")).is_ok())
-            });
-            wrong += if base { "" } else { "a forgery hides the layer below\n" };
-            wrong += if smuggled { "an entry was smuggled in\n" } else { "" };
-        }
-        _ => {}
-    }
-    store.call(&["rm", name]);
-    let left: Vec<PathBuf> = listing(&store).into_iter().filter(|path| !empty.contains(path)).collect();
-    if !left.is_empty() {
-        wrong += &format!("left in the store: {left:?}\n");
-    }
-    wrong += &host.difference(&before).unwrap_or_default();
-    (!wrong.is_empty()).then(|| format!("{snapshotter}: {}: {wrong}", case.name))
-}
-
-#[test]
-fn hostile_images_are_refused_or_do_no_harm() {
-    privileged(|host| {
-        if !can_run(host) {
-            return;
-        }
-        let cases = hostile::all();
-        let each = snapshotters(host).into_iter().flat_map(|s| cases.iter().map(move |case| (case, s)));
-        let wrong: Vec<String> = each.filter_map(|(case, s)| wrong_with(host, case, s)).collect();
-        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     });
 }
 
