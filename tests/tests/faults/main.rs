@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 mod churn;
+mod pods;
 mod errors;
 mod kills;
 mod stuck;

@@ -50,6 +50,9 @@ const ATTACHED_WITHIN: Duration = Duration::from_secs(300);
 /// How long the removal of a sandbox that is on no network may take.
 const REMOVED_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long to wait before a removal that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// After how long without anything to do a supervisor lets go of what it does not need.
 const REST: Duration = Duration::from_secs(1);
 
@@ -92,6 +95,8 @@ pub struct Supervisor {
     failure: Option<Error>,
     /// The removal of the sandbox.
     teardown: Option<Job>,
+    /// When that is tried again, where it failed.
+    again: Option<Instant>,
     /// When the pod was started.
     started: Instant,
     /// How long containers may take to end, this time.
@@ -120,7 +125,7 @@ impl Supervisor {
                         self.farewell();
                         return Ok(());
                     }
-                    Err(error) => self.refuse_to_leave(&error),
+                    Err(error) => self.refuse_to_end(&error),
                 }
             }
             let ready = self.wait()?;
@@ -204,6 +209,7 @@ impl Supervisor {
             .chain(errands)
             .chain(pod)
             .chain(self.rests)
+            .chain(self.again)
             .chain(self.attaching.iter().chain(&self.teardown).map(|job| job.deadline))
             .min()
     }
@@ -307,21 +313,27 @@ impl Supervisor {
     /// Whether nothing of the pod is there but its records.
     fn is_over(&self) -> bool {
         let is_over = |member: &Member| matches!(member.phase, Phase::Over | Phase::Waiting);
-        let is_idle = self.attaching.is_none() && self.teardown.is_none();
-        self.sandbox.is_none() && is_idle && self.members.values().all(is_over)
+        !self.has_sandbox() && self.members.values().all(is_over)
+    }
+
+    /// Whether the sandbox or any part of it is there, or is being made or removed.
+    fn has_sandbox(&self) -> bool {
+        let record = &self.record;
+        let is_recorded = record.keeper.is_some() || record.cgroup.is_some() || record.networks.is_some();
+        is_recorded || self.sandbox.is_some() || self.attaching.is_some() || self.teardown.is_some()
     }
 
     /// Takes the sandbox away when nobody is left in it.
     fn tear_down(&mut self) {
-        let record = &self.record;
-        let is_recorded = record.keeper.is_some() || record.cgroup.is_some() || record.networks.is_some();
+        let is_early = self.again.is_some_and(|at| at > Instant::now());
         if let Some(attaching) = &self.attaching {
             return attaching.kill();
         }
-        if !(self.sandbox.is_some() || is_recorded) || self.teardown.is_some() {
+        if !self.has_sandbox() || self.teardown.is_some() || is_early {
             return;
         }
-        self.sandbox = None;
+        (self.sandbox, self.again) = (None, None);
+        let record = &self.record;
         let within = if record.networks.is_some() { ATTACHED_WITHIN } else { REMOVED_WITHIN };
         self.teardown = Job::start(within, &[], |_| {
             coracle_sys::signal::unblock()?;
@@ -372,7 +384,12 @@ impl Supervisor {
                 (self.record.keeper, self.record.cgroup, self.record.networks) = (None, None, None);
                 let _ = file::unlink(self.dir.fd(), super::keeper::SOCKET);
             }
-            Err(error) => self.message = Some(error.to_string()),
+            Err(error) => {
+                let error = error.doing("removing the pod's namespaces and cgroup");
+                self.message = Some(error.to_string());
+                self.again = Some(Instant::now() + AGAIN);
+                self.refuse_to_end(&error);
+            }
         }
         self.save();
     }

@@ -190,10 +190,10 @@ impl Supervisor {
         }
     }
 
-    /// The pod could not be removed: says why. It can be tried again.
-    pub(super) fn refuse_to_leave(&mut self, error: &Error) {
+    /// The pod could not be ended or removed: says why. It can be tried again.
+    pub(super) fn refuse_to_end(&mut self, error: &Error) {
         self.leaving = false;
-        let is_asking = |client: &Client| matches!(client.pending, Some(Pending::Remove));
+        let is_asking = |client: &Client| matches!(client.pending, Some(Pending::Stop | Pending::Remove));
         let asking: Vec<u64> =
             self.clients.iter().filter(|(_, client)| is_asking(client)).map(|(id, _)| *id).collect();
         for id in asking {

@@ -173,6 +173,7 @@ impl Supervisor {
             attaching: None,
             failure: None,
             teardown: None,
+            again: None,
             started: Instant::now(),
             grace: plan.grace,
             message: None,
