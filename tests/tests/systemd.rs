@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_tests::command::{eventually, tool};
 use coracle_tests::host::runtime_path;
+use coracle_tests::pod::Pods;
 use coracle_tests::{Host, Outcome, Spec, privileged, with_systemd};
 use serde_json::json;
 
@@ -230,4 +231,34 @@ fn systemd(host: &Host, verb: &str, spec: &Spec) -> Outcome {
     let bundle = host.bundle(spec.clone());
     let directory = bundle.directory().to_str().unwrap().to_owned();
     host.call(&["--systemd-cgroup", verb, "--bundle", &directory, bundle.id()])
+}
+
+#[test]
+fn a_pod_is_a_scope_in_the_slice_of_its_node_and_goes_with_it() {
+    with_systemd(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let image = coracle_tests::pod::IMAGE;
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+            resources: {{limits: {{pids: 50}}}}\n  containers:\n  \
+            - {{name: main, image: '{image}', command: [sleep, '1000'], resources: {{limits: {{memory: 64Mi}}}}}}\n"
+        );
+        let (file, store) = (pods.file(&text), pods.store.directory().to_str().unwrap().to_owned());
+        let run = ["pod", "run", "--parent", "org/team-a", "--store", &store, "-f", file.to_str().unwrap()];
+        host.call(&[&["--systemd-cgroup"], &run[..]].concat()).succeeds();
+        let unit = "web.pod.scope";
+        assert_eq!((property(unit, "TasksMax").as_str(), property(unit, "Delegate").as_str()), ("50", "yes"));
+        let scope = cgroup(unit);
+        assert!(scope.ends_with("coracle-org-team\\x2da.slice/web.pod.scope"), "{scope:?}");
+        let read = |name: &str| fs::read_to_string(scope.join(name)).unwrap();
+        assert_eq!(read("main/memory.max"), "67108864\n");
+        tool("systemctl", &["daemon-reload"]);
+        assert_eq!((read("pids.max").as_str(), read("main/memory.max").as_str()), ("50\n", "67108864\n"));
+        pods.exec("web/main", &["true"]).succeeds();
+        pods.call(&["kill", "web/main", "KILL"]).succeeds();
+        pods.becomes("web", "main", "restarts", 1);
+        pods.becomes("web", "main", "state", "running");
+        pods.remove("web");
+        eventually("the scope is gone", || is_forgotten(unit));
+    });
 }

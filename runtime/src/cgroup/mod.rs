@@ -105,6 +105,13 @@ pub struct Management {
 }
 
 impl Management {
+    /// For what goes below a cgroup that is there: in a scope of systemd, too, whoever it was made for makes cgroups.
+    #[must_use]
+    pub fn below(self) -> Self {
+        let by = if self.by == Manager::Systemd { Manager::Cgroupfs } else { self.by };
+        Self { by, ..self }
+    }
+
     /// What it was for a container whose specification wants `linux.cgroupsPath` to be `wanted`, which reads quite
     /// unlike for the one manager and for the other.
     pub fn guess(wanted: Option<&Path>) -> Self {

@@ -42,6 +42,18 @@ impl Place {
         Err(coracle_sys::Error::new("write(\"cgroup.procs\")", Errno::EBUSY).into())
     }
 
+    /// Moves the process `pid` into the cgroups, and on version 2 into the leaf: who keeps a scope of systemd from ending.
+    ///
+    /// # Errors
+    /// `ESRCH` where it is gone.
+    pub fn take_in(&self, pid: i32) -> Result<()> {
+        for (_, dir) in self.open()?.dirs {
+            file::write_to(dir.as_fd(), "cgroup.procs", pid.to_string().as_bytes(), Resolve::Beneath)
+                .context(|| "moving the keeper into the pod's cgroup")?;
+        }
+        self.make_room()
+    }
+
     /// Where a process that is executed in the container goes, as `exec --cgroup` has it: the leaf, where there is one.
     pub fn room(&self) -> Vec<String> {
         let has_leaf = |dir| file::stat_at(dir, LEAF).is_ok();

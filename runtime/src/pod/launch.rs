@@ -111,7 +111,8 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
     cleanup::undo_on_failure(&states, &name, isolators, || {
         state.write(&Record::new(id, Some(order.store)))?;
         let bundle = bundle(order, member, id)?;
-        let loaded = shape(spec::load(&bundle, None)?, order, member)?;
+        let volume::Mounts { list, open: _open } = volume::mounts(order.volumes(), member)?;
+        let loaded = shape(spec::load(&bundle, None)?, order, (member, list))?;
         let mut plan = plan::plan(loaded, Wish { id, cgroups: order.cgroups })?;
         plan.kind = Kind::Nested;
         let claimed = prepare::claim(plan, state, isolators, Some(order.store))?;
@@ -159,12 +160,14 @@ fn bundle(order: Order<'_>, member: &Member, id: &str) -> Result<std::path::Path
 }
 
 /// Makes a container of the pod of what the image and its options say.
-fn shape(loaded: Loaded, order: Order<'_>, member: &Member) -> Result<Loaded> {
+fn shape(loaded: Loaded, order: Order<'_>, (member, mounts): (&Member, Vec<Value>)) -> Result<Loaded> {
     let malformed = |e: serde_json::Error| Error::new(Code::System, e.to_string());
     let mut spec: Value = serde_json::to_value(&loaded.spec).map_err(malformed)?;
     spec["linux"]["namespaces"] = order.sandbox.in_spec(order.plan);
-    if let Some(mounts) = spec["mounts"].as_array_mut() {
-        mounts.extend(volume::mounts(order.volumes(), member)?);
+    if let Some(all) = spec["mounts"].as_array_mut() {
+        // In the places of the image's own.
+        all.retain(|one| mounts.iter().all(|mount| mount["destination"] != one["destination"]));
+        all.extend(mounts);
     }
     let groups = &order.pod.spec.security_context;
     let groups: Vec<u32> = groups.supplemental_groups.iter().chain(&groups.fs_group).copied().collect();

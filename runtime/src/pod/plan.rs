@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::document::{Container, Pod, Resources, RestartPolicy, SeccompKind, SeccompProfile};
-use crate::cgroup::{self, Management, Place};
+use crate::cgroup::{self, Management, Manager, Place};
 use crate::error::{Code, Error, Result};
 
 /// The cgroup below which pods have theirs.
@@ -156,11 +156,14 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
         .collect::<Result<_>>()?;
     let name = &pod.metadata.name;
     check_parent(wish.parent)?;
-    let path = cgroup_path(name, wish.parent);
+    let path = match wish.cgroups.by {
+        Manager::Systemd => scope(name, wish.parent),
+        _ => cgroup_path(name, wish.parent),
+    };
     let annotation =
         |key: &str| pod.metadata.annotations.get(&format!("io.coracle/{key}")).map(String::as_str);
     let mut cgroup = cgroup::place(name, Some(Path::new(&path)), wish.cgroups)?;
-    for site in cgroup.iter_mut().flat_map(|place| &mut place.at) {
+    for site in cgroup.iter_mut().filter(|place| place.unit.is_none()).flat_map(|place| &mut place.at) {
         // Nodes that are there are the operator's; what leads to them goes with the last pod.
         site.keep = if wish.parent.is_some() && site.keep > 1 { site.keep } else { 0 };
     }
@@ -207,6 +210,14 @@ pub fn member(container: Container, role: Role, policy: RestartPolicy) -> Member
 pub fn cgroup_path(name: &str, parent: Option<&str>) -> String {
     let node = parent.map(|parent| format!("{parent}/")).unwrap_or_default();
     format!("/{CGROUPS}/{node}{name}.pod")
+}
+
+/// The scope of a pod, as a `linux.cgroupsPath` for systemd: a node of the tree is a slice.
+fn scope(name: &str, parent: Option<&str>) -> String {
+    // A hyphen leads from a slice to one in it (systemd.unit(5), "String Escaping for Inclusion in Unit Names").
+    let nodes = parent.into_iter().flat_map(|parent| parent.split('/'));
+    let nodes: String = nodes.map(|node| format!("-{}", node.replace('-', "\\x2d"))).collect();
+    format!("{CGROUPS}{nodes}.slice::{name}.pod")
 }
 
 /// Names of nodes are labels, so that none can be taken for a pod's cgroup or lead out of the tree.
@@ -330,5 +341,16 @@ fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> Seccomp {
         Some((SeccompKind::Unconfined, _)) => Seccomp::Unconfined,
         Some((SeccompKind::Localhost, file)) => Seccomp::File(file.clone().unwrap_or_else(PathBuf::new)),
         None | Some((SeccompKind::RuntimeDefault, _)) => Seccomp::Default,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_lies_in_the_slices_of_its_nodes() {
+        assert_eq!(scope("web", None), "coracle.slice::web.pod");
+        assert_eq!(scope("web", Some("org/team-a")), "coracle-org-team\\x2da.slice::web.pod");
     }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::keeper::{self, Keeper};
 use super::plan::{Kind, Plan};
 use super::record::{Directory, Record};
+use crate::cgroup::Holder;
 use crate::error::{Context, Error, Result};
 use crate::stages::spawn::users;
 use crate::stages::spec;
@@ -38,12 +39,15 @@ impl Sandbox {
         let _ = file::unlink(dir.fd(), keeper::SOCKET);
         (record.keeper, record.cgroup) = (None, plan.cgroup.clone());
         dir.write(record)?;
-        make_cgroup(record, plan, isolators).context(|| "making the pod's cgroup")?;
+        let holder = make_cgroup(record, plan, isolators).context(|| "making the pod's cgroup")?;
         let keeper = keeper::start(dir.fd(), &plan.sandbox, |pid| {
             record.users.map_or(Ok(()), |users| users::map(pid, &users.namespaces()))
         })?;
         record.keeper = Some(Process::now(keeper.pid)?);
         dir.write(record)?;
+        if let (Some(_), Some(place)) = (&holder, &record.cgroup) {
+            place.take_in(keeper.pid)?;
+        }
         Self::open(dir, keeper.pid, keeper.pidfd, plan)
     }
 
@@ -94,10 +98,14 @@ impl Sandbox {
     }
 }
 
-fn make_cgroup(record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<()> {
-    let Some(place) = &mut record.cgroup else { return Ok(()) };
-    let (tree, _) = place.make(None)?;
-    limit(&plan.name, tree.into_handles(), &plan.resources, isolators)
+/// Makes the pod's cgroup with its limits. A scope of systemd stays as long as the holder that is returned, or another
+/// process in it.
+fn make_cgroup(record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<Option<Holder>> {
+    let Some(place) = &mut record.cgroup else { return Ok(None) };
+    let limits = spec::parse_resources(plan.resources.to_string().as_bytes())?;
+    let (tree, holder) = place.make(Some(&limits))?;
+    limit(&plan.name, tree.into_handles(), &plan.resources, isolators)?;
+    Ok(holder)
 }
 
 /// Writes the limits `resources` of the pod `id`.

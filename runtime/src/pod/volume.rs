@@ -3,7 +3,7 @@
 //! What they are on the host lies below the pod's directory, or (for an image's files) in the image store. A volume that
 //! is there already stays as it is, so that a pod which is started again finds its files.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
@@ -23,6 +23,9 @@ const VOLUMES: &str = "volumes";
 
 /// The file that is mounted as `/etc/hosts`.
 const HOSTS: &str = "hosts";
+
+/// Where the tmpfs is that is mounted as `/dev/shm`.
+const SHARED_MEMORY: &str = "shm";
 
 /// The largest file of a secret, in bytes.
 const LARGEST_SECRET: u64 = 1 << 20;
@@ -50,12 +53,25 @@ pub struct From<'a> {
 /// What is missing on the host, with the volume's pointer.
 pub fn make(from: From<'_>) -> Result<()> {
     let volumes = file::mkdir_all(from.dir.fd(), VOLUMES, 0o711)?;
+    if !from.pod.spec.host_ipc {
+        make_shared_memory(from.dir.fd()).context(|| "mounting the pod's /dev/shm")?;
+    }
     for (index, volume) in from.pod.spec.volumes.iter().enumerate() {
         make_one(from, volumes.as_fd(), volume)
             .context(|| format!("/spec/volumes/{index} ({:?})", volume.name))?;
     }
     file::replace(from.dir.fd(), HOSTS, hosts(from.pod).as_bytes(), 0o644)
         .context(|| "writing the pod's hosts")
+}
+
+/// Makes the `/dev/shm` of all containers, who share what else is named by IPC, too.
+fn make_shared_memory(dir: BorrowedFd<'_>) -> Result<()> {
+    match file::mkdir(dir, SHARED_MEMORY, 0o755) {
+        Err(e) if e.errno() == Errno::EEXIST => Ok(()),
+        made => {
+            made.map_err(Error::from).and_then(|()| mount_memory(dir, SHARED_MEMORY, Some(64 << 20), "1777"))
+        }
+    }
 }
 
 fn make_one(from: From<'_>, volumes: BorrowedFd<'_>, volume: &Volume) -> Result<()> {
@@ -95,7 +111,7 @@ fn make_empty(volumes: BorrowedFd<'_>, name: &str, empty: &EmptyDir, group: Opti
     group.map_or(Ok(()), |group| Ok(file::chown(dir.as_fd(), 0, group)?))
 }
 
-fn open(volumes: BorrowedFd<'_>, name: &str) -> coracle_sys::Result<std::os::fd::OwnedFd> {
+fn open(volumes: BorrowedFd<'_>, name: &str) -> coracle_sys::Result<OwnedFd> {
     file::open(volumes, name, libc::O_DIRECTORY | libc::O_NOFOLLOW, 0, Resolve::Beneath)
 }
 
@@ -180,19 +196,31 @@ fn hosts(pod: &Pod) -> String {
     text
 }
 
-/// `mounts` of a container: its volumes, and `/etc/hosts` where its network is the pod's own.
+/// Mounts of a container, with descriptors that must be open until they are made.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    /// As a runtime specification has them.
+    pub list: Vec<Value>,
+    /// What some of them name.
+    pub open: Vec<OwnedFd>,
+}
+
+/// What is mounted in a container: its volumes, the pod's `/dev/shm`, and the files of `/etc` where its network is the pod's own.
 ///
 /// # Errors
-/// None that is known.
-pub fn mounts(from: From<'_>, member: &Member) -> Result<Vec<Value>> {
-    let mut mounts = Vec::new();
+/// Whatever opening a `subPath` says.
+pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
+    let (mut mounts, mut open) = (Vec::new(), Vec::new());
+    if !member.container.volume_mounts.iter().any(|mount| mount.mount_path == Path::new("/dev/shm")) {
+        mounts.push(shared_memory(from));
+    }
     if network::wanted(from.pod)?.is_some() {
         let files = from.networks.files(&from.pod.metadata.name);
         mounts.extend(files.map(|(source, name)| bind(&source, &Path::new("/etc").join(name), true)));
     } else if !from.pod.spec.host_network {
         mounts.push(bind(&from.dir.path().join(HOSTS), Path::new("/etc/hosts"), false));
     }
-    for wanted in &member.container.volume_mounts {
+    for (index, wanted) in member.container.volume_mounts.iter().enumerate() {
         let volume = from.pod.spec.volumes.iter().find(|volume| volume.name == wanted.name);
         let missing = || Error::new(Code::InvalidSpec, format!("there is no volume {:?}", wanted.name));
         let volume = volume.ok_or_else(missing)?;
@@ -202,14 +230,58 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Vec<Value>> {
             _ => from.dir.path().join(VOLUMES).join(&volume.name),
         };
         let is_fixed = volume.image.is_some() || volume.secret.is_some();
+        let source = if wanted.sub_path.as_os_str().is_empty() {
+            source
+        } else {
+            let part = open_part(&source, &wanted.sub_path, !(wanted.read_only || is_fixed));
+            let part = part.context(|| format!("volumeMounts/{index}/subPath {:?}", wanted.sub_path))?;
+            let path = format!("/proc/self/fd/{}", part.as_raw_fd()).into();
+            open.push(part);
+            path
+        };
         let mut mount = bind(&source, &wanted.mount_path, wanted.read_only || is_fixed);
         // The files of an image have the pod's owners where they are mounted.
-        if let (Some(_), None, Some(options)) = (from.users, &volume.image, mount["options"].as_array_mut()) {
-            options.push("idmap".into());
+        if volume.image.is_none() {
+            map_owners(from, &mut mount);
         }
         mounts.push(mount);
     }
-    Ok(mounts)
+    Ok(Mounts { list: mounts, open })
+}
+
+fn map_owners(from: From<'_>, mount: &mut Value) {
+    if let (Some(_), Some(options)) = (from.users, mount["options"].as_array_mut()) {
+        options.push("idmap".into());
+    }
+}
+
+/// Opens `part` of the volume at `source`, never outside of it, whatever links lead to; made where it is missing and can be.
+fn open_part(source: &Path, part: &Path, make: bool) -> Result<OwnedFd> {
+    let volume = file::open(file::CWD, source, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
+    let find = || file::open(volume.as_fd(), part, libc::O_PATH, 0, Resolve::InRoot);
+    match find() {
+        Err(e) if e.errno() == Errno::ENOENT && make => {
+            // As who may write to the volume may write to it.
+            let own = file::stat(volume.as_fd())?;
+            let made = file::mkdir_all_no_links(volume.as_fd(), part, 0o755)?;
+            let made = file::open(made.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
+            file::chown(made.as_fd(), own.st_uid, own.st_gid)?;
+            file::chmod(made.as_fd(), own.st_mode & 0o7777)?;
+            Ok(find()?)
+        }
+        found => Ok(found?),
+    }
+}
+
+fn shared_memory(from: From<'_>) -> Value {
+    let own = from.dir.path().join(SHARED_MEMORY);
+    let source = if from.pod.spec.host_ipc { Path::new("/dev/shm") } else { &own };
+    let mut mount = bind(source, Path::new("/dev/shm"), false);
+    if let Some(options) = mount["options"].as_array_mut() {
+        options.push("noexec".into());
+    }
+    map_owners(from, &mut mount);
+    mount
 }
 
 fn bind(source: &Path, destination: &Path, read_only: bool) -> Value {
@@ -237,7 +309,7 @@ pub fn remove(from: From<'_>) -> Result<()> {
         };
         first = first.and(removed.context(|| format!("removing volume {:?}", volume.name)));
     }
-    first
+    first.and(unmount(&from.dir.path().join(SHARED_MEMORY)))
 }
 
 /// Unmounts what is mounted at `path`; nothing where that is nothing.

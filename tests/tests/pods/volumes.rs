@@ -102,3 +102,66 @@ fn names_of_the_pod_are_in_its_hosts_file() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn containers_of_a_pod_share_dev_shm_and_no_other_pod_does() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: one, image: IMAGE, command: [sleep, '1000']}
+  - {name: two, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        pods.run("other", spec);
+        pods.exec("web/one", &["sh", "-c", "echo shared > /dev/shm/word"]).succeeds();
+        assert_eq!(pods.exec("web/two", &["cat", "/dev/shm/word"]).succeeds().text(), "shared");
+        pods.exec("other/one", &["test", "!", "-e", "/dev/shm/word"]).succeeds();
+        let mounts = pods.exec("web/two", &["grep", "-c", " /dev/shm ", "/proc/mounts"]).succeeds();
+        assert_eq!(mounts.text(), "1", "the image's own is not below it");
+        for name in ["web", "other"] {
+            pods.remove(name);
+        }
+    });
+}
+
+#[test]
+fn a_part_of_a_volume_is_mounted_and_no_link_leads_out_of_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let volume = std::path::Path::new("/run/test/volume");
+        fs::create_dir_all(volume.join("deep/er")).unwrap();
+        fs::write(volume.join("deep/er/file"), "inside").unwrap();
+        fs::write("/run/test/secret", "outside").unwrap();
+        std::os::unix::fs::symlink("/deep", volume.join("link")).unwrap();
+        std::os::unix::fs::symlink("../secret", volume.join("escape")).unwrap();
+        let spec = |part: &str| {
+            format!(
+                "
+  terminationGracePeriodSeconds: 0
+  volumes: [{{name: v, hostPath: {{path: /run/test/volume}}}}]
+  containers:
+  - {{name: main, image: IMAGE, command: [sleep, '1000'], volumeMounts: [{{name: v, mountPath: /v, subPath: {part}}}]}}
+"
+            )
+        };
+        for (part, script, said) in [
+            ("deep/er/file", "cat /v", "inside"),
+            ("link/er", "ls /v", "file"),
+            ("made/new", "touch /v/x; ls /v", "x"),
+        ] {
+            pods.run("web", &spec(part));
+            assert_eq!(pods.exec("web", &["sh", "-c", script]).succeeds().text(), said, "{part}");
+            pods.remove("web");
+        }
+        assert!(volume.join("made/new/x").exists());
+        pods.make("run", "web", &spec("escape")).fails_with(&["volumeMounts/0/subPath \"escape\""]);
+        pods.remove("web");
+        for wrong in ["../secret", "/etc", "a/../../b"] {
+            pods.make("run", "web", &spec(wrong)).fails_with(&[
+                "/spec/containers/0/volumeMounts/0/subPath: it is not a relative path without ..",
+            ]);
+        }
+    });
+}

@@ -1,6 +1,7 @@
 //! What a document must keep to beside the shape of its fields.
 
 use std::collections::BTreeSet;
+use std::path::Component;
 
 use super::types::*;
 use crate::error::{Code, Error, Result};
@@ -187,6 +188,9 @@ fn check_mount(mount: &VolumeMount, at: &str, volumes: &[Volume]) -> Result<()> 
     }
     if !mount.mount_path.is_absolute() {
         return Err(invalid(&format!("{at}/mountPath"), "it is not an absolute path"));
+    }
+    if mount.sub_path.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(invalid(&format!("{at}/subPath"), "it is not a relative path without .."));
     }
     Ok(())
 }

@@ -264,6 +264,14 @@ pub struct VolumeMount {
     /// Whether it can't be written.
     #[serde(default)]
     pub read_only: bool,
+    /// What of the volume is mounted: a relative path, looked up in it and made where it is missing. All of it where this
+    /// is empty.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub sub_path: PathBuf,
+}
+
+fn is_empty(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// A probe.

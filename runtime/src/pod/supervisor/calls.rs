@@ -356,6 +356,7 @@ impl Supervisor {
         let Some(path) = &given.container else {
             let place = self.record.cgroup.as_ref().ok_or_else(no_cgroups)?;
             sandbox::limit(&self.plan.name, place.open()?.into_handles(), &resources, &self.isolators)?;
+            place.tell(&spec::parse_resources(resources.to_string().as_bytes())?)?;
             self.plan.resources = resources;
             return now(json!({}));
         };

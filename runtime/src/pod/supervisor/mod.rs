@@ -297,7 +297,7 @@ impl Supervisor {
             dir: &self.dir,
             store: &self.record.store,
             sandbox: self.sandbox.as_ref()?,
-            cgroups: self.global.cgroups,
+            cgroups: self.global.cgroups.below(),
             config: &self.global.config,
             users: self.record.users,
             networks: &self.networks,

@@ -100,7 +100,9 @@ pub fn adopt(global: &Global, dir: Directory) -> Result<bool> {
         return Ok(false);
     };
     let wish = plan::Wish { cgroups: global.cgroups, parent: record.parent.as_deref() };
-    let plan = plan::plan(&record.document, &wish)?;
+    let mut plan = plan::plan(&record.document, &wish)?;
+    // Whoever has made its cgroups is not asked again.
+    plan.cgroup = record.cgroup.clone().or(plan.cgroup);
     spawn(global, dir, record, plan)?;
     Ok(true)
 }

@@ -15,7 +15,7 @@ use crate::stages::plan::mounts::{MountPlan, Source};
 use crate::stages::plan::namespaces::Namespaces;
 
 /// Makes ready, as detached trees, what the child could not: mounts whose files have other owners inside, since only the
-/// runtime has the right to map them; and, for a child in a user namespace, device nodes, the root file system and the
+/// runtime has the right to map them; those that name a descriptor of its own; and, for a child in a user namespace, device nodes, the root file system and the
 /// sources of bind mounts, since it may not pass through a directory that belongs to a user who is not mapped there. A caller without
 /// privilege can't, and need not: its child is the same user. What is `joined` holds a user namespace that the
 /// container joins, if it does.
@@ -26,7 +26,7 @@ pub(super) fn open(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<So
     let Some(inside) = &launch.inside else { return Ok(Sources::default()) };
     let for_stranger = inside.own_mounts && launch.namespaces.in_user() && identity::caller() == 0;
     let is_needed = |plan: &MountPlan| {
-        plan.id_map.is_some() || for_stranger && matches!(plan.source, Source::Bind { .. })
+        plan.id_map.is_some() || is_ours(plan) || for_stranger && matches!(plan.source, Source::Bind { .. })
     };
     if !for_stranger && !inside.mounts.iter().any(is_needed) {
         return Ok(Sources::default());
@@ -36,6 +36,11 @@ pub(super) fn open(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<So
     let root = for_stranger.then(|| clone_root(&inside.rootfs).and_then(follow_host)).transpose()?;
     let devices = if for_stranger { devices::make(&inside.devices, &launch.namespaces)? } else { Vec::new() };
     Ok(Sources { root, mounts, devices })
+}
+
+/// Whether a bind mount names a descriptor of the runtime, which the child does not have.
+fn is_ours(plan: &MountPlan) -> bool {
+    matches!(&plan.source, Source::Bind { path, .. } if path.starts_with("/proc/self/fd"))
 }
 
 /// How the owners are mapped of those mounts whose trees the child finds in its own root, in their order.
