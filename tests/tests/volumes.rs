@@ -1,9 +1,12 @@
 //! `volume/persistent`: directories with names, which outlive their containers.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use coracle_tests::command::tool;
+use coracle_tests::command::{eventually, tool};
 use coracle_tests::{Host, Spec, privileged};
 use serde_json::json;
 
@@ -111,5 +114,161 @@ fn a_name_that_is_a_path_is_refused() {
             let run = volumes.host.bundle(spec).run();
             run.fails_with(&["volume/persistent", "/source", "is no name of a volume"]);
         }
+    });
+}
+
+#[test]
+fn a_sandbox_path_is_the_containers_and_goes_with_it() {
+    privileged(|host| {
+        if !host.needs_coracle("sandbox paths") {
+            return;
+        }
+        let state = host.directory();
+        let options = format!("options = {{ state = {state:?} }}");
+        let host = host.configured(&format!("[isolator.\"volume/sandbox-path\"]\n{options}\n"));
+        let spec = Spec::new().mount("/work", "sandbox", "cache/work", &["self"]).mount(
+            "/also",
+            "sandbox",
+            "cache",
+            &["ro"],
+        );
+        let container = host.bundle(spec.args(["sleep", "1000"])).start();
+        container.exec(&["sh", "-c", "echo kept >/work/file"]).succeeds();
+        assert_eq!(container.exec(&["cat", "/also/work/file"]).succeeds().text(), "kept");
+        container.exec(&["touch", "/also/new"]).exits(1);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
+        container.remove();
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
+        for (source, options, words) in [
+            ("../up", &[][..], "is no path in a directory of the container's"),
+            ("/etc", &[][..], "is no path in a directory of the container's"),
+            ("x", &["parent"][..], "there is no container above this one"),
+        ] {
+            let run = host.bundle(Spec::new().mount("/work", "sandbox", source, options)).run();
+            run.fails_with(&["isolator volume/sandbox-path could not prepare: /mounts/", words]);
+        }
+    });
+}
+
+const WORD: &str = "open-sesame-8c1f";
+
+#[test]
+fn a_secret_is_in_memory_alone() {
+    privileged(|host| {
+        if !host.needs_coracle("secrets") {
+            return;
+        }
+        let secrets = host.directory();
+        fs::create_dir(secrets.join("key")).unwrap();
+        fs::write(secrets.join("key/word"), WORD).unwrap();
+        fs::write(secrets.join("token"), WORD).unwrap();
+        let logs = host.directory().join("log");
+        let options = format!("options = {{ directory = {secrets:?} }}");
+        let host = host.configured(&format!("[isolator.\"volume/secret\"]\n{options}\n"));
+        let spec = Spec::new()
+            .user(1000, 1000)
+            .mount("/key", "secret", "key", &["mode=0400", "uid=1000", "gid=1000"])
+            .mount("/token", "secret", "token", &[]);
+        let bundle = host.bundle(spec.args(["sleep", "1000"]));
+        let log = logs.to_str().unwrap();
+        let (id, dir) = (bundle.id().to_owned(), bundle.directory().to_str().unwrap().to_owned());
+        host.call(&["--debug", "--log", log, "run", "--detach", "--bundle", &dir, &id]).succeeds();
+        let run = |args: &[&str]| host.call(&[&["exec", &id][..], args].concat());
+        assert_eq!(run(&["cat", "/key/word", "/token"]).succeeds().text(), [WORD, WORD].concat());
+        assert_eq!(
+            run(&["stat", "-c", "%a %u", "/key", "/key/word"]).succeeds().lines(),
+            ["500 1000", "400 1000"]
+        );
+        run(&["sh", "-c", "touch /key/new 2>/dev/null || chmod 777 /key"]).exits(1);
+        // Nobody else has it: no file of the runtime's on a disk or in its state, no log, no argument, no variable.
+        let on_host = "grep -rl --exclude-dir=.secrets --exclude=stdout -F \"$0\" /run/coracle /var/lib /run/test --exclude-dir=$1 || true";
+        let name = secrets.file_name().unwrap().to_str().unwrap();
+        assert_eq!(tool("sh", &["-c", on_host, WORD, name]), "");
+        let of_processes = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c -F \"$0\" || true";
+        let told = tool("sh", &["-c", of_processes, WORD]);
+        // The two that look for it name it.
+        assert!(told.trim().parse::<u32>().unwrap() <= 2, "{told}");
+        assert!(fs::metadata(logs).unwrap().len() > 0);
+        let kinds = tool("sh", &["-c", "stat -f -c %T /run/coracle/.secrets/*[0-9a-f]"]);
+        assert!(kinds.contains("ramfs"), "{kinds}");
+        host.call(&["delete", "--force", &id]).succeeds();
+        assert!(!Path::new("/run/coracle/.secrets").exists());
+        let missing = Spec::new().mount("/key", "secret", "other", &[]);
+        host.bundle(missing).run().fails_with(&[
+            "/source: openat2",
+            "no such file",
+            "a secret is a file or a directory",
+        ]);
+    });
+}
+
+#[test]
+fn a_missing_source_is_made_where_the_operator_allows_it() {
+    privileged(|host| {
+        if !host.needs_coracle("the creation of sources") {
+            return;
+        }
+        let allowed = host.directory();
+        let options = format!("options = {{ create = [{allowed:?}] }}");
+        let host = host.configured(&format!("[isolator.\"volume/host-path\"]\n{options}\n"));
+        let source = allowed.join("new/volume");
+        let spec =
+            Spec::new().bind(source.to_str().unwrap(), "/data", &["rbind"]).script("echo made >/data/file");
+        host.bundle(spec).run().succeeds();
+        assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "made\n");
+        assert_eq!(fs::metadata(&source).unwrap().permissions().mode() & 0o777, 0o755);
+        let other = host.directory().join("new");
+        let spec = Spec::new().bind(other.to_str().unwrap(), "/data", &["rbind"]);
+        host.bundle(spec).run().fails_with(&["/source: openat2", "no such file or directory"]);
+        // A link that leads out is not followed.
+        std::os::unix::fs::symlink("/etc", allowed.join("link")).unwrap();
+        let through = allowed.join("link/new");
+        let spec = Spec::new().bind(through.to_str().unwrap(), "/data", &["rbind"]);
+        host.bundle(spec).run().exits(1);
+        assert!(!Path::new("/etc/new").exists());
+    });
+}
+
+#[test]
+fn a_source_whose_server_hangs_is_given_up_and_named() {
+    privileged(|host| {
+        if !host.needs_coracle("deadlines for sources") {
+            return;
+        }
+        if !Path::new("/dev/fuse").exists() {
+            return host.skip("there is no /dev/fuse");
+        }
+        let at = host.directory();
+        // A file system whose server never says a word: whoever looks into it waits.
+        let serve = "exec 9<>/dev/fuse; mount -i -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 silent \"$0\" && exec sleep 1000";
+        let mut server =
+            Command::new("sh").args(["-c", serve]).arg(&at).stdin(Stdio::null()).spawn().unwrap();
+        let is_mounted =
+            || fs::read_to_string("/proc/self/mountinfo").unwrap().contains(at.to_str().unwrap());
+        eventually("it is mounted", is_mounted);
+        let host = host.configured("[isolator.\"volume/host-path\"]\noptions = { deadline = 0.3 }\n");
+        let source = at.join("data");
+        let begun = Instant::now();
+        let run = host.bundle(Spec::new().bind(source.to_str().unwrap(), "/data", &["rbind"])).run();
+        run.fails_with(&["/source: ", "did not answer within 0.3 s; does its server hang?"]);
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        server.kill().unwrap();
+        server.wait().unwrap();
+        tool("umount", &[Path::new("-l"), &at]);
+    });
+}
+
+#[test]
+fn a_tmpfs_gets_the_size_that_the_operator_says() {
+    privileged(|host| {
+        if !host.needs_coracle("sizes for tmpfs") {
+            return;
+        }
+        let host = host.configured("[isolator.\"volume/tmpfs\"]\noptions = { size = \"64k\" }\n");
+        let script = "head -c 100000 /dev/zero >/t/file || echo full; stat -c %s /t/file";
+        let run = host.bundle(Spec::new().mount("/t", "tmpfs", "tmpfs", &[]).script(script)).run().succeeds();
+        assert_eq!(run.lines(), ["full", "65536"]);
+        let wrong = Spec::new().mount("/t", "tmpfs", "tmpfs", &["size=huge"]);
+        host.bundle(wrong).run().fails_with(&["isolator volume/tmpfs", "/options/0: \"huge\" is no size"]);
     });
 }

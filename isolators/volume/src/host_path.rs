@@ -1,19 +1,62 @@
 //! `volume/host-path`: files and directories of the host in the container.
 
+use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use coracle_isolator::{Adjustment, Config, Error, Isolator, Result};
+use coracle_sys::Errno;
 use coracle_sys::file::{self, CWD, Resolve};
+use coracle_sys::touch;
+use nix::libc;
 use oci_spec::runtime::Mount;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::{adjusted, failed};
 
 /// Looks after the bind mounts of the specification: a source that is relative starts at the bundle, and each must
-/// be there before anything is made.
-#[derive(Debug)]
-pub struct HostPath;
+/// be there before anything is made; or it is made, below directories that the operator names.
+#[derive(Debug, Default)]
+pub struct HostPath(Settings);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    /// Below which directories a source that is missing is made: a directory, which stays.
+    create: Vec<PathBuf>,
+    /// How long a source may take to say whether it is there, in seconds.
+    deadline: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { create: Vec::new(), deadline: 10.0 }
+    }
+}
 
 impl Isolator for HostPath {
     fn name(&self) -> &str {
         "volume/host-path"
+    }
+
+    fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
+        let settings: Settings =
+            serde_json::from_value(Value::Object(options.clone())).map_err(|e| Error::new(e.to_string()))?;
+        if !(0.01..=3600.0).contains(&settings.deadline) {
+            return Err(Error::new(format!(
+                "a deadline of {} s is not between 0.01 and 3600",
+                settings.deadline
+            )));
+        }
+        let is_whole = |path: &PathBuf| {
+            path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
+        };
+        if let Some(wrong) = settings.create.iter().find(|path| !is_whole(path)) {
+            return Err(Error::new(format!("create: {wrong:?} is no absolute path")));
+        }
+        self.0 = settings;
+        Ok(())
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
@@ -27,15 +70,73 @@ impl Isolator for HostPath {
         for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
             let at = |e: Error| e.at(format!("/mounts/{i}/source"));
             let source = source(mount, config.bundle).map_err(at)?;
-            if !is_inside(i, &source) {
-                is_there(mount, &source).map_err(at)?;
+            if !is_inside(i, &source) && self.made_below(&source).is_none() {
+                self.is_there(mount, &source).map_err(at)?;
             }
             if mount.source().as_ref() != Some(&source) {
                 resolved.push((i, source));
             }
         }
-        adjustment.mounts = adjusted(mounts, &resolved);
+        let resolved = resolved.into_iter().map(|(i, source)| {
+            let mut mount = mounts[i].clone();
+            mount.set_source(Some(source));
+            (i, mount)
+        });
+        adjustment.mounts = adjusted(mounts, &resolved.collect::<Vec<_>>());
         Ok(adjustment)
+    }
+
+    fn provide(&self, config: &Config<'_>) -> Result<()> {
+        if self.0.create.is_empty() {
+            return Ok(());
+        }
+        let mounts = config.spec.mounts().as_deref().unwrap_or_default();
+        for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
+            let source = mount.source().as_deref().unwrap_or(Path::new(""));
+            let Some((above, below)) = self.made_below(source) else { continue };
+            let top = file::open_dir(above).map_err(|e| failed(&e))?;
+            if matches!(file::open(top.as_fd(), below, libc::O_PATH, 0, Resolve::Beneath), Err(e) if e.errno() == Errno::ENOENT)
+            {
+                let made = file::mkdir_all_no_links(top.as_fd(), below, 0o755);
+                made.map_err(|e| failed(&e).at(format!("/mounts/{i}/source")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl HostPath {
+    /// The directory below which `source` is made where it is missing, and its path there.
+    fn made_below<'p>(&'p self, source: &'p Path) -> Option<(&'p Path, &'p Path)> {
+        let below = |above: &'p PathBuf| Some((above.as_path(), source.strip_prefix(above).ok()?));
+        let is_plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        self.0
+            .create
+            .iter()
+            .find_map(below)
+            .filter(|(_, path)| is_plain(path) && !path.as_os_str().is_empty())
+    }
+
+    /// Asks the kernel's memory first, which answers at once. What it does not hold may be on a server that never
+    /// answers: that is asked by a process which can be killed.
+    fn is_there(&self, mount: &Mount, source: &Path) -> Result<()> {
+        // The runtime opens it again when it mounts: the plan has no side effects and keeps nothing open.
+        let is_link = has(mount, &["copy-symlink", "src-nofollow"]);
+        let told = |e: &coracle_sys::Error| failed(e).on_path(source.to_string_lossy());
+        if file::is_there_at_once(source, is_link).map_err(|e| told(&e))?.is_some() {
+            return Ok(());
+        }
+        let flags = libc::O_PATH | if is_link { libc::O_NOFOLLOW } else { 0 };
+        let deadline = Duration::from_secs_f64(self.0.deadline);
+        let open = || file::open(CWD, source, flags, 0, Resolve::Host).map(|_| Vec::new());
+        match touch::within(deadline, &[], open) {
+            Err(e) if e.errno() == Errno::ETIMEDOUT => {
+                let seconds = self.0.deadline;
+                Err(Error::new(format!("{} did not answer within {seconds} s", source.display()))
+                    .with_hint("does its server hang?"))
+            }
+            answered => answered.map(drop).map_err(|e| told(&e)),
+        }
     }
 }
 
@@ -76,35 +177,6 @@ fn source(mount: &Mount, bundle: &Path) -> Result<PathBuf> {
     Ok(bundle.join(source))
 }
 
-fn is_there(mount: &Mount, source: &Path) -> Result<()> {
-    // The runtime opens it again when it mounts: the plan has no side effects and keeps nothing open.
-    let is_link = has(mount, &["copy-symlink", "src-nofollow"]);
-    let flags = nix::libc::O_PATH | if is_link { nix::libc::O_NOFOLLOW } else { 0 };
-    match file::open(CWD, source, flags, 0, Resolve::Host) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(Error::failed(e.call(), e.errno()).on_path(source.to_string_lossy())),
-    }
-}
-
-/// The mounts whose sources change, and with them those that share a destination and stand before: an adjustment
-/// replaces mounts of one destination in order.
-fn adjusted(mounts: &[Mount], resolved: &[(usize, PathBuf)]) -> Vec<Mount> {
-    let mut adjusted = Vec::new();
-    for (i, mount) in mounts.iter().enumerate() {
-        let same = |j: usize| mounts[j].destination() == mount.destination();
-        match resolved.iter().find(|(j, _)| *j == i) {
-            Some((_, source)) => {
-                let mut mount = mount.clone();
-                mount.set_source(Some(source.clone()));
-                adjusted.push(mount);
-            }
-            None if resolved.iter().any(|(j, _)| *j > i && same(*j)) => adjusted.push(mount.clone()),
-            None => {}
-        }
-    }
-    adjusted
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
 mod tests {
@@ -118,6 +190,8 @@ mod tests {
     fn prepared(mounts: &Value) -> (PathBuf, Result<Adjustment>) {
         let bundle = tempfile::tempdir().unwrap();
         std::fs::create_dir(bundle.path().join("data")).unwrap();
+        // Looked for, so that the kernel knows at once that there is none: tests have threads, and can't be forked.
+        assert!(std::fs::metadata(bundle.path().join("nothing")).is_err());
         let spec: Spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": mounts})).unwrap();
         let config = Config {
             id: "c",
@@ -126,7 +200,7 @@ mod tests {
             spec: &spec,
             cgroup: CgroupVersion::V1,
         };
-        (bundle.path().to_owned(), HostPath.prepare(&config))
+        (bundle.path().to_owned(), HostPath::default().prepare(&config))
     }
 
     fn sources(adjustment: &Adjustment) -> Vec<&Path> {

@@ -2,14 +2,132 @@
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod host_path;
 pub mod persistent;
+mod sandbox_path;
+mod secret;
+mod tmpfs;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use coracle_isolator::Isolator;
+use coracle_isolator::{Error, Isolator, Result};
+use coracle_sys::file::{self, CWD, Resolve};
+use oci_spec::runtime::{Mount, Spec};
 
 /// The isolators of this family, for containers whose states lie in `root`.
 pub fn isolators(root: &Path) -> Vec<Box<dyn Isolator + Send>> {
-    vec![Box::new(host_path::HostPath), Box::new(persistent::Persistent::new(root))]
+    vec![
+        Box::new(host_path::HostPath::default()),
+        Box::new(persistent::Persistent::new(root)),
+        Box::new(sandbox_path::SandboxPath::new(root)),
+        Box::new(secret::Secrets::new(root)),
+        Box::new(tmpfs::Tmpfs::default()),
+        Box::new(disk::DiskQuota::new(root)),
+        Box::new(disk::DiskUsage::new(root)),
+    ]
+}
+
+fn failed(error: &coracle_sys::Error) -> Error {
+    Error::failed(error.call(), error.errno())
+}
+
+/// A path that is there as long as the container `id` is known, whose state lies in `root` or, in a pod, below it.
+fn owner(root: &Path, id: &str) -> PathBuf {
+    let mut names = id.split('/');
+    let pod = root.join(".pods").join(names.next().unwrap_or_default());
+    if !id.contains('/') {
+        return root.join(id);
+    }
+    match file::open_dir(&pod) {
+        Ok(_) => names.fold(pod, |path, name| path.join("containers").join(name)),
+        Err(_) => root.join(id.replace('/', "~")),
+    }
+}
+
+/// The name that what belongs to a container goes by: there may be a container of its name in another directory of states.
+fn known_by(root: &Path, id: &str) -> String {
+    let bytes = root.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
+    // FNV-1a, 64 bits: the same for ever, as names on disk have to be.
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+/// What can be a name of a volume, as Docker has it.
+pub fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 200
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
+/// The mount `mount` of `source` on the host, in which the container's users own what they own for it.
+fn bound(mount: &Mount, source: PathBuf, has_users: bool) -> Mount {
+    let mut options: Vec<String> = mount.options().clone().unwrap_or_default();
+    options.push("rbind".to_owned());
+    if has_users && !options.iter().any(|option| ["idmap", "ridmap"].contains(&option.as_str())) {
+        options.push("idmap".to_owned());
+    }
+    let mut mount = mount.clone();
+    mount.set_typ(Some("bind".to_owned())).set_source(Some(source)).set_options(Some(options));
+    mount
+}
+
+/// Whether the container has a user namespace of its own.
+fn has_users(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    linux.and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|maps| !maps.is_empty())
+}
+
+/// The mounts that change, and with them those that share a destination and stand before: an adjustment replaces mounts
+/// of one destination in order.
+fn adjusted(mounts: &[Mount], changed: &[(usize, Mount)]) -> Vec<Mount> {
+    let mut adjusted = Vec::new();
+    for (i, mount) in mounts.iter().enumerate() {
+        let same = |j: usize| mounts[j].destination() == mount.destination();
+        match changed.iter().find(|(j, _)| *j == i) {
+            Some((_, changed)) => adjusted.push(changed.clone()),
+            None if changed.iter().any(|(j, _)| *j > i && same(*j)) => adjusted.push(mount.clone()),
+            None => {}
+        }
+    }
+    adjusted
+}
+
+/// The mounts of the type `fstype`, each with its index.
+fn of_type<'s>(spec: &'s Spec, fstype: &'s str) -> impl Iterator<Item = (usize, &'s Mount)> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default().iter().enumerate();
+    mounts.filter(move |(_, mount)| mount.typ().as_deref() == Some(fstype))
+}
+
+/// Where something is mounted in the directory `place` of the host, itself left out.
+fn mounted_in(place: &Path) -> Result<Option<String>> {
+    const LONGEST: u64 = 64 << 20;
+    let table = file::read(CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host).map_err(|e| failed(&e))?;
+    let table = String::from_utf8_lossy(&table);
+    let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    Ok(points.find(|point| Path::new(point).starts_with(place)).map(str::to_owned))
+}
+
+/// Makes the directory `path` of the host, for its owner alone, and opens it.
+fn made(path: &Path) -> coracle_sys::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::AsFd;
+    let top = file::open_dir("/")?;
+    file::mkdir_all_no_links(top.as_fd(), path.strip_prefix("/").unwrap_or(path), 0o700)?;
+    file::open_dir(path)
+}
+
+/// Opens the directory `path` of the host where it is there.
+fn opened(path: &Path) -> Result<Option<std::os::fd::OwnedFd>> {
+    match file::open_dir(path) {
+        Err(e) if e.errno() == coracle_sys::Errno::ENOENT => Ok(None),
+        dir => dir.map(Some).map_err(|e| failed(&e)),
+    }
+}
+
+/// Whether the owner at `path` is there.
+fn is_owned(path: &Path) -> bool {
+    let found = file::open(CWD, path, nix::libc::O_PATH, 0, Resolve::Host);
+    !matches!(found, Err(e) if e.errno() == coracle_sys::Errno::ENOENT)
 }

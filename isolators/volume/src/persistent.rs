@@ -8,8 +8,10 @@ use coracle_sys::Errno;
 use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, CWD, Resolve};
 use nix::libc;
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::Spec;
 use serde_json::{Map, Value};
+
+use crate::{bound, failed, has_users, is_name, known_by, mounted_in, owner};
 
 /// The type of a mount whose source is the name of a volume.
 pub const TYPE: &str = "volume";
@@ -79,12 +81,7 @@ impl Persistent {
                 .with_hint("delete the container first"));
         }
         // What is mounted in there is not the volume's own.
-        let place = self.state.join(name);
-        let table =
-            file::read(CWD, "/proc/self/mountinfo", 64 << 20, Resolve::Host).map_err(|e| failed(&e))?;
-        let table = String::from_utf8_lossy(&table);
-        let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
-        if let Some(point) = points.find(|point| Path::new(point).starts_with(&place)) {
+        if let Some(point) = mounted_in(&self.state.join(name))? {
             return Err(Error::new(format!("something is mounted in volume {name:?}, on {point}")));
         }
         remove_tree(dir.as_fd(), name).map_err(|e| failed(&e))
@@ -107,16 +104,6 @@ impl Persistent {
             }
         }
         names
-    }
-
-    /// The name of a container's list of volumes: there may be a container of its name in another directory of states.
-    fn known_by(&self, id: &str) -> String {
-        let bytes = self.root.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
-        // FNV-1a, 64 bits: the same for ever, as names on disk have to be.
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        format!("{hash:016x}")
     }
 }
 
@@ -157,7 +144,7 @@ impl Isolator for Persistent {
                 let why = format!("{name:?} is no name of a volume");
                 return Err(Error::new(why).at(format!("/mounts/{i}/source")));
             }
-            adjustment.mounts.push(self.bind(mount, name, has_users(config.spec)));
+            adjustment.mounts.push(bound(mount, self.state.join(name).join(DATA), has_users(config.spec)));
         }
         Ok(adjustment)
     }
@@ -176,10 +163,10 @@ impl Isolator for Persistent {
         let dir = made().map_err(|e| failed(&e).on_path(self.state.to_string_lossy()))?;
         let _lock = lock(&dir, file::lock_shared)?;
         // On record before it is made: who removes volumes looks here.
-        let list = format!("{}\n{}\n", self.root.join(config.id).display(), names.join("\n"));
+        let list = format!("{}\n{}\n", owner(&self.root, config.id).display(), names.join("\n"));
         let kept =
             file::open(dir.as_fd(), USERS, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks).and_then(|users| {
-                file::replace(users.as_fd(), &self.known_by(config.id), list.as_bytes(), 0o600)
+                file::replace(users.as_fd(), &known_by(&self.root, config.id), list.as_bytes(), 0o600)
             });
         kept.map_err(|e| failed(&e))?;
         for name in names {
@@ -191,38 +178,10 @@ impl Isolator for Persistent {
 
     fn cleanup(&self, id: &str) -> Result<()> {
         match self.open()? {
-            Some(dir) => forget(&dir, &self.known_by(id)),
+            Some(dir) => forget(&dir, &known_by(&self.root, id)),
             None => Ok(()),
         }
     }
-}
-
-impl Persistent {
-    /// The mount of the volume `name`, in which the container's users own what they own for it.
-    fn bind(&self, mount: &Mount, name: &str, has_users: bool) -> Mount {
-        let mut options: Vec<String> = mount.options().clone().unwrap_or_default();
-        options.push("rbind".to_owned());
-        if has_users && !options.iter().any(|option| ["idmap", "ridmap"].contains(&option.as_str())) {
-            options.push("idmap".to_owned());
-        }
-        let mut mount = mount.clone();
-        mount.set_typ(Some("bind".to_owned())).set_source(Some(self.state.join(name).join(DATA)));
-        mount.set_options(Some(options));
-        mount
-    }
-}
-
-/// Whether the container has a user namespace of its own.
-fn has_users(spec: &Spec) -> bool {
-    let linux = spec.linux().as_ref();
-    linux.and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|maps| !maps.is_empty())
-}
-
-/// What can be a name of a volume, as Docker has it.
-pub fn is_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.len() <= 200
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
 /// The lists of the containers' volumes: the name of each, its container's path, the volumes.
@@ -258,8 +217,4 @@ fn lock(
     let flags = libc::O_RDONLY | libc::O_CREAT;
     let lock = file::open(dir.as_fd(), LOCK, flags, 0o600, Resolve::BeneathNoLinks);
     lock.and_then(|lock| take(lock.as_fd()).map(|()| lock)).map_err(|e| failed(&e))
-}
-
-fn failed(error: &coracle_sys::Error) -> Error {
-    Error::failed(error.call(), error.errno())
 }

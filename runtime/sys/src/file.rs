@@ -100,6 +100,34 @@ pub fn mkdir(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>, mode: u32) -> Result<
     })
 }
 
+/// Whether there is a file at `path` on the host, answered from what the kernel has in memory; `None` where that does not
+/// tell, and whoever asks further may wait for a disk or a server (openat2(2) with `RESOLVE_CACHED`, Linux 5.12). With
+/// `no_follow`, of a symbolic link itself.
+///
+/// # Errors
+/// `ENOENT` where there is none.
+pub fn is_there_at_once(path: &Path, no_follow: bool) -> Result<Option<()>> {
+    let name = c_string(path.as_os_str().as_bytes(), "openat2")?;
+    let flags = libc::O_PATH | libc::O_CLOEXEC | if no_follow { libc::O_NOFOLLOW } else { 0 };
+    // SAFETY: open_how is a plain structure of integers, for which zero is a valid value.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    (how.flags, how.resolve) = (u64::from(flags as u32), libc::RESOLVE_CACHED);
+    // SAFETY: `name` is a valid C string and `how` an open_how of the size that is passed.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            name.as_ptr(),
+            std::ptr::from_ref(&how),
+            size_of::<libc::open_how>(),
+        )
+    };
+    if ret < 0 && Errno::last() == Errno::EAGAIN {
+        return Ok(None);
+    }
+    check_fd(ret, || format!("openat2(AT_FDCWD, {path:?})")).map(|_| Some(()))
+}
+
 /// Opens the directory `path` below `root`, making what is missing with `mode`. Links that the tree holds are
 /// followed inside the root, dangling ones too, as users of runc expect; nothing is made outside.
 ///

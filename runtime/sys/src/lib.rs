@@ -19,6 +19,8 @@ pub mod verity;
 pub mod namespace;
 pub mod process;
 pub mod program;
+pub mod touch;
+pub mod quota;
 pub mod signal;
 pub mod pattern;
 pub mod identity;

@@ -1,0 +1,162 @@
+//! `volume/sandbox-path`: directories that belong to a container, or to the one above it, and go with it.
+
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States};
+use coracle_sys::archive::remove_tree;
+use coracle_sys::file::{self, Resolve};
+use oci_spec::runtime::Mount;
+use serde_json::{Map, Value};
+
+use crate::{bound, failed, has_users, is_owned, known_by, made, mounted_in, of_type, opened, owner};
+
+/// The type of a mount whose source is a path in a container's own directory on the host, or with the option `parent` in
+/// that of the container above it.
+const TYPE: &str = "sandbox";
+
+/// Gives containers what their mounts of the type `sandbox` name. `STATE/HASH` is what a container has: `owner`, a path
+/// that is there as long as it is known, and `data`.
+#[derive(Debug)]
+pub(crate) struct SandboxPath {
+    root: PathBuf,
+    state: PathBuf,
+}
+
+const OWNER: &str = "owner";
+const DATA: &str = "data";
+
+impl SandboxPath {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), state: "/var/lib/coracle/sandboxes".into() }
+    }
+
+    /// Whose directory the mount `mount` of the container `id` is in.
+    fn whose<'i>(mount: &Mount, id: &'i str) -> Result<&'i str> {
+        let options = mount.options().as_deref().unwrap_or_default();
+        if !options.iter().any(|option| option == "parent") {
+            return Ok(id);
+        }
+        match id.rsplit_once('/') {
+            Some((parent, _)) if parent.contains('/') => Ok(parent),
+            Some((pod, _)) => Err(Error::new(format!("above the container there is but the pod {pod:?}"))
+                .with_hint("volumes of the pod are shared by its containers: use emptyDir")),
+            None => Err(Error::new("there is no container above this one")),
+        }
+    }
+
+    /// The place of the container `id`.
+    fn place(&self, id: &str) -> PathBuf {
+        self.state.join(known_by(&self.root, id))
+    }
+
+    fn end(&self, name: &str) -> Result<()> {
+        let Some(dir) = opened(&self.state)? else { return Ok(()) };
+        let place = self.state.join(name);
+        if opened(&place)?.is_none() {
+            return Ok(());
+        }
+        if let Some(point) = mounted_in(&place)? {
+            return Err(Error::new(format!(
+                "something is mounted in a directory of the container's, on {point}"
+            )));
+        }
+        remove_tree(dir.as_fd(), name).map_err(|e| failed(&e))
+    }
+}
+
+impl Isolator for SandboxPath {
+    fn name(&self) -> &str {
+        "volume/sandbox-path"
+    }
+
+    fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
+        for (name, value) in options {
+            match (name.as_str(), value.as_str()) {
+                ("state", Some(path)) if path.starts_with('/') => self.state = path.into(),
+                _ => return Err(Error::new(format!("{name:?}: it takes {{ state = \"/DIRECTORY\" }}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn recover(&self, _: &States) -> Result<()> {
+        let Some(dir) = opened(&self.state)? else { return Ok(()) };
+        for name in file::list(dir.as_fd()).map_err(|e| failed(&e))? {
+            let Some(name) = name.to_str() else { continue };
+            let path = Path::new(name).join(OWNER);
+            let owner = file::read(dir.as_fd(), path, 4096, Resolve::BeneathNoLinks).unwrap_or_default();
+            if !is_owned(Path::new(&*String::from_utf8_lossy(&owner))) {
+                self.end(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
+        let mut adjustment = Adjustment::default();
+        for (i, mount) in of_type(config.spec, TYPE) {
+            let path = mount.source().as_deref().unwrap_or(Path::new(""));
+            if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+                return Err(Error::new(format!("{path:?} is no path in a directory of the container's"))
+                    .at(format!("/mounts/{i}/source")));
+            }
+            let of = Self::whose(mount, config.id).map_err(|e| e.at(format!("/mounts/{i}/options")))?;
+            if of != config.id && !is_owned(&owner(&self.root, of)) {
+                return Err(
+                    Error::new(format!("there is no container {of:?}")).at(format!("/mounts/{i}/options"))
+                );
+            }
+            let mut bind = bound(mount, self.place(of).join(DATA).join(path), has_users(config.spec));
+            let options =
+                bind.options().iter().flatten().filter(|o| !["self", "parent"].contains(&o.as_str()));
+            bind.set_options(Some(options.cloned().collect()));
+            adjustment.mounts.push(bind);
+        }
+        Ok(adjustment)
+    }
+
+    fn provide(&self, config: &Config<'_>) -> Result<()> {
+        let above = config.id.rsplit_once('/').map(|(parent, _)| parent);
+        for of in [Some(config.id), above].into_iter().flatten() {
+            let place = self.place(of);
+            let sources = config.spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref());
+            let wanted: Vec<&Path> = sources.filter_map(|source| source.strip_prefix(&place).ok()).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let owner = owner(&self.root, of).to_string_lossy().into_owned();
+            let make = || -> coracle_sys::Result<()> {
+                let dir = made(&place)?;
+                file::replace(dir.as_fd(), OWNER, owner.as_bytes(), 0o600)?;
+                wanted
+                    .iter()
+                    .try_for_each(|path| file::mkdir_all_no_links(dir.as_fd(), path, 0o755).map(drop))
+            };
+            make().map_err(|e| failed(&e).on_path(place.to_string_lossy()))?;
+        }
+        Ok(())
+    }
+
+    fn cleanup(&self, id: &str) -> Result<()> {
+        self.end(&known_by(&self.root, id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_is_the_container_above_and_no_pod() {
+        let mut mount = Mount::default();
+        mount.set_options(Some(vec!["parent".to_owned()]));
+        assert_eq!(SandboxPath::whose(&mount, "pod/a/b").unwrap(), "pod/a");
+        for (id, words) in [("pod/a", "but the pod \"pod\""), ("web", "no container above")] {
+            let error = SandboxPath::whose(&mount, id).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        mount.set_options(Some(vec!["self".to_owned()]));
+        assert_eq!(SandboxPath::whose(&mount, "web").unwrap(), "web");
+    }
+}

@@ -1,0 +1,186 @@
+//! `disk/quota` and `disk/du`: how much files may take.
+
+#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use coracle_tests::command::{eventually, tool};
+use coracle_tests::{Host, Outcome, Spec, privileged};
+use serde_json::json;
+
+fn limited(limits: &str) -> Spec {
+    Spec::new().set("/annotations", json!({"io.coracle.disk": limits}))
+}
+
+/// A host on which it is looked often.
+fn watchful(host: &Host) -> Option<Host> {
+    if !host.needs_coracle("limits for files") {
+        return None;
+    }
+    let state = host.directory();
+    let often =
+        |name: &str| format!("[isolator.\"{name}\"]\noptions = {{ state = {state:?}, interval = 0.05 }}\n");
+    Some(host.configured(&(often("disk/du") + &often("disk/quota"))))
+}
+
+const FILL: &str = "head -c 2000000 /dev/zero >/data/file && echo written; sleep 1000";
+
+#[test]
+fn a_container_whose_files_take_more_than_they_may_is_ended() {
+    privileged(|host| {
+        let Some(host) = watchful(host) else { return };
+        let data = host.directory();
+        let spec =
+            limited(r#"{"/data": "1m"}"#).bind(data.to_str().unwrap(), "/data", &["rbind"]).script(FILL);
+        let run = host.bundle(spec).run().exits(137);
+        run.fails_with(&[
+            "isolator disk/du: its files in /data take",
+            "may take 1048576 bytes; the container is killed",
+        ]);
+        let root = limited("1m").script("mkdir /new; head -c 2000000 /dev/zero >/new/file; sleep 1000");
+        let bundle = host.bundle(root);
+        bundle.run().exits(137).fails_with(&["isolator disk/du: its files in / take"]);
+    });
+}
+
+#[test]
+fn events_tell_of_it_and_stats_how_much_it_is() {
+    privileged(|host| {
+        let Some(host) = watchful(host) else { return };
+        let data = host.directory();
+        let spec = limited(r#"{"/data": "100k"}"#).bind(data.to_str().unwrap(), "/data", &["rbind"]);
+        let container = host.bundle(spec.args(["sleep", "1000"])).start();
+        let measured = || container.call("stats").succeeds().json()["other"].clone();
+        assert_eq!(measured()["disk/du/limit/data"], 102_400.0);
+        let before = measured()["disk/du/used/data"].as_f64().unwrap();
+        container.exec(&["sh", "-c", "head -c 50000 /dev/zero >/data/file; sync"]).succeeds();
+        let grown = measured()["disk/du/used/data"].as_f64().unwrap() - before;
+        assert!((50_000.0..60_000.0).contains(&grown), "{grown}");
+        let events = host.directory().join("events");
+        let mut follower = Command::new(host.runtime())
+            .args(["events", container.id()])
+            .stdout(fs::File::create(&events).unwrap())
+            .spawn()
+            .unwrap();
+        container.exec(&["sh", "-c", "head -c 100000 /dev/zero >/data/more; sync"]).succeeds();
+        eventually("it is told", || fs::read_to_string(&events).unwrap().contains("\"type\":\"disk\""));
+        container.remove();
+        follower.wait().unwrap();
+    });
+}
+
+#[test]
+fn what_is_no_limit_is_refused_when_the_container_is_made() {
+    privileged(|host| {
+        if !host.needs_coracle("limits for files") {
+            return;
+        }
+        for (limits, words) in [
+            ("much", "\"much\" is no size; write bytes, or 64k, 64m, 1g"),
+            (r#"{"/nowhere": "1m"}"#, "nothing is mounted at \"/nowhere\""),
+            (r#"{"/proc": "1m"}"#, "what is mounted at \"/proc\" is no directory of the host"),
+        ] {
+            host.bundle(limited(limits)).run().fails_with(&["/annotations/io.coracle.disk", words]);
+        }
+    });
+}
+
+/// A file system of the test's own that keeps project quotas, in a file.
+struct Quotas<'h> {
+    host: &'h Host,
+    at: PathBuf,
+}
+
+impl<'h> Quotas<'h> {
+    /// Made by the script `mkfs`, which finds the file in `$1`; nothing where this kernel or machine can't.
+    fn new(host: &'h Host, mkfs: &str) -> Option<Self> {
+        let program = mkfs.split(' ').next().unwrap();
+        if !host.needs_coracle("limits for files") || !host.needs_program(program) {
+            return None;
+        }
+        let dir = host.directory();
+        let (image, at) = (dir.join("image"), dir.join("mounted"));
+        fs::create_dir(&at).unwrap();
+        fs::File::create(&image).unwrap().set_len(400 << 20).unwrap();
+        tool("sh", &["-c", &format!("{mkfs} \"$0\" >/dev/null"), image.to_str().unwrap()]);
+        let mount = Command::new("mount").args(["-o", "loop,prjquota"]).args([&image, &at]).output().unwrap();
+        if !mount.status.success() {
+            let why = String::from_utf8_lossy(&mount.stderr);
+            host.skip(&format!("{program}: this kernel mounts none with project quotas: {}", why.trim()));
+            return None;
+        }
+        Some(Self { host, at })
+    }
+
+    fn directory(&self, name: &str) -> PathBuf {
+        let path = self.at.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Runs `script` with `data` at `/data`, limited to a MiB.
+    fn run(&self, host: &Host, data: &Path, script: &str) -> Outcome {
+        let spec = limited(r#"{"/data": "1m"}"#).bind(data.to_str().unwrap(), "/data", &["rbind"]);
+        host.bundle(spec.script(script)).run()
+    }
+
+    fn end(self) {
+        tool("umount", &[&self.at]);
+    }
+}
+
+/// What holds on any file system with project quotas.
+fn a_writer_is_stopped_at_its_limit(quotas: &Quotas<'_>) {
+    let Some(host) = watchful(quotas.host) else { return };
+    let data = quotas.directory("data");
+    fs::write(data.join("old"), vec![1; 600_000]).unwrap();
+    // What was there counts, and a writer is told.
+    let script = "dd if=/dev/zero of=/data/new bs=1000 count=600 || echo refused; sync; stat -c %s /data/old";
+    let run = quotas.run(&host, &data, script).succeeds();
+    assert_eq!(run.lines(), ["refused", "600000"]);
+    // EDQUOT of ext4; of XFS, ENOSPC.
+    let told = ["Disk quota exceeded", "No space left on device"];
+    assert!(told.iter().any(|words| run.stderr.contains(words)), "{}", run.stderr);
+    assert!(fs::metadata(data.join("new")).unwrap().len() < 600_000);
+    // The limit was that container's.
+    fs::remove_file(data.join("new")).unwrap();
+    fs::write(data.join("other"), vec![1; 2_000_000]).unwrap();
+    fs::remove_file(data.join("other")).unwrap();
+    // Another directory has a limit of its own; and what stats tell is what the kernel counts.
+    let (one, two) = (quotas.directory("one"), quotas.directory("two"));
+    let spec = limited(r#"{"/one": "1m", "/two": "3m"}"#)
+        .bind(one.to_str().unwrap(), "/one", &["rbind"])
+        .bind(two.to_str().unwrap(), "/two", &["rbind"]);
+    let container = host.bundle(spec.args(["sleep", "1000"])).start();
+    container.exec(&["sh", "-c", "head -c 2000000 /dev/zero >/two/file"]).succeeds();
+    container.exec(&["sh", "-c", "head -c 2000000 /dev/zero >/one/file"]).exits(1);
+    container.exec(&["sync"]).succeeds();
+    let told = container.call("stats").succeeds().json()["other"].clone();
+    assert_eq!(told["disk/quota/limit/two"], f64::from(3 << 20));
+    let used = |name: &str| told[name].as_f64().unwrap();
+    assert!((2e6..2.1e6).contains(&used("disk/quota/used/two")), "{told}");
+    assert!((1e6..=1_048_576.0).contains(&used("disk/quota/used/one")), "{told}");
+    container.remove();
+}
+
+#[test]
+fn ext4_stops_a_writer_at_its_limit() {
+    privileged(|host| {
+        let Some(quotas) = Quotas::new(host, "mkfs.ext4 -q -O quota,project -E quotatype=prjquota") else {
+            return;
+        };
+        a_writer_is_stopped_at_its_limit(&quotas);
+        quotas.end();
+    });
+}
+
+#[test]
+fn xfs_stops_a_writer_at_its_limit() {
+    privileged(|host| {
+        let Some(quotas) = Quotas::new(host, "mkfs.xfs -q") else { return };
+        a_writer_is_stopped_at_its_limit(&quotas);
+        quotas.end();
+    });
+}
