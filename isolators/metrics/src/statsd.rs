@@ -8,7 +8,7 @@ use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Kind, Resul
 use coracle_sys::file::{self, CWD, Resolve};
 use coracle_sys::{Errno, event, namespace, socket};
 use nix::libc;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -131,7 +131,7 @@ impl Statsd {
     /// Listens for the container, in its network namespace; and for those who ask what it has told.
     fn listen(&self, container: &Handles<'_>, first: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
         let address = SocketAddrV4::new(self.address(container.id), PORT);
-        let datagrams = in_network_of(first, || socket::datagrams(address))
+        let datagrams = in_network_of(container.spec, first, || socket::datagrams(address))
             .map_err(|e| failed(&e).on_path(format!("network namespace of container {:?}", container.id)))?;
         let root = file::open_dir(&self.root).map_err(|e| failed(&e))?;
         loop {
@@ -215,14 +215,25 @@ fn is_told(spec: &Spec, variables: &[String; 2]) -> bool {
     env.is_some_and(|env| variables.iter().all(|variable| env.contains(variable)))
 }
 
-/// Makes something in the network namespace of a process. The runtime has one thread: nothing else is opened meanwhile.
+/// Makes something in the network namespace of a container. The runtime has one thread: nothing else is opened meanwhile.
+///
+/// The waiting process is born in a namespace of its own, but joins one that there is already whenever it comes to that.
 fn in_network_of<T>(
-    process: BorrowedFd<'_>,
+    spec: &Spec,
+    first: BorrowedFd<'_>,
     make: impl FnOnce() -> coracle_sys::Result<T>,
 ) -> coracle_sys::Result<T> {
     const NETWORK: i32 = libc::CLONE_NEWNET;
+    let namespaces =
+        spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let Some(namespace) = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network) else {
+        return make();
+    };
     let own = file::open(CWD, "/proc/self/ns/net", 0, 0, Resolve::Host)?;
-    namespace::join(process, NETWORK)?;
+    match namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => namespace::join(file::open(CWD, path, 0, 0, Resolve::Host)?.as_fd(), NETWORK)?,
+        None => namespace::join(first, NETWORK)?,
+    }
     let made = make();
     namespace::join(own.as_fd(), NETWORK)?;
     made

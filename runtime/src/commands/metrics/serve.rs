@@ -2,7 +2,7 @@
 //! much of HTTP/1.1 (RFC 9112) as whoever scrapes needs.
 
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,8 @@ fn is_socket(dir: BorrowedFd<'_>, name: &str) -> bool {
 
 /// Answers one caller.
 fn answer(global: &Global, caller: BorrowedFd<'_>) -> Result<()> {
+    // The sockets are the server's: when it is gone, nobody is to find them taken.
+    process::close_all_but(&[caller.as_raw_fd()])?;
     process::die_with_parent(true)?;
     signal::unblock()?;
     // A caller that never asks is ended by whoever waits for this.
