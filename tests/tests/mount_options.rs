@@ -110,9 +110,15 @@ fn a_bind_mount_keeps_access_times_as_its_source_does_unless_told_how() {
             (&["bind", "norelatime"], true),
             (&["bind", "relatime"], false),
             (&["bind", "strictatime"], false),
+            (&["bind", "nodiratime"], false),
         ] {
             let told = attributes_of(host, Spec::new().bind(path, "/mnt", options), "/mnt");
             assert_eq!(told.contains(&"noatime".to_owned()), is_kept, "{options:?}: {told:?}");
+        }
+        host.shell(&format!("mount -o remount,nodiratime,relatime {path}")).succeeds();
+        for (options, is_kept) in [(&["bind", "ro"][..], true), (&["bind", "strictatime"], false)] {
+            let told = attributes_of(host, Spec::new().bind(path, "/mnt", options), "/mnt");
+            assert_eq!(told.contains(&"nodiratime".to_owned()), is_kept, "{options:?}: {told:?}");
         }
         host.shell(&format!("umount {path}")).succeeds();
     });

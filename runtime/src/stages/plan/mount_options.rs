@@ -63,6 +63,7 @@ impl Options {
                 None => options.take_rest(word),
             }
         }
+        settle_times(&mut options.attributes);
         options
     }
 
@@ -113,6 +114,16 @@ fn set(attributes: &mut Attributes, bits: u64) {
         attributes.clear |= attr::ATIME;
     }
     attributes.set |= bits;
+}
+
+/// Who says anything of access times says all of them, as with a remount by mount(2): `nodiratime` alone is
+/// `relatime`, too, and any other alone ends a `nodiratime` of the source.
+fn settle_times(attributes: &mut Attributes) {
+    if attributes.set & attr::NODIRATIME != 0 {
+        attributes.clear |= attr::ATIME;
+    } else if attributes.clear & attr::ATIME != 0 {
+        attributes.clear |= attr::NODIRATIME;
+    }
 }
 
 fn clear(attributes: &mut Attributes, bits: u64) {
@@ -196,6 +207,8 @@ pub(super) fn propagation(word: &str) -> Result<(Propagation, bool)> {
 mod tests {
     use super::*;
 
+    const TIMES: u64 = attr::ATIME | attr::NODIRATIME;
+
     fn parsed(words: &[&str]) -> Options {
         Options::parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
     }
@@ -211,9 +224,9 @@ mod tests {
     #[test]
     fn of_two_that_exclude_each_other_the_last_wins() {
         let attributes = parsed(&["noatime", "strictatime"]).attributes;
-        assert_eq!((attributes.set, attributes.clear), (attr::STRICTATIME, attr::ATIME));
+        assert_eq!((attributes.set, attributes.clear), (attr::STRICTATIME, TIMES));
         let attributes = parsed(&["noatime", "relatime", "ro", "rw", "dev", "nodev"]).attributes;
-        assert_eq!((attributes.set, attributes.clear), (attr::NODEV, attr::ATIME | attr::RDONLY));
+        assert_eq!((attributes.set, attributes.clear), (attr::NODEV, TIMES | attr::RDONLY));
     }
 
     #[test]
