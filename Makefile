@@ -54,7 +54,7 @@ define want
 	done
 endef
 
-.PHONY: help build demo test unit-test test-vm test-faults test-clients lint bench install deb clean
+.PHONY: help build demo test unit-test test-vm test-faults test-clients fuzz lint bench install deb clean
 
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -129,6 +129,24 @@ bench: build ## Measure starts and unpacking beside crun, runc, a bare C program
 	$(call want,$(BENCH_WANTS))
 	@cargo build --quiet --release -p coracle-tests --bin coracle-bench
 	@$(TARGET)/release/coracle-bench $(BENCH)
+
+# Branches are counted by a pass of LLVM that the stable compiler has, too; libFuzzer comes with its crate.
+COVER := -Cpasses=sancov-module -Cdebug-assertions -Ccodegen-units=1 $(foreach what,level=4 inline-8bit-counters \
+	pc-table trace-compares,-Cllvm-args=-sanitizer-coverage-$(what))
+MINUTE ?= 60
+
+fuzz: ## Feed the parsers of images what nobody would write, a minute each (MINUTE, in seconds)
+	$(call need,$(BUILD_NEEDS) g++:g++)
+	@cargo run --quiet -p coracle-fixtures -- target/fuzz seeds
+	@cd tests/fuzz && CARGO_TARGET_DIR=$(TARGET)/fuzz RUSTFLAGS="$(COVER)" \
+		cargo build --quiet --release --locked --target $(HOST)
+	@for parser in layer manifest headers; do \
+		echo "fuzzing for $(MINUTE) s: $$parser"; \
+		$(TARGET)/fuzz/$(HOST)/release/$$parser -max_total_time=$(MINUTE) -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
+			-verbosity=0 -print_final_stats=1 -artifact_prefix=target/fuzz/$$parser- target/fuzz/$$parser \
+			2>target/fuzz/$$parser.log || { tail -n 20 target/fuzz/$$parser.log; exit 1; }; \
+		grep -a 'executed_units\|peak_rss' target/fuzz/$$parser.log; \
+	done
 
 install: build ## Install binaries, manual page, completions, unit and header below PREFIX (/usr/local)
 	@to=$(DESTDIR)$(PREFIX); \

@@ -37,5 +37,7 @@ pub mod bundle;
 pub mod export;
 #[cfg(feature = "unpack")]
 pub mod space;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 
 pub use error::{Context, Error, Kind, Result};

@@ -323,14 +323,20 @@ fn failure(error: &ureq::Error, origin: &Origin) -> Failure {
 fn check(response: Response<Body>, origin: &Origin) -> std::result::Result<Response<Body>, Failure> {
     match response.status().as_u16() {
         408 | 429 | 500 | 502 | 503 | 504 => {
-            let after =
-                response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
-            let error = refusal(response, origin);
-            Err(Failure::passing(error, after.map(Duration::from_secs)))
+            let value = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
+            let after = value.and_then(|value| parse_retry(value, SystemTime::now()));
+            Err(Failure::passing(refusal(response, origin), after))
         }
         401 | 403 => Err(Failure::from(refusal(response, origin))),
         _ => Ok(response),
     }
+}
+
+/// How long a `Retry-After` asks to wait: seconds, or the moment to come again (RFC 9110, 10.2.3).
+pub(crate) fn parse_retry(value: &str, now: SystemTime) -> Option<Duration> {
+    let seconds = value.trim().parse().map(Duration::from_secs);
+    let moment = || httpdate::parse_http_date(value.trim()).ok();
+    seconds.ok().or_else(|| Some(moment()?.duration_since(now).unwrap_or_default()))
 }
 
 /// What a registry's answer says that is no success.
@@ -406,4 +412,20 @@ fn jitter(wait: Duration) -> Duration {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let random = f64::from((clock.subsec_nanos() ^ std::process::id()) % 1000) / 1000.0;
     wait.mul_f64(0.5 + random / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_to_wait_is_said_in_seconds_or_as_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_700);
+        let wait = |value| parse_retry(value, now).map(|wait| wait.as_secs());
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(77));
+        assert_eq!(wait("Sunday, 06-Nov-94 08:49:37 GMT"), Some(77));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:00:00 GMT"), Some(0));
+        assert_eq!(wait("soon"), None);
+    }
 }

@@ -21,6 +21,14 @@ mod secret;
 mod token;
 mod transport;
 
+/// What reads headers.
+#[cfg(feature = "fuzz")]
+pub(crate) mod parsers {
+    pub(crate) use super::challenge::parse as parse_challenge;
+    pub(crate) use super::client::parse_retry;
+    pub(crate) use super::fetch::parse_range;
+}
+
 use std::path::PathBuf;
 use std::time::Duration;
 

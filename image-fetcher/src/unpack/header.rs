@@ -33,8 +33,17 @@ pub(super) fn pick(
 /// What the entry is that the header describes.
 pub(super) fn kind(header: &Header, path: &[u8], size: u64) -> Result<Type> {
     let kind = match header.entry_type() {
-        // Archives older than POSIX mark a directory by the slash behind its name.
-        EntryType::Regular if path.ends_with(b"/") => Type::Directory,
+        // Archives older than POSIX mark a directory by the slash behind its name, and have no long names beside it.
+        EntryType::Regular if header.as_old().linkflag == [0] => {
+            let in_header = header.path_bytes().ends_with(b"/");
+            if path.ends_with(b"/") != in_header {
+                return Err(malformed("one of its names is that of a directory, and the other is not"));
+            }
+            if in_header { Type::Directory } else { Type::File }
+        }
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse if path.ends_with(b"/") => {
+            return Err(malformed("it is a regular file, but its name is that of a directory"));
+        }
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Type::File,
         EntryType::Link => Type::HardLink,
         EntryType::Symlink => Type::Symlink,

@@ -21,6 +21,8 @@ mod pax;
 pub(crate) mod stream;
 mod tree;
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;
@@ -315,6 +317,12 @@ fn apply_all<F: Form>(stream: &mut Stream, mut form: F, limits: &Limits) -> Resu
     let bytes = entries.bytes();
     stream.drain()?;
     Ok(Applied { form, links, bytes })
+}
+
+/// Makes an EROFS image of an archive, in a file.
+#[cfg(feature = "fuzz")]
+pub(crate) fn make_image(archive: &[u8], file: File, limits: &Limits) -> Result<()> {
+    apply_all(&mut Stream::of(archive), Erofs::new(file, [0; 16]), limits)?.finish(None).map(drop)
 }
 
 /// A layer that can't be understood may be one that isn't what its digest says: then that is the reason.

@@ -43,6 +43,14 @@ pub(crate) fn pair() -> (Source, Stream) {
 }
 
 impl Stream {
+    /// A stream of these bytes, which nothing is compared with.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let (_, mut stream) = pair();
+        stream.chunk = bytes.to_vec();
+        stream
+    }
+
     /// The bytes at hand, at least one unless the stream has ended.
     pub(crate) fn data(&mut self) -> Result<&[u8]> {
         while self.at == self.chunk.len() && !self.is_over {

@@ -361,7 +361,7 @@ fn what_climbs_out_is_refused() {
             (
                 "SlashEnded",
                 tar().file("f/", b"x"),
-                "entry \"f/\": it is no regular file, but its header announces bytes",
+                "entry \"f/\": it is a regular file, but its name is that of a directory",
             ),
             (
                 "ParentIsFile",
