@@ -105,6 +105,7 @@ test-faults: build ## Refuse and kill the runtime at every system call, one a tu
 	@rm -f $(SKIPS)
 	@code=0; CORACLE_TEST_SECONDS=1800 \
 		cargo test --quiet --no-fail-fast -p coracle-tests --test faults -- --include-ignored --test-threads=2 || code=$$?; \
+		cargo test --quiet -p coracle-tests --test pods -- --ignored || code=$$?; \
 		$(TELL); exit $$code
 
 test-clients: build ## Run containers through podman, containerd, Docker and buildah (root; fetches and unpacks their packages)

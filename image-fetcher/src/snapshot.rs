@@ -88,9 +88,23 @@ pub(crate) struct Record {
     /// Names below `layers`, bottom first.
     layers: Vec<String>,
     access: Access,
+    /// A path that is there as long as somebody knows of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    known_by: Option<PathBuf>,
 }
 
 const RECORD: &str = "snapshot.json";
+
+/// What a snapshot is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose<'a> {
+    /// Whether it can be written to.
+    pub access: Access,
+    /// Whose its files are, where not whose they are in the layers.
+    pub owners: Option<Owners<'a>>,
+    /// A path that is there as long as somebody knows of the snapshot; when it is gone, [`remove_forgotten`] removes it.
+    pub known_by: Option<&'a std::path::Path>,
+}
 
 /// Mounts the layers of `image` as the snapshot `id`, and returns the absolute path of its root directory.
 ///
@@ -98,26 +112,28 @@ const RECORD: &str = "snapshot.json";
 /// [`Kind::NotUnpacked`] where a layer is not unpacked yet, [`Kind::Exists`] where the ID is taken. What was
 /// begun is undone.
 pub fn mount(store: &Store, id: &str, image: &Image, access: Access) -> Result<PathBuf> {
-    mount_for(store, id, image, (access, None))
+    mount_for(store, id, image, Purpose { access, owners: None, known_by: None })
 }
 
-/// The same, with other owners on the host, if any are given, than the layers have.
+/// The same, for a purpose.
 ///
 /// # Errors
 /// As [`mount`]; [`Kind::System`] where the kernel or the store's file system can't map owners.
-pub fn mount_for(
-    store: &Store,
-    id: &str,
-    image: &Image,
-    (access, owners): (Access, Option<Owners<'_>>),
-) -> Result<PathBuf> {
+pub fn mount_for(store: &Store, id: &str, image: &Image, purpose: Purpose<'_>) -> Result<PathBuf> {
+    let Purpose { access, owners, known_by } = purpose;
+    let known_by = known_by.map(std::path::Path::to_owned);
     let mounting = || format!("mounting {:?} as {id:?}", image.reference);
     check_id(id).context(mounting)?;
     let _lock = store.lock_adding()?;
     store.note_use(&image.digest).context(mounting)?;
     let layers = unpacked_layers(store, image).context(mounting)?;
-    let record =
-        Record { reference: image.reference.clone(), manifest: image.digest.clone(), layers, access };
+    let record = Record {
+        reference: image.reference.clone(),
+        manifest: image.digest.clone(),
+        layers,
+        access,
+        known_by,
+    };
     let directory = begin(store, id, &record).context(mounting)?;
     if let Err(error) = assemble(store, id, directory.as_fd(), (&record, owners)) {
         // The first failure is the one to tell; what can't be undone now, the next `remove` finds.
@@ -370,6 +386,32 @@ pub fn remove(store: &Store, id: &str) -> Result<()> {
         }
     }
     archive::remove_tree(store.snapshots(), id).context(removing)
+}
+
+/// Removes the snapshots of whom nobody knows any more, as after the machine has started anew. Returns their IDs, and what
+/// kept others.
+///
+/// # Errors
+/// Where the store can't be read.
+pub fn remove_forgotten(store: &Store) -> Result<(Vec<String>, Vec<Error>)> {
+    let (mut gone, mut failures) = (Vec::new(), Vec::new());
+    for id in file::list(store.snapshots())?.into_iter().filter_map(|id| id.into_string().ok()) {
+        let path = std::path::Path::new(&id).join(RECORD);
+        let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
+        if is_missing(&bytes) {
+            continue; // being made, or removed
+        }
+        let record: Record = crate::image::parse(&bytes?, RECORD)?;
+        let is_gone =
+            |path: &PathBuf| is_missing(&file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host));
+        if record.known_by.as_ref().is_some_and(is_gone) {
+            match remove(store, &id) {
+                Ok(()) => gone.push(id),
+                Err(error) => failures.push(error),
+            }
+        }
+    }
+    Ok((gone, failures))
 }
 
 /// The names of the layers that snapshots are made of.

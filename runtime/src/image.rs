@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coracle_image::bundle::{self, Bundle};
-use coracle_image::snapshot::{self, Access, Owners};
+use coracle_image::snapshot::{self, Access, Owners, Purpose};
 use coracle_image::store::Store;
+use coracle_sys::file;
 
 use crate::cli::{ImageRun, Pull};
 use crate::error::{Code, Context, Error, Result};
@@ -14,12 +15,35 @@ use crate::{self_image, state};
 /// The image tool, beside the runtime.
 pub const PROGRAM: &str = "coracle-image";
 
+/// For whom a snapshot is.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Its ID.
+    pub id: &'a str,
+    /// An absolute path that is there as long as somebody knows of it.
+    pub by: &'a Path,
+}
+
+/// Removes, in the store at `store`, the snapshots of containers and pods that nobody knows any more: those from before
+/// the machine's last start. Nothing where there is no store.
+///
+/// # Errors
+/// The first that can't be removed; the others are.
+pub fn remove_forgotten(store: &Path) -> Result<Vec<String>> {
+    if file::open_dir(store.join("snapshots")).is_err() {
+        return Ok(Vec::new());
+    }
+    let (gone, failures) = Store::open(store).and_then(|store| snapshot::remove_forgotten(&store))?;
+    let ids = gone.into_iter().map(|name| name.replace('~', "/"));
+    failures.into_iter().next().map_or(Ok(ids.collect()), |failure| Err(failure.into()))
+}
+
 /// Makes the bundle of container `id` from an image; pulls the image first where it is missing and may be pulled, and
 /// unpacks it where it isn't unpacked.
 ///
 /// # Errors
 /// `NotFound` where the store has no such image.
-pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf> {
+pub fn make_bundle(store: &Path, id: Known<'_>, wanted: &ImageRun) -> Result<PathBuf> {
     make_bundle_for(store, id, wanted, None)
 }
 
@@ -29,13 +53,14 @@ pub fn make_bundle(store: &Path, id: &str, wanted: &ImageRun) -> Result<PathBuf>
 /// As [`make_bundle`].
 pub fn make_bundle_for(
     store: &Path,
-    id: &str,
+    id: Known<'_>,
     wanted: &ImageRun,
     owners: Option<Owners<'_>>,
 ) -> Result<PathBuf> {
     let attempt = || -> coracle_image::Result<Bundle> {
         let options = (&wanted.options, owners);
-        bundle::make_for(&Store::open(store)?, &wanted.reference, &state::name(id), options)
+        let name = state::name(id.id);
+        bundle::make_for(&Store::open(store)?, &wanted.reference, (&name, Some(id.by)), options)
     };
     if wanted.pull == Pull::Always {
         pull(store, &wanted.reference)?;
@@ -68,11 +93,13 @@ pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
 ///
 /// # Errors
 /// `NotFound` where the store has no such image.
-pub fn mount_volume(store: &Path, id: &str, reference: &str, owners: Option<Owners<'_>>) -> Result<()> {
+pub fn mount_volume(store: &Path, id: Known<'_>, reference: &str, owners: Option<Owners<'_>>) -> Result<()> {
+    let known_by = Some(id.by);
     let attempt = || -> coracle_image::Result<PathBuf> {
         let store = Store::open(store)?;
         let image = store.image(reference)?;
-        snapshot::mount_for(&store, &state::name(id), &image, (Access::ReadOnly, owners))
+        let purpose = Purpose { access: Access::ReadOnly, owners, known_by };
+        snapshot::mount_for(&store, &state::name(id.id), &image, purpose)
     };
     let mounted = match attempt() {
         Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
@@ -100,6 +127,42 @@ pub fn pull(store: &Path, reference: &str) -> Result<()> {
     tool(store, "pull", reference)
 }
 
+/// The same for a caller to whom nobody listens: the error says what the image tool would tell.
+///
+/// # Errors
+/// `System` with the tool's last words.
+pub fn pull_silently(store: &Path, reference: &str) -> Result<()> {
+    quiet(store, &["pull", "--quiet", reference]).map(drop)
+}
+
+/// Removes what nothing uses, then images that were not used for `days`, then those used least recently until the store
+/// holds no more than `most` bytes. Returns their references.
+///
+/// # Errors
+/// `System` with the tool's last words.
+pub fn collect(store: &Path, days: Option<u64>, most: Option<u64>) -> Result<Vec<String>> {
+    let (days, most) = (days.map(|days| days.to_string()), most.map(|most| most.to_string()));
+    let mut args = vec!["gc"];
+    days.iter().for_each(|days| args.extend(["--max-age", days]));
+    most.iter().for_each(|most| args.extend(["--keep-size", most]));
+    let said = quiet(store, &args)?;
+    Ok(said.lines().filter_map(|line| Some(line.strip_suffix(" removed")?.to_owned())).collect())
+}
+
+/// Runs the image tool, and returns what it prints.
+fn quiet(store: &Path, args: &[&str]) -> Result<String> {
+    let mut command = command()?;
+    let output = command.arg("--store").arg(store).args(args).output().map_err(|e| unable(&e))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().lines().last().unwrap_or_default().trim_start_matches("coracle-image: ");
+    let status = output.status;
+    Err(Error::new(Code::System, if said.is_empty() { status.to_string() } else { said.to_owned() })
+        .doing(format!("coracle-image {}", args.join(" "))))
+}
+
 fn unpack(store: &Path, reference: &str) -> Result<()> {
     tool(store, "unpack", reference)
 }
@@ -107,18 +170,26 @@ fn unpack(store: &Path, reference: &str) -> Result<()> {
 /// Unpacking takes threads and decompressors, and fetching a network client, which the runtime doesn't link: the image
 /// tool does both.
 fn tool(store: &Path, verb: &str, reference: &str) -> Result<()> {
-    let program = self_image::origin()?.with_file_name(PROGRAM);
-    #[expect(clippy::disallowed_methods, reason = "the runtime's own helper, before any container exists")]
-    let mut command = Command::new(&program);
+    let mut command = command()?;
     // Its report is not the container's output.
     command.stdout(std::io::stderr());
-    coracle_sys::signal::bind_to_runtime(&mut command);
     let status = command.arg("--store").arg(store).arg(verb).arg(reference).status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => {
             Err(Error::new(Code::System, format!("coracle-image {verb} {reference:?} failed with {status}")))
         }
-        Err(e) => Err(Error::new(Code::System, format!("{program:?} can't be run: {e}"))),
+        Err(e) => Err(unable(&e)),
     }
+}
+
+fn command() -> Result<Command> {
+    #[expect(clippy::disallowed_methods, reason = "the runtime's own helper, before any container exists")]
+    let mut command = Command::new(self_image::origin()?.with_file_name(PROGRAM));
+    coracle_sys::signal::bind_to_runtime(&mut command);
+    Ok(command)
+}
+
+fn unable(error: &std::io::Error) -> Error {
+    Error::new(Code::System, format!("{PROGRAM:?} beside the runtime can't be run: {error}"))
 }

@@ -7,13 +7,13 @@ mod spec;
 mod user;
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_sys::file;
 use oci_spec::runtime::Spec;
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::snapshot::{self, Access, Owners};
+use crate::snapshot::{self, Access, Owners, Purpose};
 use crate::store::Store;
 
 pub use options::{Network, Options, Seccomp};
@@ -35,22 +35,23 @@ pub struct Bundle {
 /// [`Kind::NotFound`], [`Kind::NotUnpacked`], [`Kind::Exists`], and [`Kind::Usage`] where an option can't be
 /// understood. What was begun is undone.
 pub fn make(store: &Store, reference: &str, id: &str, options: &Options) -> Result<Bundle> {
-    make_for(store, reference, id, (options, None))
+    make_for(store, reference, (id, None), (options, None))
 }
 
-/// The same, with other owners on the host, if any are given, than the layers have.
+/// The same for `id` of whom somebody knows as long as there is a path; with other owners on the host, if any are given,
+/// than the layers have.
 ///
 /// # Errors
 /// As [`make`], and [`snapshot::mount_for`].
 pub fn make_for(
     store: &Store,
     reference: &str,
-    id: &str,
+    (id, known_by): (&str, Option<&Path>),
     (options, owners): (&Options, Option<Owners<'_>>),
 ) -> Result<Bundle> {
     let image = store.image(reference)?;
     let access = if options.read_only { Access::ReadOnly } else { Access::Writable };
-    let rootfs = snapshot::mount_for(store, id, &image, (access, owners))?;
+    let rootfs = snapshot::mount_for(store, id, &image, Purpose { access, owners, known_by })?;
     let made = || -> Result<Bundle> {
         let root = file::open_dir(&rootfs)?;
         let spec = spec(&image.config, root.as_fd(), &options.for_id(id))?;

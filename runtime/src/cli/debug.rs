@@ -95,8 +95,8 @@ const KINDS: [(&str, i32); 7] = [
     ("cgroup", libc::CLONE_NEWCGROUP),
 ];
 
-impl Debug {
-    fn new() -> Self {
+impl Default for Debug {
+    fn default() -> Self {
         let all = KINDS.iter().fold(0, |all, (_, kind)| all | kind);
         Self {
             target: Wanted::Container(String::new()),
@@ -123,7 +123,7 @@ impl Debug {
 
 /// The options of `debug`.
 pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Debugging> {
-    let mut debug = Debug::new();
+    let mut debug = Debug::default();
     let (mut pid, mut id, mut files) = (None, None, None);
     while let Some(arg) = parser.next()? {
         match arg {

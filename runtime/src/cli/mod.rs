@@ -32,7 +32,7 @@ pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch, Pull};
 pub use look::{Events, List, Listen, Ps};
 pub use network::NetworkVerb;
-pub use pod::{Attach, Drain, ListForm, Logs, Make, PodExec, PodVerb, Target};
+pub use pod::{Attach, Drain, ListForm, Logs, Make, NodeVerb, PodExec, PodVerb, Target};
 pub use update::Update;
 
 /// What stands before the command.

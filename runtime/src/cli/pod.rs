@@ -37,7 +37,14 @@ pub enum PodVerb {
         force: bool,
     },
     /// Prints all pods.
-    List(ListForm),
+    List {
+        /// How.
+        form: ListForm,
+        /// Those below this node of the tree alone.
+        below: Option<String>,
+    },
+    /// Looks after the tree of tenants.
+    Node(NodeVerb),
     /// Prints a pod as JSON.
     Inspect(String),
     /// Prints what a container wrote.
@@ -67,6 +74,28 @@ pub enum PodVerb {
     Serve,
     /// Prints what happens.
     Watch(String),
+}
+
+/// A verb of `pod node`.
+#[derive(Debug, Clone)]
+pub enum NodeVerb {
+    /// Makes a node.
+    Create {
+        /// Its path: `org/team`.
+        name: String,
+        /// Whether pods below it get users of their own.
+        own_users: bool,
+        /// The file of its limits.
+        file: Option<PathBuf>,
+    },
+    /// Sets limits of one.
+    Update(String, PathBuf),
+    /// Prints what all below one use.
+    Usage(String),
+    /// Removes one.
+    Remove(String),
+    /// Prints all, or those below one.
+    List(Option<String>),
 }
 
 /// What `pod ls` prints.
@@ -192,6 +221,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Command> {
         "stop" => stop(parser)?,
         "rm" => remove(parser)?,
         "ls" | "list" => list(parser)?,
+        "node" => node(parser)?,
         "inspect" => PodVerb::Inspect(only_pod(parser)?),
         "logs" => PodVerb::Logs(logs(parser)?),
         "attach" => PodVerb::Attach(attach(parser)?),
@@ -312,15 +342,39 @@ fn remove(parser: &mut lexopt::Parser) -> Result<PodVerb> {
 }
 
 fn list(parser: &mut lexopt::Parser) -> Result<PodVerb> {
-    let mut form = ListForm::Table;
+    let (mut form, mut below) = (ListForm::Table, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Short('q') | Long("quiet") => form = ListForm::Names,
             Long("json") => form = ListForm::Json,
+            Long("parent") => below = Some(text(parser)?),
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(PodVerb::List(form))
+    Ok(PodVerb::List { form, below })
+}
+
+fn node(parser: &mut lexopt::Parser) -> Result<PodVerb> {
+    let wrong = || usage("pod node needs create, update, usage, ls or rm").hint("see coracle help pod");
+    let Some(Value(verb)) = parser.next()? else { return Err(wrong()) };
+    let (mut name, mut file, mut own_users) = (None, None, false);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('f') | Long("file") => file = Some(PathBuf::from(parser.value()?)),
+            Long("own-users") => own_users = true,
+            Value(value) if name.is_none() => name = Some(value.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let named = || name.clone().ok_or_else(|| missing("the node's name"));
+    Ok(PodVerb::Node(match verb.to_str() {
+        Some("create") => NodeVerb::Create { name: named()?, own_users, file },
+        Some("update") => NodeVerb::Update(named()?, file.ok_or_else(|| missing("-f FILE"))?),
+        Some("usage") => NodeVerb::Usage(named()?),
+        Some("rm") => NodeVerb::Remove(named()?),
+        Some("ls" | "list") => NodeVerb::List(name),
+        _ => return Err(wrong()),
+    }))
 }
 
 fn logs(parser: &mut lexopt::Parser) -> Result<Logs> {

@@ -1,5 +1,7 @@
 //! `drain`: ends the pods of a host for its maintenance.
 
+use serde_json::{Value, json};
+
 use crate::cli::{Drain, Global};
 use crate::error::Result;
 use crate::pod::host;
@@ -9,10 +11,9 @@ use crate::pod::host;
 /// # Errors
 /// Where the host's pods can't be read.
 pub fn drain(global: &Global, options: &Drain) -> Result<u8> {
-    if options.off {
-        return host::reopen(&global.root).map(|()| 0);
-    }
-    let left = host::drain(global, options.within.unwrap_or(host::DRAINED_WITHIN))?;
-    crate::print(&left.iter().map(|name| format!("{name}\n")).collect::<String>());
+    let within = options.within.map(|within| within.as_secs());
+    let told = host::call(global, "Drain", json!({ "off": options.off, "withinSeconds": within }))?;
+    let left = told["left"].as_array().cloned().unwrap_or_default();
+    crate::print(&left.iter().filter_map(Value::as_str).map(|name| format!("{name}\n")).collect::<String>());
     Ok(u8::from(!left.is_empty()))
 }

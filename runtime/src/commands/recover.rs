@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::pod::{host, network};
 use crate::stages::cleanup;
 use crate::state::{self, Record, State};
-use crate::{isolators, self_image};
+use crate::{image, isolators, self_image};
 
 /// Gives each pod whose supervisor is gone another one, and prints its name. Tells the isolators which containers there are, removes each whose launch was cut off or whose session is over, and
 /// prints its ID. A container that somebody is at work on is left alone.
@@ -20,6 +20,7 @@ pub fn recover(global: &Global) -> Result<u8> {
     let (pods, mut failures) = host::recover(global)?;
     crate::print(&pods.iter().map(|name| format!("{name}\n")).collect::<String>());
     let isolators = isolators::all(global)?;
+    let members = host::members(&global.root)?;
     let (mut found, mut cut_off) = (States::default(), Vec::new());
     for id in state::ids(&global.root)? {
         let Some(state) = State::open_idle(&global.root, &id)? else { continue };
@@ -32,8 +33,13 @@ pub fn recover(global: &Global) -> Result<u8> {
             Err(unreadable) => global.warn([unreadable.to_string()]),
         }
     }
+    found.states.extend(members.iter().map(told));
     global.warn(isolators.recover(&found).iter().map(ToString::to_string));
     network::tidy(&global.root);
+    match image::remove_forgotten(&coracle_image::store::default_root()) {
+        Ok(ids) => crate::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>()),
+        Err(error) => failures.push(error.doing("removing snapshots that nobody knows")),
+    }
     for state in cut_off {
         let id = state.id().to_owned();
         match cleanup::remove(state, &isolators, false) {

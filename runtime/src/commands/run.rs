@@ -11,13 +11,14 @@ use coracle_sys::{file, identity};
 use crate::cgroup::{Place, Tree};
 use crate::cli::{self, Global, ImageRun};
 use crate::error::{Code, Context, Error, Result};
+use crate::image::{self, Known};
 use crate::notify::{self, Notify};
 use crate::stages::plan::{Plan, Wish};
 use crate::stages::release::Running;
 use crate::stages::watch::{Limits, Watch};
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
-use crate::state::{Record, State};
-use crate::{image, isolators, self_image};
+use crate::state::{self, Record, State};
+use crate::{isolators, self_image};
 
 /// Runs the container of a bundle, or of an image, and returns the exit code of its first process.
 ///
@@ -101,7 +102,8 @@ fn from_image(
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {
         state.write(&Record::new(id, Some(&store)))?;
-        let bundle = image::make_bundle(&store, id, wanted)?;
+        let known = Known { id, by: &state::path(&global.root, id) };
+        let bundle = image::make_bundle(&store, known, wanted)?;
         let mut loaded = spec::load(&bundle, None)?;
         notify::share(&mut loaded.spec, &global.root, id)?;
         let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;

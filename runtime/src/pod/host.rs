@@ -13,12 +13,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::document;
+use super::document::Resources;
+use super::node::{self, Node};
 use super::record::{self, Directory, PODS, SOCKET};
 use super::supervisor::{self, Beside};
 use super::varlink::{self, Call, Connection, Reply, client};
 use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::spec::json::from_value;
+use crate::state::{self, State};
+use crate::{image, isolators};
 
 const INTERFACE: &str = "io.coracle.Host";
 
@@ -46,6 +50,25 @@ pub fn recover(global: &Global) -> Result<(Vec<String>, Vec<Error>)> {
         }
     }
     Ok((recovered, failures))
+}
+
+/// The records of the containers of all pods, as far as they can be read: isolators are told of them, too.
+///
+/// # Errors
+/// Whatever reading the directory of pods says.
+pub fn members(root: &Path) -> Result<Vec<state::Record>> {
+    let mut found = Vec::new();
+    for name in record::names(root)? {
+        let mut below = vec![root.join(PODS).join(name).join("containers")];
+        while let Some(states) = below.pop() {
+            for id in state::ids(&states).unwrap_or_default() {
+                let record = State::open_unlocked(&states, &id).and_then(|state| state.record());
+                found.extend(record.ok().flatten());
+                below.push(states.join(id).join("containers"));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the host takes pods.
@@ -112,6 +135,16 @@ fn is_over_by(pod: &mut client::Client, moment: Instant) -> bool {
     matches!(event::readable(&[pod.fd()], Some(time)).as_deref(), Ok([true])) && pod.reply().is_ok()
 }
 
+/// What the method `method` of `io.coracle.Host` replies, asked by who is on the host itself.
+///
+/// # Errors
+/// What it fails with.
+pub fn call(global: &Global, method: &str, given: Value) -> Result<Value> {
+    let service = Service { global: global.clone(), clients: BTreeMap::new(), next: 0 };
+    let unknown = || Error::new(Code::Usage, format!("{INTERFACE} has no {method:?}"));
+    service.perform(method, given)?.ok_or_else(unknown)
+}
+
 /// A caller.
 struct Client {
     connection: Connection,
@@ -136,6 +169,37 @@ struct Create {
     own_users: bool,
     #[serde(default)]
     network: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Below {
+    #[serde(default)]
+    parent: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    name: String,
+    resources: Resources,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Prune {
+    #[serde(default)]
+    store: Option<PathBuf>,
+    #[serde(default)]
+    max_age_days: Option<u64>,
+    #[serde(default)]
+    keep_bytes: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -165,6 +229,12 @@ pub fn serve(global: &Global) -> Result<()> {
     loop {
         service.wait(&listener)?;
     }
+}
+
+fn prune(given: &Prune) -> Result<Value> {
+    let store = given.store.clone().unwrap_or_else(coracle_image::store::default_root);
+    let gone = image::collect(&store, given.max_age_days, given.keep_bytes)?;
+    Ok(json!({ "removed": gone }))
 }
 
 impl Service {
@@ -226,23 +296,57 @@ impl Service {
 
     fn reply(&self, call: &Call) -> Reply {
         let given = if call.parameters.is_null() { json!({}) } else { call.parameters.clone() };
-        let said = match call.method.strip_prefix(INTERFACE).unwrap_or_default() {
-            ".List" => self.list(),
-            ".Create" => from_value(given).and_then(|given| self.create(given)),
-            ".Recover" => self.recover(),
-            ".Drain" => from_value(given).and_then(|given: Drain| self.drain(&given)),
-            _ => return varlink::about(call, &[(INTERFACE, varlink::HOST)]),
-        };
-        said.map_or_else(|error| Reply::failed(INTERFACE, &error), Reply::last)
+        let method = call.method.strip_prefix(INTERFACE).and_then(|method| method.strip_prefix('.'));
+        match method.and_then(|method| self.perform(method, given).transpose()) {
+            None => varlink::about(call, &[(INTERFACE, varlink::HOST)]),
+            Some(Ok(said)) => Reply::last(said),
+            Some(Err(error)) => Reply::failed(INTERFACE, &error),
+        }
     }
 
-    fn place(&self, name: &str) -> Value {
-        json!({ "name": name, "socket": self.global.root.join(PODS).join(name).join(SOCKET) })
+    /// What `method` says; `None` where there is no such method.
+    fn perform(&self, method: &str, given: Value) -> Result<Option<Value>> {
+        let (global, root) = (&self.global, &self.global.root);
+        let done = |()| json!({});
+        match method {
+            "List" => from_value(given).and_then(|given: Below| self.list(given.parent.as_deref())),
+            "Create" => from_value(given).and_then(|given| self.create(given)),
+            "Recover" => self.recover(),
+            "Drain" => from_value(given).and_then(|given: Drain| self.drain(&given)),
+            "PruneImages" => from_value(given).and_then(|given: Prune| prune(&given)),
+            "Nodes" => from_value(given)
+                .and_then(|given: Below| Ok(json!({ "nodes": node::list(root, given.parent.as_deref())? }))),
+            "CreateNode" => from_value(given)
+                .and_then(|given: Node| node::create(global, &given, &isolators::all(global)?).map(done)),
+            "UpdateNode" => from_value(given).and_then(|given: Limits| {
+                node::update(global, &given.name, given.resources, &isolators::all(global)?).map(done)
+            }),
+            "NodeUsage" => from_value(given).and_then(|given: Named| {
+                Ok(json!({ "usage": node::usage(root, &given.name, &isolators::all(global)?)? }))
+            }),
+            "RemoveNode" => {
+                from_value(given).and_then(|given: Named| node::remove(root, &given.name).map(done))
+            }
+            _ => return Ok(None),
+        }
+        .map(Some)
     }
 
-    fn list(&self) -> Result<Value> {
-        let names = record::names(&self.global.root)?;
-        Ok(json!({ "pods": names.iter().map(|name| self.place(name)).collect::<Vec<_>>() }))
+    fn place(&self, name: &str, parent: Option<&str>) -> Value {
+        let socket = self.global.root.join(PODS).join(name).join(SOCKET);
+        json!({ "name": name, "socket": socket, "parent": parent })
+    }
+
+    fn list(&self, below: Option<&str>) -> Result<Value> {
+        let mut pods = Vec::new();
+        for name in record::names(&self.global.root)? {
+            let record = Directory::open(&self.global.root, &name).and_then(|dir| dir.record());
+            let parent = record.ok().flatten().and_then(|record| record.parent);
+            if below.is_none_or(|node| node::is_below(parent.as_deref(), node)) {
+                pods.push(self.place(&name, parent.as_deref()));
+            }
+        }
+        Ok(json!({ "pods": pods }))
     }
 
     fn create(&self, given: Create) -> Result<Value> {
@@ -250,9 +354,10 @@ impl Service {
         let name = pod.metadata.name.clone();
         let store = given.store.unwrap_or_else(coracle_image::store::default_root);
         let Create { parent, own_users, network, .. } = given;
+        let place = self.place(&name, parent.as_deref());
         let beside = Beside { store, parent, own_users, network };
         supervisor::begin(&self.global, pod, beside).context(|| format!("making pod {name:?}"))?;
-        Ok(json!({ "pod": self.place(&name) }))
+        Ok(json!({ "pod": place }))
     }
 
     fn recover(&self) -> Result<Value> {

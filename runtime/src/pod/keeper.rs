@@ -34,10 +34,16 @@ enum Word {
 }
 
 /// Starts a keeper in the new namespaces that `shared` names; `map` maps the users of a new user namespace from outside.
+/// It outlives its starter only once `record` has written its PID down: before, nobody could find it.
 ///
 /// # Errors
 /// `ENOSPC` where there are too many namespaces; what the kernel says to the host name and parameters.
-pub fn start(dir: BorrowedFd<'_>, shared: &Shared, map: impl FnOnce(i32) -> Result<()>) -> Result<Child> {
+pub fn start(
+    dir: BorrowedFd<'_>,
+    shared: &Shared,
+    map: impl FnOnce(i32) -> Result<()>,
+    record: impl FnOnce(i32) -> Result<()>,
+) -> Result<Child> {
     let flags = shared.namespaces.iter().fold(0, |flags, kind| flags | kind.flag());
     let listener = socket::listen(dir, SOCKET).context(|| "making the keeper's socket")?;
     let (mine, theirs) = socket::pair()?;
@@ -46,12 +52,13 @@ pub fn start(dir: BorrowedFd<'_>, shared: &Shared, map: impl FnOnce(i32) -> Resu
     let keep = [listener.as_raw_fd(), theirs.as_raw_fd(), empty.as_raw_fd()];
     let child = process::spawn(flags, None, || {
         let _ = process::close_all_but(&keep);
-        if !matches!(socket::receive(theirs.as_fd(), 1), Ok(Some(_))) {
-            return 1; // whoever wanted it is gone
+        let is_wanted = || matches!(socket::receive(theirs.as_fd(), 1), Ok(Some(_)));
+        if !is_wanted() {
+            return 1; // whoever started it is gone
         }
         let ready = settle(empty.as_fd(), shared, flags).map_err(|e| e.cut(1000));
         let told = serde_json::to_vec(&ready).unwrap_or_default();
-        if socket::send(theirs.as_fd(), &told, &[]).is_err() || ready.is_err() {
+        if socket::send(theirs.as_fd(), &told, &[]).is_err() || ready.is_err() || !is_wanted() {
             return 1;
         }
         let _ = process::close_all_but(&[listener.as_raw_fd()]);
@@ -65,7 +72,9 @@ pub fn start(dir: BorrowedFd<'_>, shared: &Shared, map: impl FnOnce(i32) -> Resu
         drop(theirs);
         let died = || Error::new(Code::System, "it died");
         let (told, _) = socket::receive(mine.as_fd(), LONGEST)?.ok_or_else(died)?;
-        serde_json::from_slice(&told).map_err(|_| died())?
+        serde_json::from_slice::<Result<()>>(&told).map_err(|_| died())??;
+        record(child.pid)?;
+        Ok(socket::send(mine.as_fd(), b"r", &[])?)
     };
     begun().context(|| "starting the keeper of the pod's namespaces").inspect_err(|_| {
         let _ = process::signal(child.pidfd.as_fd(), libc::SIGKILL);

@@ -22,11 +22,11 @@ use super::volume;
 use crate::cgroup::Management;
 use crate::cli::{self, ImageRun};
 use crate::error::{Code, Error, Result};
-use crate::image;
+use crate::image::{self, Known};
 use crate::stages::plan::Wish;
 use crate::stages::spec::Loaded;
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
-use crate::state::{Record, State};
+use crate::state::{self, Record, State};
 
 /// How long a launch may take, with the unpacking of its image.
 const WITHIN: Duration = Duration::from_secs(300);
@@ -64,11 +64,13 @@ impl<'a> Order<'a> {
     }
 }
 
-/// A container that was launched.
-#[derive(Debug, Serialize, Deserialize)]
+/// A container, or a program in one, that was launched.
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Launched {
-    /// The PID of its first process.
+    /// The PID of its first process; 0 for what was done without leaving one.
     pub pid: i32,
+    /// What came of that.
+    pub exit: u8,
     /// What could not be done and did not stop the launch.
     pub warnings: Vec<String>,
 }
@@ -109,8 +111,8 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
     }
     let state = State::create(&states, &name)?;
     cleanup::undo_on_failure(&states, &name, isolators, || {
-        state.write(&Record::new(id, Some(order.store)))?;
-        let bundle = bundle(order, member, id)?;
+        state.write(&Record { is_nested: true, ..Record::new(id, Some(order.store)) })?;
+        let bundle = bundle(order, member, Known { id, by: &state::path(&states, &name) })?;
         let volume::Mounts { list, open: _open } = volume::mounts(order.volumes(), member)?;
         let loaded = shape(spec::load(&bundle, None)?, order, (member, list))?;
         let mut plan = plan::plan(loaded, Wish { id, cgroups: order.cgroups })?;
@@ -126,7 +128,7 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
             let master = received.ok_or_else(|| Error::new(Code::System, "the terminal did not come"))?;
             mouth.send(master.as_fd())?;
         }
-        Ok(Launched { pid: running.child.pid, warnings })
+        Ok(Launched { pid: running.child.pid, exit: 0, warnings })
     })
 }
 
@@ -137,13 +139,13 @@ fn make_room(dir: &Directory, parent: &str) -> Result<()> {
 }
 
 /// Makes the bundle of the container's image, which is pulled where the store lacks it and the document allows.
-fn bundle(order: Order<'_>, member: &Member, id: &str) -> Result<std::path::PathBuf> {
+fn bundle(order: Order<'_>, member: &Member, id: Known<'_>) -> Result<std::path::PathBuf> {
     let reference = member.container.image.clone();
     let wanted =
         ImageRun { reference, pull: cli::Pull::Never, store: None, options: member.options(order.pod) };
     let policy = member.container.image_pull_policy.unwrap_or(PullPolicy::IfNotPresent);
     if policy == PullPolicy::Always {
-        image::pull(order.store, &wanted.reference)?;
+        image::pull_silently(order.store, &wanted.reference)?;
     }
     let namespace = order.sandbox.namespace(pods::Kind::User);
     let owners = order.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
@@ -151,7 +153,7 @@ fn bundle(order: Order<'_>, member: &Member, id: &str) -> Result<std::path::Path
     match make() {
         Err(e) if e.code() == Code::NotFound && policy == PullPolicy::IfNotPresent => {
             let missing = e.hint("it is not in the store");
-            image::pull(order.store, &wanted.reference)
+            image::pull_silently(order.store, &wanted.reference)
                 .map_err(|pulling| missing.hint(pulling.to_string()))?;
             make()
         }

@@ -16,6 +16,7 @@ pub mod record;
 pub mod job;
 pub mod users;
 pub mod network;
+pub mod node;
 pub mod keeper;
 pub mod sandbox;
 pub mod volume;

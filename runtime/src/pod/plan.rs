@@ -163,8 +163,7 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
     let annotation =
         |key: &str| pod.metadata.annotations.get(&format!("io.coracle/{key}")).map(String::as_str);
     let mut cgroup = cgroup::place(name, Some(Path::new(&path)), wish.cgroups)?;
-    for site in cgroup.iter_mut().filter(|place| place.unit.is_none()).flat_map(|place| &mut place.at) {
-        // Nodes that are there are the operator's; what leads to them goes with the last pod.
+    for site in own_sites(&mut cgroup) {
         site.keep = if wish.parent.is_some() && site.keep > 1 { site.keep } else { 0 };
     }
     Ok(Plan {
@@ -186,6 +185,24 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
 
 fn role_of_init(container: &Container) -> Role {
     if container.restart_policy == Some(RestartPolicy::Always) { Role::Sidecar } else { Role::Init }
+}
+
+/// What is made and removed by ourselves.
+fn own_sites(cgroup: &mut Option<Place>) -> impl Iterator<Item = &mut cgroup::Site> {
+    cgroup.iter_mut().filter(|place| place.unit.is_none()).flat_map(|place| &mut place.at)
+}
+
+impl Plan {
+    /// How many nodes above the pod were there when this was planned.
+    pub fn nodes_there(&self) -> usize {
+        let sites = self.cgroup.iter().flat_map(|place| &place.at);
+        sites.map(|site| site.keep.saturating_sub(1)).min().unwrap_or(0)
+    }
+
+    /// Has so many of them stay when the pod goes; what leads to the others goes with the last pod.
+    pub fn keep_nodes(&mut self, count: usize) {
+        own_sites(&mut self.cgroup).for_each(|site| site.keep = if count > 0 { 1 + count } else { 0 });
+    }
 }
 
 /// The plan of one container.
@@ -221,7 +238,10 @@ fn scope(name: &str, parent: Option<&str>) -> String {
 }
 
 /// Names of nodes are labels, so that none can be taken for a pod's cgroup or lead out of the tree.
-fn check_parent(parent: Option<&str>) -> Result<()> {
+///
+/// # Errors
+/// `Usage`.
+pub fn check_parent(parent: Option<&str>) -> Result<()> {
     let bad =
         parent.into_iter().flat_map(|path| path.split('/')).find(|node| !super::document::is_label(node));
     bad.map_or(Ok(()), |node| {

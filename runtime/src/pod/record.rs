@@ -59,6 +59,9 @@ pub struct Record {
     /// The IDs of the host that its users have, where they are not the host's.
     #[serde(default)]
     pub users: Option<Range>,
+    /// How many of the nodes that it stands below must stay when it goes.
+    #[serde(default)]
+    pub kept_nodes: usize,
     /// What it is attached to: nothing before that is begun, an empty list until it is done.
     #[serde(default)]
     pub networks: Option<Vec<Attached>>,

@@ -40,11 +40,12 @@ impl Sandbox {
         (record.keeper, record.cgroup) = (None, plan.cgroup.clone());
         dir.write(record)?;
         let holder = make_cgroup(record, plan, isolators).context(|| "making the pod's cgroup")?;
-        let keeper = keeper::start(dir.fd(), &plan.sandbox, |pid| {
-            record.users.map_or(Ok(()), |users| users::map(pid, &users.namespaces()))
+        let users = record.users;
+        let map = |pid| users.map_or(Ok(()), |users| users::map(pid, &users.namespaces()));
+        let keeper = keeper::start(dir.fd(), &plan.sandbox, map, |pid| {
+            record.keeper = Some(Process::now(pid)?);
+            dir.write(record)
         })?;
-        record.keeper = Some(Process::now(keeper.pid)?);
-        dir.write(record)?;
         if let (Some(_), Some(place)) = (&holder, &record.cgroup) {
             place.take_in(keeper.pid)?;
         }

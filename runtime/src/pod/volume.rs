@@ -16,7 +16,7 @@ use super::plan::Member;
 use super::record::Directory;
 use super::users::Range;
 use crate::error::{Code, Context, Error, Result};
-use crate::image;
+use crate::image::{self, Known};
 
 /// The directory of volumes in a pod's.
 const VOLUMES: &str = "volumes";
@@ -88,7 +88,8 @@ fn make_one(from: From<'_>, volumes: BorrowedFd<'_>, volume: &Volume) -> Result<
     let reference = volume.image.as_ref().map(|image| image.reference.as_str()).unwrap_or_default();
     let namespace = from.users.map(Range::open).transpose()?;
     let owners = from.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
-    image::mount_volume(from.store, &volume_id(from.pod, &volume.name), reference, owners)
+    let known = Known { id: &volume_id(from.pod, &volume.name), by: from.dir.path() };
+    image::mount_volume(from.store, known, reference, owners)
 }
 
 /// The ID of the snapshot of an image volume. No container's name holds a dot.

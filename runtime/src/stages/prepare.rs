@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use coracle_isolator::{CgroupVersion, Config};
+use coracle_isolator::{CgroupVersion, Config, Kind};
 use coracle_isolator_host::Registry;
 use coracle_sys::{file, identity};
 use oci_spec::runtime::Spec;
@@ -69,6 +69,7 @@ pub fn claim(plan: Plan, state: State, isolators: &Registry, store: Option<&Path
         mounts_over: mounts_over(&plan)?,
         isolators: isolators.names().map(str::to_owned).collect(),
         client: plan.client,
+        is_nested: plan.kind == Kind::Nested,
         ..Record::new(&plan.id, store)
     };
     state.keep_config(&plan.text)?;

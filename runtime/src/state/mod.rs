@@ -8,7 +8,7 @@
 pub mod record;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coracle_sys::Errno;
@@ -231,6 +231,11 @@ pub fn ids(root: &Path) -> Result<Vec<String>> {
     let mut ids: Vec<String> = ids.filter(|id| check_id(id).is_ok()).collect();
     ids.sort();
     Ok(ids)
+}
+
+/// The absolute path of the state of container `id` below `root`.
+pub fn path(root: &Path, id: &str) -> PathBuf {
+    std::path::absolute(root).unwrap_or_else(|_| root.to_owned()).join(name(id))
 }
 
 /// The state root. What is above it may be searched by all, as user namespaces need; what is in it may not.

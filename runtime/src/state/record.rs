@@ -144,6 +144,9 @@ pub struct Record {
     /// For a debug container, the command by which somebody looks into another, which it must not outlive.
     #[serde(default)]
     pub client: Option<Process>,
+    /// Whether it is a member of a pod.
+    #[serde(default)]
+    pub is_nested: bool,
     /// Whether there may be containers below it (`web/debug-1`), which go before it.
     #[serde(default)]
     pub has_children: bool,
@@ -168,13 +171,18 @@ impl Record {
             mounts_over: None,
             store: store.map(Path::to_owned),
             client: None,
+            is_nested: false,
             has_children: false,
         }
     }
 
     /// What kind of container it is to isolators.
     pub fn kind(&self) -> Kind {
-        if self.client.is_some() { Kind::Debug } else { Kind::Oci }
+        match self.client {
+            Some(_) => Kind::Debug,
+            None if self.is_nested => Kind::Nested,
+            None => Kind::Oci,
+        }
     }
 
     /// Whether its launch was cut off, or whoever it was for is gone: nobody else will remove it.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use coracle_tests::pod::Pods;
-use coracle_tests::{command, privileged};
+use coracle_tests::{Host, Outcome, command, privileged};
 
 /// The program of docs/agent.md.
 fn agent() -> String {
@@ -13,6 +13,109 @@ fn agent() -> String {
     let page = fs::read_to_string(page).unwrap();
     let program = page.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
     program.to_owned()
+}
+
+/// Tells what supervisors hold together.
+fn tell_memory(host: &Host, supervisors: &[String]) {
+    let own = |pid: &String| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // They let go of what they don't need a second after they had something to do.
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let all: Vec<u64> = supervisors.iter().map(own).collect();
+    let (sum, most) = (all.iter().sum::<u64>(), all.iter().max().unwrap());
+    host.counted(&format!("{} supervisors hold {sum} KiB of their own, none more than {most}", all.len()));
+    assert!(*most <= 1024, "{all:?}");
+}
+
+/// A caller of the raw socket, whose calls pass descriptors.
+const CALLER: &str = r#"
+import json, os, socket, sys
+path, method, parameters = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+s = socket.socket(socket.AF_UNIX)
+s.connect(path)
+call = json.dumps({"method": method, "parameters": parameters}).encode() + b"\0"
+socket.send_fds(s, [call], [1]) if "stdout" in parameters else s.sendall(call)
+if len(sys.argv) > 4:
+    while not os.path.exists(sys.argv[4]): pass
+    sys.exit()
+reply = b""
+while not reply.endswith(b"\0"): reply += s.recv(65536)
+print(json.dumps(json.loads(reply[:-1])))
+"#;
+
+fn caller(host: &Host, args: &[&str]) -> Outcome {
+    command::run(Command::new("python3").args(["-c", CALLER]).args(args), &host.directory())
+}
+
+#[test]
+fn a_debug_container_is_launched_by_the_api_and_goes_with_its_caller() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("python3") {
+            return;
+        }
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]
+";
+        pods.run("web", spec);
+        let (socket, method) = ("/run/coracle/.pods/web/api.sock", "io.coracle.Pod.LaunchDebug");
+        let looks = r#"{"container": "main", "args": ["sh", "-c", "tr '\\0' ' ' </proc/1/cmdline; exit 5"], "stdout": 0}"#;
+        let said = caller(host, &[socket, method, looks]).succeeds();
+        assert!(said.text().starts_with("sleep 1000 {"), "{said:?}");
+        assert!(said.text().contains(r#""exitCode": 5"#), "{said:?}");
+        let fails =
+            caller(host, &[socket, method, r#"{"container": "main", "args": ["no-such"]}"#]).succeeds();
+        assert!(fails.text().contains("no-such") && fails.text().contains("--image"), "{fails:?}");
+        let stays = r#"{"container": "main", "args": ["sh", "-c", "touch /begun; sleep 1000"]}"#;
+        let pid = pods.container("web", "main")["pid"].to_string();
+        caller(host, &[socket, method, stays, &format!("/proc/{pid}/root/begun")]).succeeds();
+        command::eventually("the session is over", || {
+            host.call(&["debug", "--ls"]).succeeds().lines().len() == 1
+        });
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_host_is_asked_for_nodes_and_rid_of_images() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("python3") {
+            return;
+        }
+        let mut service = Command::new(host.runtime());
+        let mut service = service.args(["pod", "serve"]).stdin(Stdio::null()).spawn().unwrap();
+        let socket = "/run/coracle/.pods/host.sock";
+        command::eventually("the host serves", || fs::exists(socket).unwrap());
+        let ask = |method: &str, given: &str| {
+            let reply =
+                caller(host, &[socket, &format!("io.coracle.Host.{method}"), given]).succeeds().json();
+            assert!(reply.get("error").is_none(), "{method}: {reply}");
+            reply["parameters"].clone()
+        };
+        ask(
+            "CreateNode",
+            r#"{"name": "org/team", "resources": {"limits": {"pids": 30}}, "ownUsers": false}"#,
+        );
+        let nodes = ask("Nodes", r#"{"parent": "org"}"#);
+        assert_eq!(nodes["nodes"][1]["resources"]["limits"]["pids"], 30.0, "{nodes}");
+        ask("UpdateNode", r#"{"name": "org/team", "resources": {"limits": {"pids": 40}}}"#);
+        assert_eq!(ask("NodeUsage", r#"{"name": "org/team"}"#)["usage"]["pids"]["limit"], 40);
+        ask("RemoveNode", r#"{"name": "org/team"}"#);
+        ask("RemoveNode", r#"{"name": "org"}"#);
+        let store = pods.store.directory().display().to_string();
+        let prune = format!(r#"{{"store": "{store}", "maxAgeDays": 0}}"#);
+        let removed = ask("PruneImages", &prune);
+        assert!(removed["removed"].to_string().contains("coracle/small"), "{removed}");
+        service.kill().unwrap();
+        service.wait().unwrap();
+        fs::remove_file(socket).unwrap();
+        fs::remove_dir("/run/coracle/.pods").unwrap();
+    });
 }
 
 #[test]
@@ -36,6 +139,16 @@ fn the_agent_of_the_guide_starts_pods_is_killed_and_finds_them_all() {
             command::run(&mut python, &host.directory())
         };
         run("start").succeeds();
+        let supervisors: Vec<String> =
+            (0..50).map(|n| pods.inspect(&format!("pod-{n}"))["supervisor"].to_string()).collect();
+        tell_memory(host, &supervisors);
+        // Whoever looks after pods and hosts is killed at once, and so is an agent in the middle of its work.
+        for pid in &supervisors[..10] {
+            command::tool("kill", &["-KILL", pid]);
+        }
+        let mut agent = Command::new("timeout");
+        let agent = agent.args(["-s", "KILL", "0.05", "python3"]).arg(&path).args(["find", "50", "-"]);
+        command::run(agent, &host.directory()).exits(137);
         service.kill().unwrap();
         service.wait().unwrap();
         let mut service = Command::new(host.runtime());

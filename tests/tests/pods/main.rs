@@ -8,6 +8,8 @@ mod probes;
 mod volumes;
 mod users;
 mod networks;
+mod images;
+mod tenants;
 mod recovery;
 mod nested;
 mod streams;

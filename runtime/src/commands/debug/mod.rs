@@ -22,6 +22,7 @@ use super::run;
 use crate::cgroup::Manager;
 use crate::cli::{self, Debugging, Files, Global, ImageRun, Launch};
 use crate::error::{Code, Context, Error, Result};
+use crate::image::{self, Known};
 use crate::stages::monitor::{Ends, Monitor};
 use crate::stages::plan::mounts::{Link, MountPlan, Source};
 use crate::stages::plan::{Plan, Wish};
@@ -32,7 +33,7 @@ use crate::stages::watch::Watch;
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
 use crate::state::record::Process;
 use crate::state::{self, Record, State};
-use crate::{image, isolators, self_image};
+use crate::{isolators, self_image};
 
 /// Does what `wanted` says, and returns the exit code: of a session, the program's.
 ///
@@ -135,7 +136,8 @@ fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
         .then(|| options.store.clone().unwrap_or_else(coracle_image::store::default_root));
     let id = state.id().to_owned();
     state.write(&Record { client, ..Record::new(&id, store.as_deref()) })?;
-    let image = store.as_deref().map(|store| image::make_bundle(store, &id, &image_run(target, options)));
+    let known = Known { id: &id, by: &state::path(&global.root, &id) };
+    let image = store.as_deref().map(|store| image::make_bundle(store, known, &image_run(target, options)));
     let bundle = image.transpose()?;
     let cgroup = options
         .cgroup

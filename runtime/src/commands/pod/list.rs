@@ -4,11 +4,10 @@ use serde_json::{Value, json};
 
 use crate::cli::{Global, ListForm};
 use crate::error::Result;
-use crate::pod::record;
 
 /// Prints all pods as a table, as JSON, or their names alone.
-pub(super) fn list(global: &Global, form: ListForm) -> Result<u8> {
-    let names = record::names(&global.root)?;
+pub(super) fn list(global: &Global, form: ListForm, below: Option<&str>) -> Result<u8> {
+    let names = super::names(global, below)?;
     if form == ListForm::Names {
         crate::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>());
         return Ok(0);

@@ -6,8 +6,8 @@ use super::{ask, read};
 use crate::cli::{Global, Make};
 use crate::error::{Code, Context, Error, Result};
 use crate::pod::document::{self, Container, Metadata, Pod, PodSpec, RestartPolicy};
+use crate::pod::host;
 use crate::pod::plan;
-use crate::pod::supervisor::{self, Beside};
 use crate::self_image;
 
 /// Makes the pod and starts it. What can't be launched at all is told; the pod stays, to be looked at.
@@ -51,9 +51,11 @@ fn make(global: &Global, options: &Make) -> Result<String> {
     let name = document.metadata.name.clone();
     let store = options.store.clone().unwrap_or_else(coracle_image::store::default_root);
     let store = std::path::absolute(&store).unwrap_or(store);
-    let Make { parent, own_users, network, .. } = options.clone();
-    let beside = Beside { store, parent, own_users, network };
-    supervisor::begin(global, document, beside).context(|| format!("making pod {name:?}"))?;
+    let Make { parent, own_users, network, .. } = options;
+    let given = json!({
+        "document": document, "store": store, "parent": parent, "ownUsers": own_users, "network": network,
+    });
+    host::call(global, "Create", given)?;
     Ok(name)
 }
 

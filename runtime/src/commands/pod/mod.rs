@@ -6,6 +6,7 @@ mod exec;
 mod list;
 mod logs;
 mod make;
+mod node;
 mod relay;
 pub(super) mod stats;
 
@@ -36,7 +37,8 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
             Err(e) if *force && e.code() == Code::NotFound => Ok(0),
             removed => removed,
         },
-        PodVerb::List(form) => list::list(global, *form),
+        PodVerb::List { form, below } => list::list(global, *form, below.as_deref()),
+        PodVerb::Node(verb) => node::node(global, verb),
         PodVerb::Inspect(pod) => print(&call(global, pod, "Inspect", json!({}))?["pod"]),
         PodVerb::Logs(options) => logs::logs(global, options),
         PodVerb::Attach(options) => attach::attach(global, options),
@@ -72,6 +74,13 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
 fn read(path: &std::path::Path) -> Result<Vec<u8>> {
     let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path };
     file::read(file::CWD, from, document::LARGEST, Resolve::Host).context(|| format!("reading {path:?}"))
+}
+
+/// The names of all pods; with `below`, of those below that node.
+fn names(global: &Global, below: Option<&str>) -> Result<Vec<String>> {
+    let told = host::call(global, "List", json!({ "parent": below }))?;
+    let pods = told["pods"].as_array().into_iter().flatten();
+    Ok(pods.filter_map(|pod| pod["name"].as_str().map(str::to_owned)).collect())
 }
 
 /// A connection to the supervisor of `pod`.

@@ -6,14 +6,13 @@ use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::error::Result;
-use crate::pod::record;
 
 /// How often `top` looks.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Prints what pods use: as JSON, or with `top` as a table, again and again.
 pub(super) fn stats(global: &Global, pods: &[String], top: bool) -> Result<u8> {
-    let names = if pods.is_empty() { record::names(&global.root)? } else { pods.to_vec() };
+    let names = if pods.is_empty() { super::names(global, None)? } else { pods.to_vec() };
     if !top {
         let usage: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
         return super::print(&Value::Array(usage));

@@ -108,6 +108,12 @@ fn check_volume<'v>(volume: &'v Volume, at: &str, names: &mut BTreeSet<&'v str>)
     {
         return Err(invalid(&format!("{at}/hostPath/path"), "it is not an absolute path"));
     }
+    if let Some(PullPolicy::Always | PullPolicy::IfNotPresent) =
+        volume.image.as_ref().and_then(|image| image.pull_policy)
+    {
+        return Err(invalid(&format!("{at}/image/pullPolicy"), "images of volumes are not pulled")
+            .hint("coracle image pull it before, and leave this out"));
+    }
     if let Some(secret) = &volume.secret
         && !secret.secret_name.split('.').all(is_label)
     {
@@ -208,7 +214,7 @@ fn check_own_port(port: &Port, at: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_amounts(resources: &Resources, at: &str) -> Result<()> {
+pub(super) fn check_amounts(resources: &Resources, at: &str) -> Result<()> {
     for (list, amounts) in [("limits", &resources.limits), ("requests", &resources.requests)] {
         for (name, quantity) in [("cpu", &amounts.cpu), ("memory", &amounts.memory), ("pids", &amounts.pids)]
         {

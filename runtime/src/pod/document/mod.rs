@@ -32,6 +32,14 @@ pub fn check(pod: &Pod) -> Result<()> {
     checks::check(pod)
 }
 
+/// Whether `resources` can be understood.
+///
+/// # Errors
+/// `InvalidSpec`.
+pub fn check_resources(resources: &Resources) -> Result<()> {
+    checks::check_amounts(resources, "/resources")
+}
+
 impl Pod {
     /// Gives the pod users of its own, which are not the host's.
     ///

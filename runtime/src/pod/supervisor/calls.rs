@@ -26,7 +26,7 @@ use crate::stages::spec;
 use crate::state::State;
 
 /// What a method says: an answer with descriptors, or what is to be waited for.
-enum Answer {
+pub(super) enum Answer {
     Now(Value, Vec<OwnedFd>),
     Later(Pending),
 }
@@ -194,6 +194,7 @@ impl Supervisor {
             "Wait" => parameters(call).and_then(|given| self.wait_call(given)),
             "Kill" => parameters(call).and_then(|given| self.kill(&given)),
             "Exec" => parameters(call).and_then(|given| self.exec(id, given, fds)),
+            "LaunchDebug" => parameters(call).and_then(|given| self.launch_debug(id, given, fds)),
             "Attach" => parameters(call).and_then(|given| self.attach(&given)),
             "Resize" => parameters(call).and_then(|given| self.resize(&given)),
             "Logs" => parameters(call).and_then(|given| self.logs(&given)),
@@ -238,7 +239,7 @@ impl Supervisor {
         Ok(Answer::Later(Pending::Wait(path)))
     }
 
-    fn found(&self, path: &str) -> Result<(Path, &Member)> {
+    pub(super) fn found(&self, path: &str) -> Result<(Path, &Member)> {
         let found = self.members.get_key_value(path);
         found.map(|(path, member)| (path.clone(), member)).ok_or_else(|| no_container(path))
     }
@@ -254,7 +255,7 @@ impl Supervisor {
 
     fn exec(&mut self, id: u64, given: Exec, fds: Vec<OwnedFd>) -> Result<Answer> {
         let (path, _) = self.found(&given.container)?;
-        let streams = streams(&given, fds)?;
+        let streams = streams([given.stdin, given.stdout, given.stderr], &fds)?;
         let options = cli::Exec {
             args: given.args,
             env: given.env,
@@ -409,8 +410,8 @@ fn push(fds: &mut Vec<OwnedFd>, fd: OwnedFd) -> usize {
     fds.len() - 1
 }
 
-/// The streams that the caller passed; nothing in the place of each that it did not.
-fn streams(given: &Exec, fds: Vec<OwnedFd>) -> Result<Streams> {
+/// The streams that the caller passed, by their numbers among `fds`; nothing in the place of each that it did not.
+pub(super) fn streams([stdin, stdout, stderr]: [Option<usize>; 3], fds: &[OwnedFd]) -> Result<Streams> {
     let one = |number: Option<usize>, name: &str| -> Result<OwnedFd> {
         let Some(number) = number else {
             return Ok(file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?);
@@ -419,6 +420,5 @@ fn streams(given: &Exec, fds: Vec<OwnedFd>) -> Result<Streams> {
             || Error::new(Code::Usage, format!("{name} is descriptor {number}, and {} came", fds.len()));
         Ok(file::duplicate(fds.get(number).ok_or_else(missing)?.as_fd())?)
     };
-    let fds = [one(given.stdin, "stdin")?, one(given.stdout, "stdout")?, one(given.stderr, "stderr")?];
-    Ok(Streams { fds })
+    Ok(Streams { fds: [one(stdin, "stdin")?, one(stdout, "stdout")?, one(stderr, "stderr")?] })
 }

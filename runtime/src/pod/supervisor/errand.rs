@@ -135,12 +135,18 @@ impl Supervisor {
                 let master = coracle_sys::socket::receive(socket.as_fd(), 64)?.and_then(|(_, fd)| fd);
                 master.map_or(Ok(()), |master| mouth.send(master.as_fd()))?;
             }
-            Ok(Launched { pid: running.child.pid, warnings: Vec::new() })
+            Ok(Launched { pid: running.child.pid, ..Launched::default() })
         })?;
         Ok(self.run_errand(path, purpose, job, within))
     }
 
-    fn run_errand(&mut self, path: &Path, purpose: Purpose, job: Job, within: Option<Duration>) -> u64 {
+    pub(super) fn run_errand(
+        &mut self,
+        path: &Path,
+        purpose: Purpose,
+        job: Job,
+        within: Option<Duration>,
+    ) -> u64 {
         self.next += 1;
         let deadline = within.map(|within| Instant::now() + within);
         let errand = Errand { purpose, path: path.clone(), stage: Stage::Job(job), deadline, is_late: false };
@@ -208,7 +214,7 @@ impl Supervisor {
             if let Some(network) = network {
                 namespace::join(network, libc::CLONE_NEWNET).context(|| "joining the pod's network")?;
             }
-            answer(&question, container, within).map(|()| Launched { pid: 0, warnings: Vec::new() })
+            answer(&question, container, within).map(|()| Launched::default())
         })?;
         Ok(self.run_errand(path, purpose, job, None))
     }
@@ -223,7 +229,9 @@ impl Supervisor {
                 self.conclude(&purpose, if is_late { Err(too_late()) } else { ended });
             }
             Stage::Job(job) => match job.finish::<Launched>() {
-                Ok((Launched { pid: 0, .. }, _)) => self.conclude(&purpose, Ok(Exit::Code(0))),
+                Ok((Launched { pid: 0, exit, .. }, _)) => {
+                    self.conclude(&purpose, Ok(Exit::Code(exit.into())));
+                }
                 Ok((Launched { pid, .. }, terminal)) => match process::pidfd(pid) {
                     Ok(pidfd) => {
                         self.tell_begun(&purpose, pid, terminal);
@@ -310,7 +318,7 @@ fn program(args: &[String]) -> cli::Exec {
 }
 
 /// The standard streams of a program that has none of a caller are nothing.
-fn set_streams(streams: Option<&Streams>) -> Result<()> {
+pub(super) fn set_streams(streams: Option<&Streams>) -> Result<()> {
     for number in 0..3 {
         match streams {
             Some(streams) => process::set_stream(streams.fds[number as usize].as_fd(), number)?,

@@ -3,6 +3,7 @@
 
 mod attach;
 mod calls;
+mod debug;
 mod errand;
 mod health;
 mod member;

@@ -381,7 +381,7 @@ fn exit_of(running: &Running) -> Option<Exit> {
         return Some(exit);
     }
     // It is known once whoever inherited the process has awaited it: init does that at once.
-    for _ in 0..50 {
+    for _ in 0..500 {
         match process::exit_of(pidfd) {
             Ok(None) => std::thread::sleep(Duration::from_millis(2)),
             known => return known.ok().flatten(),

@@ -17,6 +17,7 @@ use crate::pod::document::{Pod, RestartPolicy};
 use crate::pod::host;
 use crate::pod::logs::{Log, Stream};
 use crate::pod::network::Networks;
+use crate::pod::node;
 use crate::pod::plan::{self, Plan, Role};
 use crate::pod::record::{self, Directory, Record, SOCKET, Wish};
 use crate::pod::sandbox::Sandbox;
@@ -48,12 +49,14 @@ pub struct Beside {
 pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
     host::check_open(&global.root)?;
     let Beside { store, parent, own_users, network } = beside;
-    if own_users {
+    if own_users || node::wants_own_users(&global.root, parent.as_deref())? {
         document.give_own_users()?;
     }
     Networks::new(global)?.settle(&mut document, network)?;
     let wish = plan::Wish { cgroups: global.cgroups, parent: parent.as_deref() };
-    let plan = plan::plan(&document, &wish)?;
+    let mut plan = plan::plan(&document, &wish)?;
+    let kept_nodes = parent.as_deref().map_or(Ok(0), |p| node::kept(&global.root, p, plan.nodes_there()))?;
+    plan.keep_nodes(kept_nodes);
     let dir = Directory::create(&global.root, &plan.name)?;
     let record = Record {
         document,
@@ -66,6 +69,7 @@ pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
         parent,
         users: None,
         networks: None,
+        kept_nodes,
     };
     let name = plan.name.clone();
     let begun = dir.lock().and_then(|_| write(global, &dir, record));
@@ -101,6 +105,7 @@ pub fn adopt(global: &Global, dir: Directory) -> Result<bool> {
     };
     let wish = plan::Wish { cgroups: global.cgroups, parent: record.parent.as_deref() };
     let mut plan = plan::plan(&record.document, &wish)?;
+    plan.keep_nodes(record.kept_nodes);
     // Whoever has made its cgroups is not asked again.
     plan.cgroup = record.cgroup.clone().or(plan.cgroup);
     spawn(global, dir, record, plan)?;
