@@ -378,7 +378,6 @@ impl Store {
     }
 
     /// The store's own directory.
-    #[cfg(test)]
     #[cfg(feature = "unpack")]
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()

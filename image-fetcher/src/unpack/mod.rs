@@ -10,6 +10,7 @@
 //! every digest was right: what has a name below `layers` is whole.
 
 mod apply;
+mod confine;
 pub(crate) mod entry;
 mod erofs;
 mod finish;
@@ -40,6 +41,7 @@ use crate::image::{Image, Layer};
 use crate::snapshot::{self, Snapshotter};
 use crate::store::{IMAGE, Store};
 use apply::apply;
+use confine::confine;
 use entry::Entries;
 use erofs::Erofs;
 use finish::{Applied, Fit};
@@ -184,32 +186,45 @@ impl<'a> Batch<'a> {
     fn run(&self, image: &Image, places: &[usize]) -> Result<Vec<Done>> {
         let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let failed = Mutex::new(None);
-        let work = || {
+        let work = || -> Result<()> {
+            self.confine(None)?;
             while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let layer = &image.layers[*place];
-                match self.layer(layer) {
-                    Ok(Some(applied)) => lock(&results).push((*place, applied)),
-                    Ok(None) => {}
-                    Err(error) => {
-                        // One failure is enough: the others begin nothing new.
-                        next.store(places.len(), Ordering::Relaxed);
-                        let error = Err::<(), _>(error).context(|| format!("layer {}", layer.digest));
-                        lock(&failed).get_or_insert(error);
-                    }
-                }
+                let applied = self.layer(layer).context(|| format!("layer {}", layer.digest))?;
+                lock(&results).extend(applied.map(|applied| (*place, applied)));
+            }
+            Ok(())
+        };
+        let worker = || {
+            if let Err(error) = work() {
+                // One failure is enough: the others begin nothing new.
+                next.store(places.len(), Ordering::Relaxed);
+                lock(&failed).get_or_insert(error);
             }
         };
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         std::thread::scope(|scope| {
-            for _ in 1..processors.min(places.len()) {
-                scope.spawn(work);
+            for _ in 0..processors.min(places.len()) {
+                scope.spawn(worker);
             }
-            work();
         });
         match failed.into_inner().unwrap_or_default() {
-            Some(Err(error)) => Err(error),
-            _ => Ok(results.into_inner().unwrap_or_default()),
+            Some(error) => Err(error),
+            None => Ok(results.into_inner().unwrap_or_default()),
         }
+    }
+
+    /// Leaves the calling thread what it needs to read a layer, and to write below the batch's directory.
+    fn confine(&self, below: Option<BorrowedFd<'_>>) -> Result<()> {
+        let readable: Vec<BorrowedFd<'_>> = std::iter::once(self.store.root()).chain(below).collect();
+        confine(self.directory.as_fd(), &readable)
+    }
+
+    /// Finishes a layer whose names and links are still what its archive says.
+    fn finish(&self, applied: Box<dyn Unfinished>, below: Option<BorrowedFd<'_>>) -> Result<Fit> {
+        let confined = || self.confine(below).and_then(|()| applied.finish(below));
+        let ended = std::thread::scope(|scope| scope.spawn(confined).join());
+        ended.unwrap_or_else(|_| Err(Error::new(Kind::System, "the thread that finishes it has panicked")))
     }
 
     /// The name in the batch's directory of what a layer becomes.
@@ -256,7 +271,7 @@ impl<'a> Batch<'a> {
         for (place, applied) in done {
             let layer = &image.layers[place];
             let below = self.below(image, place).context(|| format!("below layer {}", layer.digest))?;
-            let finished = applied.finish(below.as_ref().map(AsFd::as_fd));
+            let finished = self.finish(applied, below.as_ref().map(AsFd::as_fd));
             if finished.context(|| format!("layer {}", layer.digest))? == Fit::Here {
                 chained.push(layer);
             }
