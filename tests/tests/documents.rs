@@ -109,6 +109,25 @@ fn tests_that_the_threat_model_names_exist() {
 }
 
 #[test]
+fn each_of_the_sixty_scenarios_has_a_line_and_the_tests_that_it_names_exist() {
+    let tests = repository().join("tests/tests");
+    let page = fs::read_to_string(repository().join("docs/parity.md")).expect("the page on parity");
+    for number in 1..=60 {
+        assert!(page.contains(&format!("\n| {number} | ")), "scenario {number} has no line");
+    }
+    let all = sources(&tests)
+        + &sources(&repository().join("image-fetcher/src"))
+        + &sources(&repository().join("runtime/src"));
+    for name in code(&page) {
+        if name.ends_with(".rs") {
+            assert!(tests.join(name).exists(), "there is no {name}");
+        } else if let Some((_, name)) = name.rsplit_once("::") {
+            assert!(all.contains(&format!("fn {name}")), "there is no test {name}");
+        }
+    }
+}
+
+#[test]
 fn tests_that_the_guarantees_name_exist() {
     let tests = repository().join("tests/tests");
     let page = fs::read_to_string(repository().join("docs/guarantees.md")).expect("the guarantees");

@@ -222,3 +222,22 @@ pub fn remove(dir: &Directory, path: &str, isolators: &Registry) -> Result<Job> 
         }
     })
 }
+
+/// Removes what is left of containers whose removal has failed, those below others first.
+///
+/// # Errors
+/// The first that can't be removed.
+pub fn remove_left(dir: &Directory, isolators: &Registry) -> Result<()> {
+    remove_in(&dir.states("").0, isolators)
+}
+
+fn remove_in(states: &Path, isolators: &Registry) -> Result<()> {
+    for id in state::ids(states)? {
+        remove_in(&states.join(&id).join("containers"), isolators)?;
+        match State::open(states, &id) {
+            Err(e) if e.code() == Code::NotFound => {}
+            state => drop(cleanup::remove(state?, isolators, false)?),
+        }
+    }
+    Ok(())
+}

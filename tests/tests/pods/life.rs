@@ -1,5 +1,7 @@
 //! A pod from its making to its removal.
 
+use std::fs;
+
 use coracle_tests::pod::Pods;
 use coracle_tests::privileged;
 
@@ -81,6 +83,59 @@ fn a_pod_whose_image_is_missing_says_so() {
 ";
         pods.make("run", "web", spec).fails_with(&["launching", "nobody/has:this"]);
         assert_eq!(pods.container("web", "a")["exit"]["reason"], "LaunchFailed");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn names_that_stand_twice_and_cycles_are_refused_and_make_nothing() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let one = "{name: a, image: IMAGE}";
+        std::os::unix::fs::symlink("/run/test/loop", "/run/test/loop").unwrap();
+        for (spec, words) in [
+            (format!("  containers: [{one}, {one}]\n"), "/spec/containers/1/name: \"a\" stands twice"),
+            (
+                format!("  initContainers: [{one}]\n  containers: [{one}]\n"),
+                "/spec/containers/0/name: \"a\" stands twice",
+            ),
+            (
+                format!(
+                    "  volumes: [{{name: v, emptyDir: {{}}}}, {{name: v, emptyDir: {{}}}}]\n  containers: [{one}]\n"
+                ),
+                "/spec/volumes/1/name: \"v\" stands twice",
+            ),
+            (format!("  hostname: a\n  hostname: b\n  containers: [{one}]\n"), "hostname"),
+            ("  containers: &all [{name: a, image: i, args: *all}]\n".to_owned(), "&"),
+            (
+                format!(
+                    "  volumes: [{{name: v, hostPath: {{path: /run/test/loop}}}}]\n  containers: [{one}]\n"
+                ),
+                "/spec/volumes/0 (\"v\"): openat2(\"/run/test/loop\"): too many levels of symbolic links",
+            ),
+        ] {
+            pods.make("run", "web", &spec).fails_with(&[words]);
+            assert_eq!(pods.call(&["ls", "-q"]).succeeds().text(), "");
+        }
+    });
+}
+
+#[test]
+fn the_environment_of_who_makes_a_pod_is_nobodys_in_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let store = pods.store.directory().display();
+        let image = coracle_tests::pod::IMAGE;
+        host.shell(&format!(
+            "CANARY=sings $RUNTIME pod run --store {store} --name web {image} -- sleep 1000"
+        ))
+        .succeeds();
+        let told = pods.inspect("web");
+        for pid in [&told["supervisor"], &told["keeper"], &told["containers"][0]["pid"]] {
+            let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+            assert!(!environment.contains("CANARY"), "{pid}: {environment}");
+        }
+        assert!(!pods.exec("web", &["env"]).succeeds().text().contains("CANARY"));
         pods.remove("web");
     });
 }

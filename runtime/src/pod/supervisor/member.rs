@@ -113,6 +113,8 @@ pub(super) struct Member {
     pub(super) ran: Duration,
     /// Why it is ended, where that is not its own doing: `DeadlineExceeded`, `Unhealthy`, a word.
     pub(super) cause: Option<String>,
+    /// How often its removal has failed since it ended.
+    pub(super) left: u32,
     /// What its launch could not do.
     pub(super) warnings: Vec<String>,
     /// How often it ended without having run for long.
@@ -136,6 +138,7 @@ impl Member {
             leaves: false,
             ran: Duration::ZERO,
             cause: None,
+            left: 0,
             warnings: Vec::new(),
             streak: 0,
         }

@@ -121,7 +121,8 @@ impl Supervisor {
             self.advance();
             self.answer();
             if self.leaving && self.is_over() {
-                match volume::remove(self.volumes()).and_then(|()| self.dir.remove()) {
+                let left = launch::remove_left(&self.dir, &self.isolators);
+                match left.and_then(|()| volume::remove(self.volumes())).and_then(|()| self.dir.remove()) {
                     Ok(()) => {
                         self.farewell();
                         return Ok(());

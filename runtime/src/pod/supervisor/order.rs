@@ -23,6 +23,9 @@ use crate::stages::spec;
 use crate::state::State;
 use crate::time;
 
+/// How often the removal of a container that fails is tried again at once. What is left then goes with the pod.
+const MOST_REMOVALS: u32 = 2;
+
 impl Supervisor {
     /// Does what is due as things stand.
     pub(super) fn advance(&mut self) {
@@ -219,6 +222,12 @@ impl Supervisor {
     fn is_removed(&mut self, path: &Path, failure: Option<Error>, ended: Ended) {
         let (wish, bounds) = (self.record.wish, self.plan.back_off);
         let Some(member) = self.members.get_mut(path) else { return };
+        if failure.is_some() && member.left < MOST_REMOVALS {
+            member.left += 1;
+            member.phase = Phase::Ended(ended);
+            return;
+        }
+        member.left = 0;
         member.finish_streams();
         if let Some(sandbox) = &self.sandbox {
             for what in ["stdout", "stderr", "process", "terminal"] {
