@@ -236,7 +236,7 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
         } else {
             let part = open_part(&source, &wanted.sub_path, !(wanted.read_only || is_fixed));
             let part = part.context(|| format!("volumeMounts/{index}/subPath {:?}", wanted.sub_path))?;
-            let path = format!("/proc/self/fd/{}", part.as_raw_fd()).into();
+            let path = format!("/proc/{}/fd/{}", std::process::id(), part.as_raw_fd()).into();
             open.push(part);
             path
         };

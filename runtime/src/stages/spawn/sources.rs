@@ -40,7 +40,9 @@ pub(super) fn open(launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<So
 
 /// Whether a bind mount names a descriptor of the runtime, which the child does not have.
 fn is_ours(plan: &MountPlan) -> bool {
-    matches!(&plan.source, Source::Bind { path, .. } if path.starts_with("/proc/self/fd"))
+    let Source::Bind { path, .. } = &plan.source else { return false };
+    let own = || format!("{}/fd", std::process::id());
+    path.strip_prefix("/proc").is_ok_and(|rest| rest.starts_with(own()))
 }
 
 /// How the owners are mapped of those mounts whose trees the child finds in its own root, in their order.
