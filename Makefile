@@ -149,7 +149,7 @@ fuzz: ## Feed the parsers of images what nobody would write, a minute each (MINU
 		grep -a 'executed_units\|peak_rss' target/fuzz/$$parser.log; \
 	done
 
-install: build ## Install binaries, manual page, completions, unit and header below PREFIX (/usr/local)
+install: build ## Install binaries, manual pages, completions, unit, header and Varlink interfaces below PREFIX (/usr/local)
 	@to=$(DESTDIR)$(PREFIX); \
 	install -D -m 755 -t $$to/bin $(BIN)/coracle $(BIN)/coracle-image $(BIN)/coracle-isolator-host; \
 	install -D -m 644 -t $$to/include isolators/abi/coracle_isolator.h; \
@@ -162,12 +162,18 @@ install: build ## Install binaries, manual page, completions, unit and header be
 	install -D -m 644 -t $$to/share/doc/coracle/examples/template-rust/src isolators/template-rust/src/*.rs; \
 	mkdir -p $$to/lib/systemd/system $$to/share/man/man1; \
 	sed 's,@PREFIX@,$(PREFIX),' packaging/coracle.service >$$to/lib/systemd/system/coracle.service; \
-	$(BIN)/coracle help | awk -v version=$(VERSION) -f packaging/man.awk >$$to/share/man/man1/coracle.1
+	install -D -m 644 -t $$to/share/varlink runtime/src/pod/varlink/io.coracle.*.varlink; \
+	page() { awk -v version=$(VERSION) -v command="$${1-}" -f packaging/man.awk >$$to/share/man/man1/coracle$${1:+-$$1}.1; }; \
+	$(BIN)/coracle help | page; \
+	$(BIN)/coracle-image help | page image; \
+	for command in $$($(BIN)/coracle complete -- ''); do \
+		[ $$command = image ] || $(BIN)/coracle $$command --help | page $$command; \
+	done
 
 deb: build ## Make a package of all that install installs: target/coracle_VERSION_ARCHITECTURE.deb
 	@rm -rf target/deb && mkdir -p target/deb/DEBIAN
 	@$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/target/deb PREFIX=/usr
-	@gzip -9n target/deb/usr/share/man/man1/coracle.1
+	@gzip -9n target/deb/usr/share/man/man1/*.1
 	@sed 's/@VERSION@/$(VERSION)/; s/@ARCHITECTURE@/$(DEB_ARCH)/' packaging/control >target/deb/DEBIAN/control
 	@dpkg-deb --root-owner-group --build target/deb target/coracle_$(VERSION)_$(DEB_ARCH).deb
 

@@ -52,6 +52,8 @@ fn a_package_installs_all_that_users_need_and_leaves_nothing() {
             "usr/share/doc/coracle/examples/template-c/nofile.c",
             "usr/share/fish/vendor_completions.d/coracle.fish",
             "usr/share/man/man1/coracle.1.gz",
+            "usr/share/varlink/io.coracle.Host.varlink",
+            "usr/share/varlink/io.coracle.Pod.varlink",
             "usr/share/zsh/vendor-completions/_coracle",
         ] {
             assert!(installed.iter().any(|file| file == wanted), "{wanted} is not in {installed:?}");
@@ -66,22 +68,27 @@ fn a_package_installs_all_that_users_need_and_leaves_nothing() {
 }
 
 #[test]
-fn the_manual_page_tells_of_every_command() {
+fn every_command_has_its_line_in_the_manual_and_a_page_of_its_own() {
     privileged(|host| {
         let Some(package) = package(host) else { return };
         let root = host.directory();
         host.shell(&format!("dpkg-deb --extract {} {}", package.display(), root.display())).succeeds();
-        let page = host
-            .shell(&format!("gzip -dc {}/usr/share/man/man1/coracle.1.gz", root.display()))
-            .succeeds()
-            .text();
+        let page = |name: &str| {
+            let file = root.join("usr/share/man/man1").join(name).with_extension("1.gz");
+            host.shell(&format!("gzip -dc {}", file.display())).succeeds().text()
+        };
+        let manual = page("coracle");
         let commands = host.call(&["complete", "--", ""]).succeeds().lines();
         assert!(commands.len() > 20, "{commands:?}");
         for command in commands {
             let is_term =
                 |line: &str| line == format!(".B {command}") || line.starts_with(&format!(".B {command} "));
-            assert!(page.lines().any(is_term), "{command} is not in\n{page}");
+            assert!(manual.lines().any(is_term), "{command} is not in\n{manual}");
+            let own = page(&format!("coracle-{command}"));
+            assert!(own.contains(&format!("\ncoracle\\-{command} \\- ")), "{own}");
         }
+        assert!(page("coracle-run").lines().any(|line| line == ".B \\-d, \\-\\-detach"));
+        assert!(page("coracle-image").lines().any(|line| line.starts_with(".B pull REF")));
     });
 }
 

@@ -4,9 +4,9 @@
 pub(super) const HELP: &str = include_str!("help.txt");
 
 /// The commands that runc does not have.
-const OWN: [&str; 12] = [
-    "debug", "pod", "drain", "image", "mounts", "plan", "stats", "metrics", "isolator", "recover",
-    "complete", "help",
+const OWN: [&str; 14] = [
+    "debug", "pod", "drain", "image", "mounts", "plan", "stats", "metrics", "isolator", "network", "volume",
+    "recover", "complete", "help",
 ];
 
 /// Whether help is asked for before the first word that is no option: what comes later can belong to a program.
@@ -31,10 +31,15 @@ pub(super) fn of(command: &str) -> Option<String> {
     let is_named = |line: &str| line.split([' ', ',', ':', '|']).any(|word| word == command);
     let mut paragraphs = HELP.split("\n\n");
     let commands = paragraphs.by_ref().take_while(|p| !p.starts_with("global options"));
-    let lines: Vec<&str> = commands
-        .flat_map(str::lines)
-        .filter(|line| line.strip_prefix("  ").and_then(|l| l.split([' ', ',']).next()) == Some(command))
-        .collect();
+    let mut is_ours = false;
+    let is_of_command = |line: &&str| {
+        // A line that is further in goes on with the one before.
+        if !line.starts_with("   ") {
+            is_ours = line.strip_prefix("  ").and_then(|l| l.split([' ', ',']).next()) == Some(command);
+        }
+        is_ours
+    };
+    let lines: Vec<&str> = commands.flat_map(str::lines).filter(is_of_command).collect();
     if lines.is_empty() {
         return None;
     }
@@ -73,6 +78,9 @@ mod tests {
             assert!(text.starts_with(&format!("NAME:\n   coracle {command}, in place of runc {command}\n")));
             assert!(words.iter().all(|words| text.contains(words)) && !text.contains(others), "{text}");
         }
+        assert!(
+            of("pod").unwrap().contains("\n  pod create -f") && of("pod").unwrap().contains("--own-users")
+        );
         assert_eq!(of("frobnicate"), None);
     }
 
