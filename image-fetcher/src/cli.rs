@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coracle_image::diff;
 use coracle_image::export::export;
 use coracle_image::image::Image;
 use coracle_image::snapshot::{self, Access, Snapshotter};
@@ -49,8 +50,11 @@ Commands:
   tag REF NAME            give the image another name
   repair REF              fetch what is damaged or missing of an image again, and unpack it anew
   rm REF                  remove the image, and what no other one uses
+  diff ID | REF REF       what was written to a mounted image, or what the second image has otherwise than the first:
+                          A (added), C (changed) or D (deleted), and the path
   history REF             how the image was made, the last step first
-  export REF PATH         write an archive that is an OCI layout and that `docker load` reads, too
+  export REF PATH         write an archive that is an OCI layout and that `docker load` reads, too; or into an OCI
+                          layout, where PATH is a directory or ends with a slash
   df [--format table|json]
                           how much the store holds, and how much of it nothing uses
   gc [--max-age DAYS] [--keep-size BYTES]
@@ -130,7 +134,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
         "mount" => (2, &["read-only"]),
         "df" => (0, &["format"]),
         "gc" => (0, &["max-age", "keep-size"]),
-        "tag" | "export" => (2, &[]),
+        "tag" | "export" | "diff" => (2, &[]),
         "rm" | "unmount" | "verify" | "history" => (1, &[]),
         "" => return Err(usage("no command is given")),
         other => return Err(usage(format!("there is no command {other:?}"))),
@@ -189,6 +193,7 @@ fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Res
             let image = store.image(word(1, "the reference of an image")?)?;
             export(store, &image, args.paths.get(2).ok_or_else(|| usage("export needs a path"))?)
         }
+        "diff" => tell_changes(store, word(1, "the ID of a snapshot, or two images")?, args, out),
         "history" => say(out, &show::history(&store.image(word(1, "the reference of an image")?)?)),
         "df" => say(out, &show::usage(&space::usage(store)?, args.format.unwrap_or(Format::Table))),
         "gc" => {
@@ -283,6 +288,15 @@ fn policy_option(
         }
         _ => Ok(None),
     }
+}
+
+/// What differs between a snapshot and its image, or between two images.
+fn tell_changes(store: &Store, first: &str, args: &Args, out: &mut Vec<u8>) -> Result<()> {
+    let changes = match args.words.get(2) {
+        None => diff::of_snapshot(store, first)?,
+        Some(second) => diff::of_images(store, &store.image(first)?, &store.image(second)?)?,
+    };
+    changes.iter().try_for_each(|change| say(out, &format!("{change}\n")))
 }
 
 /// An ID made from an image's reference.

@@ -1,4 +1,5 @@
-//! Exporting: an image of the store as one archive that is both, an OCI layout and what `docker load` reads.
+//! Exporting: an image of the store as one archive that is both, an OCI layout and what `docker load` reads; or into an
+//! OCI layout in a directory.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,21 +9,27 @@ use std::path::Path;
 
 use coracle_sys::archive;
 use coracle_sys::file::{self, Resolve};
-use serde_json::json;
+use serde_json::{Value, json};
 use tar::{Builder, Header};
 
 use crate::digest::{Digest, Verified};
 use crate::error::{Context, Error, Kind, Result};
-use crate::image::Image;
-use crate::store::{REF_NAME, Store};
+use crate::image::{Image, parse};
+use crate::store::{DOCUMENT_LIMIT, REF_NAME, Store, is_missing};
 
-/// Writes the archive at `path`, where it appears when it is whole. The same image makes the same bytes.
+/// Writes the archive at `path`, where it appears when it is whole. The same image makes the same bytes. Where `path` is a
+/// directory or ends with a slash, the image is added to the layout in it, which is made if it isn't there.
 ///
 /// # Errors
 /// [`Kind::Corrupt`] where a blob is not what its name says, `ENOSPC`.
 pub fn export(store: &Store, image: &Image, path: &Path) -> Result<()> {
     let exporting = || format!("exporting {:?} to {path:?}", image.reference);
     let _lock = store.lock_adding()?;
+    let is_directory =
+        file::open(file::CWD, path, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host).is_ok();
+    if is_directory || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return write_layout(store, image, path).context(exporting);
+    }
     let name = path.file_name().ok_or_else(|| Error::new(Kind::Usage, "it is no file")).context(exporting)?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
@@ -43,25 +50,13 @@ pub fn export(store: &Store, image: &Image, path: &Path) -> Result<()> {
 
 fn write(store: &Store, image: &Image, file: File) -> Result<()> {
     let mut tar = Builder::new(std::io::BufWriter::with_capacity(1 << 20, file));
-    let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
     let config = Digest::try_from(image.manifest.config().digest())?;
-    add(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    let entry = store.entry(&image.digest.to_string())?.descriptor;
-    let descriptor = json!({
-        "mediaType": entry.media_type(), "digest": entry.digest(), "size": entry.size(),
-        // containerd's name is whole, the standard's is a tag.
-        "annotations": { "io.containerd.image.name": image.reference, (REF_NAME): tag(&image.reference) },
-    });
-    let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor] });
-    add(&mut tar, "index.json", index.to_string().as_bytes())?;
+    add(&mut tar, "oci-layout", LAYOUT)?;
+    add(&mut tar, "index.json", index(&[descriptor(store, image)?]).as_bytes())?;
     let layers: Vec<String> = image.layers.iter().map(|layer| path(&layer.digest)).collect();
     let docker = json!([{ "Config": path(&config), "RepoTags": [image.reference], "Layers": layers }]);
     add(&mut tar, "manifest.json", docker.to_string().as_bytes())?;
-    let mut blobs: Vec<(Digest, u64)> = image.layers.iter().map(|l| (l.digest.clone(), l.size)).collect();
-    blobs.extend([(config, image.manifest.config().size()), (image.digest.clone(), entry.size())]);
-    blobs.sort();
-    blobs.dedup();
-    for (digest, size) in blobs {
+    for (digest, size) in blobs(store, image)? {
         let mut blob = Verified::new(store.blob(&digest)?, digest.clone(), size);
         let appended = tar.append(&header(&path(&digest), size), std::io::Read::take(&mut blob, size));
         blob.finish()?;
@@ -70,6 +65,75 @@ fn write(store: &Store, image: &Image, file: File) -> Result<()> {
     let mut buffer = tar.into_inner().map_err(|e| failed(&e))?;
     buffer.flush().map_err(|e| failed(&e))?;
     Ok(archive::sync(buffer.get_ref().as_fd())?)
+}
+
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// The path of a blob in a layout.
+fn path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// The descriptor of the manifest, with the image's name.
+fn descriptor(store: &Store, image: &Image) -> Result<Value> {
+    let entry = store.entry(&image.digest.to_string())?.descriptor;
+    Ok(json!({
+        "mediaType": entry.media_type(), "digest": entry.digest(), "size": entry.size(),
+        // containerd's name is whole, the standard's is a tag.
+        "annotations": { "io.containerd.image.name": image.reference, (REF_NAME): tag(&image.reference) },
+    }))
+}
+
+fn index(manifests: &[Value]) -> String {
+    let kind = "application/vnd.oci.image.index.v1+json";
+    json!({ "schemaVersion": 2, "mediaType": kind, "manifests": manifests }).to_string()
+}
+
+/// The blobs of an image, each once, and their sizes.
+fn blobs(store: &Store, image: &Image) -> Result<Vec<(Digest, u64)>> {
+    let mut blobs: Vec<(Digest, u64)> = image.layers.iter().map(|l| (l.digest.clone(), l.size)).collect();
+    let config = image.manifest.config();
+    let manifest = store.entry(&image.digest.to_string())?.descriptor;
+    blobs.extend([
+        (Digest::try_from(config.digest())?, config.size()),
+        (image.digest.clone(), manifest.size()),
+    ]);
+    blobs.sort();
+    blobs.dedup();
+    Ok(blobs)
+}
+
+/// Adds the image to the layout in a directory: blobs first, the index last, in which it takes the place of another of
+/// its name.
+fn write_layout(store: &Store, image: &Image, path: &Path) -> Result<()> {
+    let path = std::path::absolute(path).map_err(|e| failed(&e))?;
+    let layout = file::mkdir_all(file::open_dir("/")?.as_fd(), &path, 0o755)?;
+    let layout = file::open(layout.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
+    let known = file::read(layout.as_fd(), "index.json", DOCUMENT_LIMIT, Resolve::Beneath);
+    let known: Value = if is_missing(&known) { json!({}) } else { parse(&known?, "index.json")? };
+    file::replace(layout.as_fd(), "oci-layout", LAYOUT, 0o644)?;
+    let directory = file::mkdir_all(layout.as_fd(), "blobs/sha256", 0o755)?;
+    for (digest, size) in blobs(store, image)? {
+        let temporary = format!(".{}.new", digest.hex());
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
+        let mut new = File::from(file::open(directory.as_fd(), &temporary, flags, 0o644, Resolve::Beneath)?);
+        let mut blob = Verified::new(store.blob(&digest)?, digest.clone(), size);
+        let copied = std::io::copy(&mut std::io::Read::take(&mut blob, size), &mut new);
+        let written = blob.finish().and_then(|()| copied.map_err(|e| failed(&e)));
+        if let Err(error) = written {
+            // The first failure is the one to tell.
+            let _ = file::unlink(directory.as_fd(), &temporary);
+            return Err(error);
+        }
+        archive::sync(new.as_fd())?;
+        file::rename(directory.as_fd(), &temporary, directory.as_fd(), digest.hex())?;
+    }
+    let new = descriptor(store, image)?;
+    let is_other = |known: &&Value| known["annotations"][REF_NAME] != new["annotations"][REF_NAME];
+    let mut manifests: Vec<Value> =
+        known["manifests"].as_array().into_iter().flatten().filter(is_other).cloned().collect();
+    manifests.push(new.clone());
+    Ok(file::replace(layout.as_fd(), "index.json", index(&manifests).as_bytes(), 0o644)?)
 }
 
 /// The tag of a reference.
@@ -114,6 +178,23 @@ mod tests {
         let entries = import(&other.store, &path, &Options::default()).unwrap();
         assert_eq!(entries[0].reference, "image");
         assert_eq!(other.store.image("image").unwrap().digest, image.digest);
+    }
+
+    #[test]
+    fn an_image_is_added_to_a_layout_and_takes_the_place_of_one_of_its_name() {
+        let scratch = Scratch::new();
+        let path = scratch.store.path().join("exported/");
+        for (content, name) in [(b"x", "image"), (b"y", "image"), (b"z", "other:1")] {
+            scratch.import(&[Tar::default().file("f", content).end()]).unwrap();
+            scratch.store.tag("image", name).unwrap();
+            export(&scratch.store, &scratch.store.image(name).unwrap(), &path).unwrap();
+        }
+        let other = Scratch::new();
+        let entries = import(&other.store, &path, &Options::default()).unwrap();
+        assert_eq!(entries.iter().map(|e| e.reference.as_str()).collect::<Vec<_>>(), ["image", "other:1"]);
+        let held = |store: &Store, name: &str| store.image(name).unwrap().digest;
+        assert_eq!(held(&other.store, "other:1"), held(&scratch.store, "other:1"));
+        assert_ne!(held(&other.store, "image"), held(&other.store, "other:1"));
     }
 
     #[test]

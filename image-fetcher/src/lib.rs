@@ -34,6 +34,8 @@ mod fixture;
 pub mod snapshot;
 pub mod bundle;
 #[cfg(feature = "unpack")]
+pub mod diff;
+#[cfg(feature = "unpack")]
 pub mod export;
 #[cfg(feature = "unpack")]
 pub mod space;

@@ -143,6 +143,27 @@ pub fn mount_for(store: &Store, id: &str, image: &Image, purpose: Purpose<'_>) -
     Ok(directory_path(store, id).join("rootfs"))
 }
 
+/// Mounts what the snapshot `id` is made of, without what was written to it, read-only as the snapshot `new`.
+///
+/// # Errors
+/// As [`mount()`], and [`Kind::NotFound`] where there is no snapshot `id`.
+#[cfg(feature = "unpack")]
+pub(crate) fn mount_again(store: &Store, id: &str, new: &str) -> Result<()> {
+    check_id(id)?;
+    let _lock = store.lock_adding()?;
+    let path = std::path::Path::new(id).join(RECORD);
+    let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
+    if is_missing(&bytes) {
+        return Err(Error::new(Kind::NotFound, format!("there is no snapshot {id:?}")));
+    }
+    let record = Record { access: Access::ReadOnly, ..crate::image::parse(&bytes?, RECORD)? };
+    let directory = begin(store, new, &record)?;
+    assemble(store, new, directory.as_fd(), (&record, None)).inspect_err(|_| {
+        // As in `mount_for`.
+        let _ = remove(store, new);
+    })
+}
+
 /// The absolute path of the snapshot's directory.
 pub fn directory_path(store: &Store, id: &str) -> PathBuf {
     store.path().join("snapshots").join(id)

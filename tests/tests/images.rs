@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use coracle_fixtures::image::Image;
+use coracle_fixtures::layer::{Compression, Entry, Layer};
 use coracle_fixtures::many::{self, Reader};
 use coracle_fixtures::small;
 use coracle_tests::image::{Store, snapshotters};
@@ -297,6 +298,32 @@ fn the_same_layer_becomes_the_same_erofs_image() {
                 .collect::<Vec<_>>()
         });
         assert_eq!(images[0], images[1]);
+    });
+}
+
+#[test]
+fn three_hundred_layers_are_mounted_one_over_the_other() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let file = |n: usize| Entry::file(format!("d/{n}"), n.to_string());
+        let layer = |n: usize| {
+            Layer::new(
+                &[Entry::directory("d"), file(n), Entry::file("last", n.to_string())],
+                Compression::Plain,
+            )
+        };
+        let image = Image::new("coracle/deep:latest", (0..300).map(layer).collect());
+        for snapshotter in snapshotters(host) {
+            let store = Store::of(host, snapshotter);
+            store.import(&image);
+            mounted(&store, &image.name, |root| {
+                assert_eq!(fs::read_dir(root.join("d")).unwrap().count(), 300, "{snapshotter}");
+                assert_eq!(fs::read_to_string(root.join("last")).unwrap(), "299");
+                fs::write(root.join("d/0"), "written").unwrap();
+            });
+        }
     });
 }
 
