@@ -69,6 +69,8 @@ build: ## Build the release binaries into target/bin: the runtime, static; the i
 	RUSTFLAGS="$(STATIC)" cargo build --quiet --release --target $$triple -p coracle; \
 	cargo build --quiet --release -p coracle-image; \
 	cargo build --quiet --release -p coracle-isolator-host; \
+	cargo build --quiet --release -p coracle-isolator-csi; \
+	install -m 644 $(TARGET)/release/libcoracle_isolator_csi.so $(BIN)/volume-csi.so; \
 	for built in $(TARGET)/$$triple/release/coracle $(TARGET)/release/coracle-image \
 		$(TARGET)/release/coracle-isolator-host; do \
 		cmp -s $$built $(BIN)/$${built##*/} || install -m 755 $$built $(BIN)/; \
@@ -83,7 +85,7 @@ test: build unit-test ## Run all tests, the privileged ones too (root); says wha
 	$(call need,$(DEMO_NEEDS))
 	$(call want,$(TEST_WANTS))
 	@rm -f $(SKIPS)
-	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in
+	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in -p coracle-isolator-csi
 	@! command -v dpkg-deb >/dev/null || $(MAKE) --no-print-directory deb >/dev/null
 	@cargo test --quiet --no-fail-fast -p coracle-tests -- --test-threads=2
 	@$(TELL)
@@ -96,7 +98,7 @@ test-vm: build ## Run what depends on cgroups in virtual machines: a unified tre
 	$(call need,$(VM_NEEDS))
 	@cargo test --quiet $(VM_CRATES) --no-run
 	@cargo build --quiet -p coracle-tests --bins
-	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in
+	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in -p coracle-isolator-csi
 	@cargo test $(VM_CRATES) --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' >target/test-binaries
 	@PARTS='$(PARTS)' tests/vm/all target/test-binaries $(FLAVOURS)
 
@@ -152,6 +154,7 @@ fuzz: ## Feed the parsers of images what nobody would write, a minute each (MINU
 install: build ## Install binaries, manual pages, completions, unit, header and Varlink interfaces below PREFIX (/usr/local)
 	@to=$(DESTDIR)$(PREFIX); \
 	install -D -m 755 -t $$to/bin $(BIN)/coracle $(BIN)/coracle-image $(BIN)/coracle-isolator-host; \
+	install -D -m 644 -t $$to/lib/coracle $(BIN)/volume-csi.so; \
 	install -D -m 644 -t $$to/include isolators/abi/coracle_isolator.h; \
 	install -D -m 644 packaging/completions/coracle.bash $$to/share/bash-completion/completions/coracle; \
 	install -D -m 644 -t $$to/share/zsh/vendor-completions packaging/completions/_coracle; \

@@ -37,7 +37,14 @@ pub fn source(path: &str) -> String {
 
 /// The crates of the workspace that are plugins. They are built together, as `make test` does before the tests: alone,
 /// each would have what it uses built with other features.
-const CRATES: [&str; 4] = ["--package", "coracle-isolator-template", "--package", "coracle-fixture-built-in"];
+const CRATES: [&str; 6] = [
+    "--package",
+    "coracle-isolator-template",
+    "--package",
+    "coracle-fixture-built-in",
+    "--package",
+    "coracle-isolator-csi",
+];
 
 /// The shared object of a crate of the workspace that is a plugin, `lib` being its name. Built now, unless
 /// `CORACLE_PREBUILT` says that it has been: a machine that is emulated takes its time.

@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Who may use which of ours. A crate that is not named here may use none.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "coracle",
         &[
@@ -29,6 +29,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("coracle-isolator", &["coracle-isolator-abi"]),
     ("coracle-isolator-host", &["coracle-isolator", "coracle-isolator-abi", "coracle-sys"]),
     ("coracle-isolator-cgroup", &["coracle-isolator", "coracle-sys"]),
+    ("coracle-isolator-csi", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-linux", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-metrics", &["coracle-isolator", "coracle-sys"]),
     ("coracle-isolator-network", &["coracle-isolator", "coracle-sys"]),
