@@ -24,7 +24,7 @@ STATIC := -C target-feature=+crt-static -C relocation-model=static
 BUILD_NEEDS := gcc:gcc make:make
 DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static
 # What some tests and the bench compare with; where a package is not to be had, they say what they left out.
-TEST_WANTS := /usr/lib/cni/bridge:containernetworking-plugins /usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs iptables:iptables ip:iproute2 curl:curl strace:strace newuidmap:uidmap umoci:umoci podman:podman criu:criu script:bsdutils docker-registry:docker-registry htpasswd:apache2-utils openssl:openssl skopeo:skopeo
+TEST_WANTS := /usr/lib/cni/bridge:containernetworking-plugins /usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs sqlite3:sqlite3 iptables:iptables ip:iproute2 curl:curl strace:strace newuidmap:uidmap umoci:umoci podman:podman criu:criu script:bsdutils docker-registry:docker-registry htpasswd:apache2-utils openssl:openssl skopeo:skopeo
 VM_NEEDS := $(DEMO_NEEDS) newuidmap:uidmap qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
 	/usr/sbin/depmod:kmod xz:xz-utils strace:strace \
 	/usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs

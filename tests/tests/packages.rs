@@ -46,6 +46,7 @@ fn a_package_installs_all_that_users_need_and_leaves_nothing() {
             "usr/bin/coracle",
             "usr/bin/coracle-image",
             "usr/bin/coracle-isolator-host",
+            "usr/lib/coracle/volume-csi.so",
             "usr/include/coracle_isolator.h",
             "usr/lib/systemd/system/coracle.service",
             "usr/share/bash-completion/completions/coracle",
