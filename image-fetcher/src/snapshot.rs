@@ -239,7 +239,7 @@ fn assemble(
     } else {
         mount::attr::RDONLY
     };
-    let mounted = overlay.mount(attributes)?;
+    let mounted = overlay.mount(attributes).map_err(too_old)?;
     let rootfs = open_directory(directory, OsStr::new("rootfs"))?;
     Ok(mount::attach(mounted.as_fd(), rootfs.as_fd())?)
 }
@@ -277,7 +277,18 @@ pub(crate) fn view(store: &Store, layers: &[String], empty: &str) -> Result<Owne
     let (visible, _) = visible_layers(store, layers)?;
     visible.iter().rev().try_for_each(|layer| layer.put_into(store, &overlay))?;
     set_path(&overlay, "lowerdir+", &root.join(empty))?;
-    Ok(overlay.mount(mount::attr::RDONLY)?)
+    overlay.mount(mount::attr::RDONLY).map_err(too_old)
+}
+
+/// An older overlayfs looks at its options only when it is made.
+fn too_old(error: coracle_sys::Error) -> Error {
+    let is_refused = error.errno() == Errno::EINVAL;
+    let error = Error::from(error);
+    if is_refused {
+        error.hint("images need Linux 6.5, whose overlayfs takes layers one by one")
+    } else {
+        error
+    }
 }
 
 /// Sets a path of the overlay. fsconfig(2) takes no string longer than 255 bytes.

@@ -10,6 +10,36 @@ use coracle_tests::{Host, Outcome, cgroup, command, privileged};
 
 const IMAGE: &str = "coracle/small:latest";
 
+/// Whether overlayfs takes layers one by one here.
+fn stacks_layers(host: &Host) -> bool {
+    let is_new = kernel() >= (6, 5);
+    if !is_new {
+        host.skip("images need Linux 6.5");
+    }
+    is_new
+}
+
+fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[test]
+fn a_kernel_that_is_too_old_for_images_is_told() {
+    privileged(|host| {
+        if !host.needs_coracle("run --image") {
+            return;
+        }
+        if kernel() >= (6, 5) {
+            return host.skip("this kernel takes images");
+        }
+        let store = Store::new(host);
+        store.import(&small::image());
+        store.call(&["unpack", IMAGE]).fails_with(&["overlay", "invalid argument", "images need Linux 6.5"]);
+    });
+}
+
 /// A store with the small image, and containers of it.
 struct Runner<'h> {
     host: &'h Host,
@@ -18,7 +48,7 @@ struct Runner<'h> {
 
 impl<'h> Runner<'h> {
     fn new(host: &'h Host) -> Option<Self> {
-        if !host.needs_coracle("run --image") {
+        if !host.needs_coracle("run --image") || !stacks_layers(host) {
             return None;
         }
         let runner = Self { host, store: Store::new(host) };

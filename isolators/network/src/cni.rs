@@ -159,10 +159,8 @@ impl Cni {
         for index in 0..record.attachments.len() {
             record.attachments[index].begun = true;
             records.write(&record)?;
-            let result = self.add(&record, &record.attachments[index])?;
-            record.attachments[index].result = Some(result);
+            self.add(&records, &mut record, index)?;
         }
-        records.write(&record)?;
         names::join(&records, &record)?;
         Ok(attached(&record))
     }
@@ -291,9 +289,16 @@ impl Cni {
         Ok(attachments)
     }
 
-    fn add(&self, record: &Record, attachment: &Attachment) -> Result<Value> {
-        let call = Call { verb: "ADD", namespace: Some(&record.namespace), ..call(record, attachment) };
-        let added = list::add(&self.plugins(), &attachment.network, &call, &attachment.runtime);
+    /// Attaches number `index` of `record`, which has on disk what came of each plugin before the next one begins.
+    fn add(&self, records: &Records, record: &mut Record, index: usize) -> Result<()> {
+        let begun = record.clone();
+        let attachment = &begun.attachments[index];
+        let call = Call { verb: "ADD", namespace: Some(&begun.namespace), ..call(&begun, attachment) };
+        let keep = |result: &Value| {
+            record.attachments[index].result = Some(result.clone());
+            records.write(record)
+        };
+        let added = list::add(&self.plugins(), &attachment.network, &call, (&attachment.runtime, keep));
         added.map_err(|e| on(attachment, &e))
     }
 

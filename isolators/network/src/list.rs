@@ -6,25 +6,26 @@ use serde_json::{Map, Value, json};
 use crate::conflist::{Conflist, kind};
 use crate::plugin::{Call, Plugins};
 
-/// Joins a container to the network; what the last plugin answers.
+/// Joins a container to the network. What each plugin answers is for `keep`, before the next one is called: to undo what
+/// that does, it may have to be told (a firewall's rules name the addresses that another plugin gave).
 ///
 /// # Errors
-/// The first plugin's that fails.
+/// The first plugin's that fails, or `keep`.
 pub(crate) fn add(
     plugins: &Plugins,
     list: &Conflist,
     call: &Call<'_>,
-    runtime: &Map<String, Value>,
-) -> Result<Value> {
+    (runtime, mut keep): (&Map<String, Value>, impl FnMut(&Value) -> Result<()>),
+) -> Result<()> {
     let mut result = None;
     for plugin in &list.plugins {
         let answer = plugins.call(kind(plugin), call, &config(list, plugin, runtime, result.as_ref()))?;
         if !answer.is_object() {
             return Err(Error::new(format!("plugin {:?} answered ADD with no result", kind(plugin))));
         }
-        result = Some(answer);
+        keep(result.insert(answer))?;
     }
-    Ok(result.unwrap_or_default())
+    Ok(())
 }
 
 /// Asks whether all is as `result` of ADD said.
@@ -45,8 +46,8 @@ pub(crate) fn check(
     })
 }
 
-/// Takes a container off the network, last plugin first, each whatever the others did. `result` is that of ADD, where
-/// it came to one.
+/// Takes a container off the network, last plugin first, each whatever the others did. `result` is that of ADD, as far as
+/// it came.
 ///
 /// # Errors
 /// The first that fails.

@@ -55,7 +55,7 @@ pub(crate) struct Attachment {
     pub(crate) runtime: Map<String, Value>,
     /// Whether ADD was about to be called. Written before it was.
     pub(crate) begun: bool,
-    /// What ADD came to.
+    /// What ADD came to so far.
     pub(crate) result: Option<Value>,
 }
 

@@ -4,34 +4,55 @@ use std::fs;
 
 use coracle_fixtures::small;
 use coracle_tests::image::Store;
-use coracle_tests::{Host, Spec, privileged};
+use coracle_tests::{Bundle, Host, Spec, privileged};
 
 use crate::trace::{can_sweep, steps, stride, traced};
 
-/// Kills `verb` at each of its steps, one a turn, and tells after which something was left.
+/// A sweep: a verb that is killed at its steps, one a turn.
+pub(crate) struct Kills<'a> {
+    pub host: &'a Host,
+    pub bundle: &'a Bundle<'a>,
+    pub verb: &'a str,
+    /// Whether children are killed at their steps, too (strace's `-f`).
+    pub follow: &'a str,
+    /// Of how many steps one is taken.
+    pub stride: usize,
+    /// What is left that the oracle does not see.
+    pub left: &'a dyn Fn() -> Option<String>,
+}
+
+impl Kills<'_> {
+    /// Kills the verb at its steps, and tells after which something was left.
+    pub(crate) fn sweep(&self) {
+        let Self { host, bundle, verb, follow, .. } = self;
+        let trace = host.directory().join("trace");
+        traced(host, bundle, &format!("{follow} -o {}", trace.display()), verb);
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+        assert_eq!((self.left)(), None);
+        let steps = steps(&fs::read_to_string(&trace).unwrap());
+        assert!(steps.len() > 30, "only {} steps were traced", steps.len());
+        let (mut leaks, mut turns, mut failed) = (Vec::new(), 0, 0);
+        for (call, count) in steps.iter().step_by(stride(self.stride)) {
+            let before = host.snapshot();
+            let options = format!("{follow} -qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
+            turns += 1;
+            failed += usize::from(traced(host, bundle, &options, verb) != 0);
+            let delete = host.call(&["delete", "--force", bundle.id()]);
+            let unclean = (delete.code != 0).then(|| format!("delete --force: {}", delete.stderr));
+            if let Some(what) = unclean.or_else(self.left).or_else(|| host.difference(&before)) {
+                leaks.push(format!("killed at {call} #{count}: {what}\n"));
+            }
+        }
+        host.counted(&format!("{verb}: {} of {turns} kills leave nothing", turns - leaks.len()));
+        assert!(leaks.is_empty(), "{}", leaks.concat());
+        // A step that a second run happens not to reach kills nobody; they must be few.
+        assert!(failed * 10 >= turns * 9, "only {failed} of {turns} turns were killed");
+    }
+}
+
 fn sweep(host: &Host, verb: &str, follow: &str) {
     let bundle = host.bundle(Spec::new().memory(64 << 20).pids(32).args(["true"]));
-    let trace = host.directory().join("trace");
-    traced(host, &bundle, &format!("{follow} -o {}", trace.display()), verb);
-    host.call(&["delete", "--force", bundle.id()]).succeeds();
-    let steps = steps(&fs::read_to_string(&trace).unwrap());
-    assert!(steps.len() > 30, "only {} steps were traced", steps.len());
-    let (mut leaks, mut turns, mut failed) = (Vec::new(), 0, 0);
-    for (call, count) in steps.iter().step_by(stride(1)) {
-        let before = host.snapshot();
-        let options = format!("{follow} -qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
-        turns += 1;
-        failed += usize::from(traced(host, &bundle, &options, verb) != 0);
-        let delete = host.call(&["delete", "--force", bundle.id()]);
-        let unclean = (delete.code != 0).then(|| format!("delete --force: {}", delete.stderr));
-        if let Some(what) = unclean.or_else(|| host.difference(&before)) {
-            leaks.push(format!("killed at {call} #{count}: {what}\n"));
-        }
-    }
-    host.counted(&format!("{verb}: {} of {turns} kills leave nothing", turns - leaks.len()));
-    assert!(leaks.is_empty(), "{}", leaks.concat());
-    // A step that a second run happens not to reach kills nobody; they must be few.
-    assert!(failed * 10 >= turns * 9, "only {failed} of {turns} turns were killed");
+    Kills { host, bundle: &bundle, verb, follow, stride: 1, left: &|| None }.sweep();
 }
 
 #[test]

@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 mod churn;
-mod pods;
 mod errors;
+mod images;
 mod kills;
+mod networks;
+mod pods;
 mod stuck;
 mod trace;

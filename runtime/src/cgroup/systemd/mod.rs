@@ -20,6 +20,9 @@ use self::message::{Value, Writer};
 use super::Version;
 use crate::error::{Code, Context, Error, Result};
 
+/// The property that says what follows when the kernel kills a process of a unit for want of memory.
+const OOM_POLICY: &str = "OOMPolicy";
+
 /// A container's scope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unit {
@@ -108,8 +111,16 @@ impl Unit {
             (if version == Version::V2 { "IOAccounting" } else { "BlockIOAccounting" }, Value::Truth(true)),
         ];
         properties.extend(limits.into_iter().flatten());
+        // Else systemd ends the whole scope when the kernel kills one of its processes for want of memory.
+        properties.push((OOM_POLICY, Value::Text("continue".to_owned())));
         // One of this name that failed is still known until somebody has taken note.
-        if let Err(first) = self.start_transient(&mut bus, &properties) {
+        let mut started = self.start_transient(&mut bus, &properties);
+        if started.as_ref().is_err_and(|e| e.to_string().contains(OOM_POLICY)) {
+            // Before it had the word for scopes it left them alone.
+            properties.pop();
+            started = self.start_transient(&mut bus, &properties);
+        }
+        if let Err(first) = started {
             if first.code() != Code::Exists || self.reset_failed(&mut bus).is_err() {
                 return Err(first);
             }

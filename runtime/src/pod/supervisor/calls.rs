@@ -230,6 +230,7 @@ impl Supervisor {
         if !self.is_over() {
             self.stop(Duration::ZERO, "");
         }
+        self.remove_again();
         self.leaving = true;
         Ok(Answer::Later(Pending::Remove))
     }

@@ -1,0 +1,231 @@
+//! The store of images: `coracle-image` killed at any step, and a disk that is full at any step.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use coracle_fixtures::small;
+use coracle_tests::image::Store;
+use coracle_tests::{Host, Outcome, privileged};
+
+use crate::trace::{Step, can_sweep, patience, steps, stride};
+
+/// What a full disk refuses, from then on.
+const WRITES: [&str; 15] = [
+    "copy_file_range",
+    "fallocate",
+    "fdatasync",
+    "fsetxattr",
+    "fsync",
+    "ftruncate",
+    "linkat",
+    "lsetxattr",
+    "mkdirat",
+    "mknodat",
+    "pwrite64",
+    "rename",
+    "renameat2",
+    "symlinkat",
+    "write",
+];
+
+/// A store that is made anew for each turn.
+struct Turns<'h> {
+    host: &'h Host,
+    store: Store<'h>,
+    layout: PathBuf,
+    name: String,
+    /// The store before the verb.
+    pristine: PathBuf,
+    verb: String,
+}
+
+impl<'h> Turns<'h> {
+    /// For `import` of the small image, or `unpack` of what was imported.
+    fn new(host: &'h Host, verb: &str) -> Self {
+        let (store, layout, image) = (Store::new(host), host.directory(), small::image());
+        image.write_layout(&layout);
+        let pristine = host.directory().join("pristine");
+        if verb == "unpack" {
+            store.import_path(&layout, &image.name).succeeds();
+        } else {
+            store.call(&["ls"]).succeeds();
+            fs::create_dir_all(store.directory()).unwrap();
+        }
+        let verb = match verb {
+            "import" => format!("import {} --name {}", layout.display(), image.name),
+            verb => format!("{verb} {}", image.name),
+        };
+        let turns = Self { host, store, layout, name: image.name, pristine, verb };
+        turns.copy(turns.store.directory(), &turns.pristine);
+        turns
+    }
+
+    fn copy(&self, from: &Path, to: &Path) {
+        self.host
+            .shell(&format!("rm -rf {to}; cp -a {from} {to}", from = from.display(), to = to.display()))
+            .succeeds();
+    }
+
+    fn reset(&self) {
+        self.copy(&self.pristine, self.store.directory());
+    }
+
+    /// The verb, under strace with these options.
+    fn traced(&self, options: &str) -> Outcome {
+        let (program, store) = (self.host.image_program(), self.store.directory().display());
+        let command = format!("strace -f -qq {options} {} --store {store} {}", program.display(), self.verb);
+        self.host.shell(&format!("exec timeout -s KILL {} {command}", 4 * patience()))
+    }
+
+    /// The steps of the verb, and the store after it.
+    fn steps(&self) -> (Vec<Step>, BTreeMap<String, String>) {
+        let trace = self.host.directory().join("trace");
+        self.traced(&format!("-o {}", trace.display())).succeeds();
+        (steps(&fs::read_to_string(trace).unwrap()), listed(self.store.directory()))
+    }
+
+    /// What is wrong with the store once the verb has been done again.
+    fn wrong_after_another(&self, whole: &BTreeMap<String, String>) -> Option<String> {
+        let words: Vec<&str> = self.verb.split(' ').collect();
+        for args in [&words[..], &["verify"], &["gc"]] {
+            let outcome = self.store.call(args);
+            if outcome.code != 0 {
+                return Some(format!("{args:?}: {}", outcome.stderr));
+            }
+        }
+        difference(whole, &listed(self.store.directory()))
+    }
+}
+
+/// All that a store holds, but for times, and for the locks and the notes of when an image was used, which say nothing.
+fn listed(store: &Path) -> BTreeMap<String, String> {
+    fn walk(directory: &Path, below: &str, found: &mut BTreeMap<String, String>) {
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            let (path, name) = (entry.path(), format!("{below}/{}", entry.file_name().to_string_lossy()));
+            let meta = fs::symlink_metadata(&path).unwrap();
+            let kind = meta.file_type();
+            let size = if kind.is_file() { meta.size() } else { 0 };
+            let is_device = kind.is_char_device() || kind.is_block_device();
+            let what = format!(
+                "{:o} {}:{} {size} {}",
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                if is_device { meta.rdev() } else { 0 }
+            );
+            found.insert(name.clone(), what);
+            if kind.is_dir() {
+                walk(&path, &name, found);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(store, "", &mut found);
+    found
+}
+
+fn difference(expected: &BTreeMap<String, String>, found: &BTreeMap<String, String>) -> Option<String> {
+    let left = found
+        .iter()
+        .filter(|(path, what)| expected.get(*path) != Some(what))
+        .map(|(path, what)| format!("  left: {path} {what}\n"));
+    let gone = expected
+        .iter()
+        .filter(|(path, _)| !found.contains_key(*path))
+        .map(|(path, what)| format!("  gone: {path} {what}\n"));
+    let told: String = left.chain(gone).take(20).collect();
+    (!told.is_empty()).then_some(told)
+}
+
+fn killed(host: &Host, verb: &str, own: usize) {
+    if !can_sweep(host) {
+        return;
+    }
+    let turns = Turns::new(host, verb);
+    let (steps, _) = turns.steps();
+    turns.reset();
+    // As it is after one that nobody kills.
+    let mut wrong = turns.wrong_after_another(&BTreeMap::new()).map(|_| String::new()).unwrap_or_default();
+    let whole = listed(turns.store.directory());
+    let mut number = 0;
+    for (call, count) in steps.iter().step_by(stride(own)) {
+        turns.reset();
+        number += 1;
+        turns.traced(&format!("-o /dev/null -e inject={call}:signal=KILL:when={count}"));
+        if let Some(what) = turns.wrong_after_another(&whole) {
+            wrong += &format!("{verb} killed at {call} #{count}:\n{what}");
+        }
+    }
+    host.counted(&format!("image {verb}: after {number} kills the next one makes it whole"));
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+fn full(host: &Host, verb: &str, own: usize) {
+    if !can_sweep(host) {
+        return;
+    }
+    let turns = Turns::new(host, verb);
+    let (steps, whole) = turns.steps();
+    turns.reset();
+    // The first call on a store may make its lock and its directories.
+    turns.store.call(&["df"]).succeeds();
+    turns.copy(turns.store.directory(), &turns.pristine);
+    let before = listed(&turns.pristine);
+    let (mut wrong, mut number) = (String::new(), 0);
+    let writes = steps.iter().filter(|(call, _)| WRITES.contains(&call.as_str()));
+    for (call, count) in writes.step_by(stride(own)) {
+        turns.reset();
+        number += 1;
+        // From there on nothing more fits, whoever asks.
+        let run = turns.traced(&format!("-o /dev/null -e inject={call}:error=ENOSPC:when={count}+"));
+        let now = listed(turns.store.directory());
+        let what = if run.code == 0 {
+            difference(&whole, &now)
+        } else if run.stderr.trim_end().lines().count() != 1 || !run.stderr.contains("no space left") {
+            Some(format!("  it said {:?}\n", run.stderr))
+        } else {
+            difference(&before, &now)
+        };
+        if let Some(what) = what {
+            wrong += &format!("{verb}, full at {call} #{count}, ended with {}:\n{what}", run.code);
+        }
+    }
+    host.counted(&format!("image {verb}: a disk that is full at {number} steps gets its space back"));
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(!turns.name.is_empty() && turns.layout.is_dir());
+}
+
+#[test]
+fn an_import_killed_at_any_step_is_made_whole_by_the_next() {
+    privileged(|host| killed(host, "import", 30));
+}
+
+#[test]
+fn an_unpacking_killed_at_any_step_is_made_whole_by_the_next() {
+    privileged(|host| killed(host, "unpack", 30));
+}
+
+#[test]
+fn a_disk_that_is_full_while_unpacking_gets_its_space_back() {
+    privileged(|host| full(host, "unpack", 20));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn an_import_killed_at_every_step_is_made_whole_by_the_next() {
+    privileged(|host| killed(host, "import", 1));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn an_unpacking_killed_at_every_step_is_made_whole_by_the_next() {
+    privileged(|host| killed(host, "unpack", 1));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn a_disk_that_is_full_at_every_step_of_unpacking_gets_its_space_back() {
+    privileged(|host| full(host, "unpack", 1));
+}
