@@ -54,7 +54,7 @@ define want
 	done
 endef
 
-.PHONY: help build demo test unit-test test-vm test-faults test-clients fuzz lint bench install deb clean
+.PHONY: help build demo test unit-test test-vm test-faults soak test-clients fuzz lint bench install deb clean
 
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -109,6 +109,11 @@ test-faults: build ## Refuse and kill the runtime at every system call, one a tu
 		cargo test --quiet --no-fail-fast -p coracle-tests --test faults -- --include-ignored --test-threads=2 || code=$$?; \
 		cargo test --quiet -p coracle-tests --test pods -- --ignored || code=$$?; \
 		$(TELL); exit $$code
+
+soak: build ## Make and kill containers for SECONDS (3600): nothing may be left or grow (root)
+	$(call need,$(DEMO_NEEDS))
+	@CORACLE_SOAK=$(or $(SECONDS),3600) CORACLE_TEST_SECONDS=$$(( $(or $(SECONDS),3600) * 2 + 1800 )) \
+		cargo test --quiet -p coracle-tests --test faults -- --include-ignored --nocapture however_long
 
 test-clients: build ## Run containers through podman, containerd, Docker and buildah (root; fetches and unpacks their packages)
 	$(call need,$(DEMO_NEEDS) podman:podman)

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_tests::{Host, Spec, privileged};
 
@@ -50,7 +50,9 @@ fn one(runtime: &Path, bundle: &Path, number: usize) -> Option<String> {
     (!removed.status.success()).then(|| format!("{id}, killed: {}", String::from_utf8_lossy(&removed.stderr)))
 }
 
-fn churn(host: &Host, count: usize) {
+/// Runs containers, `count` of them or, from then on, for as long as `lasting`.
+fn churn(host: &Host, count: usize, lasting: Duration) {
+    let begun = Instant::now();
     let bundle = host.bundle(Spec::new().memory(64 << 20).pids(32).args(["true"]));
     let (runtime, directory) = (host.runtime(), bundle.directory());
     // Each has the cgroup of its own name.
@@ -78,23 +80,37 @@ fn churn(host: &Host, count: usize) {
     assert!(wrong.is_empty(), "{wrong:?}");
     assert_eq!(host.difference(&before.0), None);
     let bound = (count - warm) / 4 + 500;
+    let mut all = count;
+    while begun.elapsed() < lasting {
+        wrong.extend(round(all, all + count));
+        all += count;
+        assert!(wrong.is_empty(), "{wrong:?}");
+        assert_eq!(host.difference(&before.0), None, "after {all} containers");
+    }
     for ((name, earlier), (_, now)) in before.1.into_iter().zip(kept()) {
-        assert!(now <= earlier + bound, "after {count} containers {name} went from {earlier} to {now}");
+        assert!(now <= earlier + bound, "after {all} containers {name} went from {earlier} to {now}");
     }
     host.counted(&format!(
-        "{count} containers, {} of whose runtimes were killed, leave nothing",
-        count.div_ceil(100)
+        "{all} containers, {} of whose runtimes were killed, leave nothing",
+        all.div_ceil(100)
     ));
 }
 
 #[test]
 fn a_hundred_containers_leave_nothing() {
-    privileged(|host| churn(host, 100));
+    privileged(|host| churn(host, 100, Duration::ZERO));
 }
 
 #[test]
 #[ignore = "takes minutes: make test-faults; CORACLE_CHURN says how many"]
 fn ten_thousand_containers_leave_nothing() {
     let count = std::env::var("CORACLE_CHURN").ok().and_then(|count| count.parse().ok()).unwrap_or(10_000);
-    privileged(|host| churn(host, count));
+    privileged(|host| churn(host, count, Duration::ZERO));
+}
+
+#[test]
+#[ignore = "takes as long as CORACLE_SOAK says, in seconds: make soak"]
+fn containers_leave_nothing_however_long_it_goes_on() {
+    let seconds = std::env::var("CORACLE_SOAK").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
+    privileged(|host| churn(host, 1000, Duration::from_secs(seconds)));
 }

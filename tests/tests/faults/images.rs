@@ -1,4 +1,5 @@
-//! The store of images: `coracle-image` killed at any step, and a disk that is full at any step.
+//! The store of images: `coracle-image` killed at any step, a disk that is full at any step, and one that loses what was
+//! not written out when the power is cut.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,12 +40,60 @@ struct Turns<'h> {
     /// The store before the verb.
     pristine: PathBuf,
     verb: String,
+    /// The disk that the store is on.
+    disk: Option<Disk<'h>>,
+}
+
+/// A file system of its own.
+struct Disk<'h> {
+    host: &'h Host,
+    file: PathBuf,
+    point: PathBuf,
+}
+
+/// EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH (fs/ext4/ext4.h): from now on nothing is written.
+const CUT: &str =
+    "import fcntl, os, struct, sys; fcntl.ioctl(os.open(sys.argv[1], 0), 0x8004587D, struct.pack('I', 2))";
+
+impl<'h> Disk<'h> {
+    fn new(host: &'h Host) -> Self {
+        let disk = Self { host, file: host.directory().join("disk"), point: host.directory() };
+        let file = disk.file.display();
+        host.shell(&format!("truncate -s 128M {file} && mkfs.ext4 -q {file}")).succeeds();
+        disk.mount();
+        disk
+    }
+
+    fn mount(&self) {
+        self.host
+            .shell(&format!("mount -o loop {} {}", self.file.display(), self.point.display()))
+            .succeeds();
+    }
+
+    fn unmount(&self) {
+        self.host.shell(&format!("umount {}", self.point.display())).succeeds();
+    }
+
+    /// Cuts the power and starts anew: what was not written out is lost, and the journal is replayed.
+    fn cut(&self) {
+        self.host.shell(&format!("python3 -c \"{CUT}\" {}", self.point.display())).succeeds();
+        self.unmount();
+        self.mount();
+    }
+}
+
+/// Whether the power of a disk can be cut here.
+fn can_cut(host: &Host) -> bool {
+    can_sweep(host)
+        && ["python3", "mkfs.ext4", "losetup"].into_iter().all(|program| host.needs_program(program))
 }
 
 impl<'h> Turns<'h> {
-    /// For `import` of the small image, or `unpack` of what was imported.
-    fn new(host: &'h Host, verb: &str) -> Self {
-        let (store, layout, image) = (Store::new(host), host.directory(), small::image());
+    /// For `import` of the small image, or `unpack` of what was imported; on a disk of its own, or where the tests are.
+    fn new(host: &'h Host, verb: &str, disk: Option<Disk<'h>>) -> Self {
+        let directory = disk.as_ref().map_or_else(|| host.directory(), |disk| disk.point.clone());
+        let (store, layout, image) =
+            (Store::at(host, &directory.join("store")), host.directory(), small::image());
         image.write_layout(&layout);
         let pristine = host.directory().join("pristine");
         if verb == "unpack" {
@@ -57,7 +106,7 @@ impl<'h> Turns<'h> {
             "import" => format!("import {} --name {}", layout.display(), image.name),
             verb => format!("{verb} {}", image.name),
         };
-        let turns = Self { host, store, layout, name: image.name, pristine, verb };
+        let turns = Self { host, store, layout, name: image.name, pristine, verb, disk };
         turns.copy(turns.store.directory(), &turns.pristine);
         turns
     }
@@ -70,6 +119,9 @@ impl<'h> Turns<'h> {
 
     fn reset(&self) {
         self.copy(&self.pristine, self.store.directory());
+        if let Some(disk) = &self.disk {
+            self.host.shell(&format!("sync -f {}", disk.point.display())).succeeds();
+        }
     }
 
     /// The verb, under strace with these options.
@@ -139,11 +191,12 @@ fn difference(expected: &BTreeMap<String, String>, found: &BTreeMap<String, Stri
     (!told.is_empty()).then_some(told)
 }
 
-fn killed(host: &Host, verb: &str, own: usize) {
+/// Kills `verb` at its steps, and cuts the power of the disk then, if it is on one.
+fn killed(host: &Host, verb: &str, own: usize, disk: Option<Disk<'_>>) {
     if !can_sweep(host) {
         return;
     }
-    let turns = Turns::new(host, verb);
+    let turns = Turns::new(host, verb, disk);
     let (steps, _) = turns.steps();
     turns.reset();
     // As it is after one that nobody kills.
@@ -154,11 +207,14 @@ fn killed(host: &Host, verb: &str, own: usize) {
         turns.reset();
         number += 1;
         turns.traced(&format!("-o /dev/null -e inject={call}:signal=KILL:when={count}"));
+        turns.disk.iter().for_each(Disk::cut);
         if let Some(what) = turns.wrong_after_another(&whole) {
             wrong += &format!("{verb} killed at {call} #{count}:\n{what}");
         }
     }
-    host.counted(&format!("image {verb}: after {number} kills the next one makes it whole"));
+    turns.disk.iter().for_each(Disk::unmount);
+    let what = if turns.disk.is_some() { "cuts of the power" } else { "kills" };
+    host.counted(&format!("image {verb}: after {number} {what} the next one makes it whole"));
     assert!(wrong.is_empty(), "{wrong}");
 }
 
@@ -166,7 +222,7 @@ fn full(host: &Host, verb: &str, own: usize) {
     if !can_sweep(host) {
         return;
     }
-    let turns = Turns::new(host, verb);
+    let turns = Turns::new(host, verb, None);
     let (steps, whole) = turns.steps();
     turns.reset();
     // The first call on a store may make its lock and its directories.
@@ -199,12 +255,12 @@ fn full(host: &Host, verb: &str, own: usize) {
 
 #[test]
 fn an_import_killed_at_any_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "import", 30));
+    privileged(|host| killed(host, "import", 30, None));
 }
 
 #[test]
 fn an_unpacking_killed_at_any_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "unpack", 30));
+    privileged(|host| killed(host, "unpack", 30, None));
 }
 
 #[test]
@@ -215,17 +271,66 @@ fn a_disk_that_is_full_while_unpacking_gets_its_space_back() {
 #[test]
 #[ignore = "takes minutes: make test-faults"]
 fn an_import_killed_at_every_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "import", 1));
+    privileged(|host| killed(host, "import", 1, None));
 }
 
 #[test]
 #[ignore = "takes minutes: make test-faults"]
 fn an_unpacking_killed_at_every_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "unpack", 1));
+    privileged(|host| killed(host, "unpack", 1, None));
 }
 
 #[test]
 #[ignore = "takes minutes: make test-faults"]
 fn a_disk_that_is_full_at_every_step_of_unpacking_gets_its_space_back() {
     privileged(|host| full(host, "unpack", 1));
+}
+
+fn cut(host: &Host, verb: &str, own: usize) {
+    if can_cut(host) {
+        killed(host, verb, own, Some(Disk::new(host)));
+    }
+}
+
+#[test]
+fn an_import_cut_off_with_the_power_is_made_whole_by_the_next() {
+    privileged(|host| cut(host, "import", 40));
+}
+
+#[test]
+fn an_unpacking_cut_off_with_the_power_is_made_whole_by_the_next() {
+    privileged(|host| cut(host, "unpack", 40));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn an_import_cut_off_with_the_power_at_every_step_is_made_whole_by_the_next() {
+    privileged(|host| cut(host, "import", 1));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn an_unpacking_cut_off_with_the_power_at_every_step_is_made_whole_by_the_next() {
+    privileged(|host| cut(host, "unpack", 1));
+}
+
+#[test]
+fn what_was_said_to_be_imported_and_unpacked_is_there_after_the_power_was_cut() {
+    privileged(|host| {
+        if !can_cut(host) {
+            return;
+        }
+        for verb in ["import", "unpack"] {
+            let turns = Turns::new(host, verb, Some(Disk::new(host)));
+            turns.steps();
+            turns.store.call(&["gc"]).succeeds();
+            let whole = listed(turns.store.directory());
+            turns.disk.iter().for_each(Disk::cut);
+            turns.store.call(&["verify"]).succeeds();
+            // What was removed last may be there again.
+            turns.store.call(&["gc"]).succeeds();
+            assert_eq!(difference(&whole, &listed(turns.store.directory())), None, "{verb}");
+            turns.disk.iter().for_each(Disk::unmount);
+        }
+    });
 }

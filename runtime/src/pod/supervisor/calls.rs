@@ -230,7 +230,6 @@ impl Supervisor {
         if !self.is_over() {
             self.stop(Duration::ZERO, "");
         }
-        self.remove_again();
         self.leaving = true;
         Ok(Answer::Later(Pending::Remove))
     }

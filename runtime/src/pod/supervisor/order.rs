@@ -219,17 +219,6 @@ impl Supervisor {
         }
     }
 
-    /// Has what is left of containers removed again, whose removal failed.
-    pub(super) fn remove_again(&mut self) {
-        for (path, member) in &mut self.members {
-            let (states, name) = self.dir.states(path);
-            if matches!(member.phase, Phase::Over) && State::open_unlocked(&states, &name).is_ok() {
-                let ended = member.life.ended.clone();
-                member.phase = Phase::Ended(ended.unwrap_or_else(|| record::ended(None, &time::now())));
-            }
-        }
-    }
-
     fn is_removed(&mut self, path: &Path, failure: Option<Error>, ended: Ended) {
         let (wish, bounds) = (self.record.wish, self.plan.back_off);
         let Some(member) = self.members.get_mut(path) else { return };
@@ -245,7 +234,7 @@ impl Supervisor {
                 let _ = sandbox.keeper.drop_held(&format!("{path}:{what}"));
             }
         }
-        if let Some(failure) = &failure {
+        if let Some(failure) = failure {
             member.warnings.push(format!("something is left: {failure}"));
         }
         let kills = self.plan.kill_on_failure && member.plan.role == Role::Main && !ended.is_success();
@@ -258,9 +247,6 @@ impl Supervisor {
         }
         self.save_life(path);
         self.tell(path, "exited");
-        if let (true, Some(failure)) = (self.leaving, failure) {
-            self.refuse_to_end(&failure);
-        }
         if kills && wish == Wish::Run {
             self.stop(self.plan.grace, &format!("container {path:?} failed, and one failure ends the pod"));
         }

@@ -18,6 +18,7 @@ mod starts;
 mod plugins;
 mod pods;
 mod subject;
+mod sustained;
 mod unpack;
 mod pull;
 

@@ -15,7 +15,7 @@ use crate::plugins;
 use crate::pods;
 use crate::report::{Report, Row};
 use crate::subject::{Bundle, Subject};
-use crate::{Options, crowd};
+use crate::{Options, crowd, sustained};
 
 /// Whom all others are compared with.
 pub(crate) const PEER: &str = "crun";
@@ -52,6 +52,17 @@ fn measure_in(directory: &Path, options: &Options, report: &mut Report) -> Resul
     let rates =
         each(&all, |subject| rate(count, WIDTH, || timed(&mut subject.run(Bundle::Plain)).map(drop)))?;
     report.add(rows(&format!("{count} × run"), "/s", &all, &rates, PEER));
+    let sustained: Result<Vec<f64>, String> = each(&all, |subject| {
+        let once = || timed(&mut subject.run(Bundle::Plain)).map(drop);
+        sustained::rate(count, || rate(count, WIDTH, once))
+    });
+    match sustained {
+        Ok(rates) => {
+            report.add(rows(&format!("{count} × run, until all is torn down"), "/s", &all, &rates, PEER));
+        }
+        // Others who make containers meanwhile are counted, too.
+        Err(why) => report.note(&format!("launches with their teardown are not measured: {why}")),
+    }
     let rates = each(&runtimes, |subject| rate(count, WIDTH, || cycle(subject).map(drop)))?;
     report.add(rows(&format!("{count} × create + start + delete"), "/s", &runtimes, &rates, PEER));
 
