@@ -31,7 +31,7 @@ VM_NEEDS := $(DEMO_NEEDS) newuidmap:uidmap qemu-system-x86_64:qemu-system-x86 /u
 VM_CRATES = $(if $(PARTS),--workspace,-p coracle-tests -p coracle-isolator-cgroup)
 # Unpacked for as long as their tests run; nothing is installed, no daemon of the machine is started.
 CLIENTS := containerd docker.io tini buildah catatonit
-BENCH_WANTS := docker-registry:docker-registry podman:podman skopeo:skopeo crun:crun runc:runc umoci:umoci perf:linux-perf
+BENCH_WANTS := /usr/lib/cni/bridge:containernetworking-plugins docker-registry:docker-registry podman:podman skopeo:skopeo crun:crun runc:runc umoci:umoci perf:linux-perf
 
 # $(call need,PROGRAM:PACKAGE …) installs the packages whose program is missing; silent when none is.
 define need

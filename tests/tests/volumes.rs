@@ -270,3 +270,62 @@ fn a_tmpfs_gets_the_size_that_the_operator_says() {
         assert_eq!(run.lines(), ["full", "65536"]);
     });
 }
+
+/// A bundle with the volume `data`, in which the host's programs run.
+fn with_database<'h>(volumes: &'h Volumes, script: &str) -> coracle_tests::Bundle<'h> {
+    let spec = ["/usr", "/lib", "/lib64"]
+        .iter()
+        .fold(with_data(&[]), |spec, dir| spec.bind(dir, dir, &["rbind", "ro"]));
+    volumes.host.bundle(spec.set("/process/args", json!(["/usr/bin/bash", "-c", script])))
+}
+
+#[test]
+fn a_database_that_is_killed_is_read_back_whole_by_another_container() {
+    privileged(|host| {
+        let Some(volumes) = Volumes::new(host) else { return };
+        if !host.needs_program("sqlite3") {
+            return;
+        }
+        // Each transaction that is told of is on the disk; the one that is cut off is not.
+        let write = "sqlite3 /data/db 'pragma journal_mode=wal; create table t (n integer, text text)';
+            for n in $(seq 1000); do echo \"begin; insert into t values ($n, hex(randomblob(500))); commit; select $n;\"; done |
+            sqlite3 /data/db";
+        let writer = with_database(&volumes, write).start();
+        let told = || writer.output().lines().filter_map(|line| line.parse::<u32>().ok()).max().unwrap_or(0);
+        eventually("it has written", || told() >= 50);
+        writer.call_with("kill", &["KILL"]).succeeds();
+        writer.becomes("stopped");
+        let last = told();
+        let read = "sqlite3 /data/db 'pragma integrity_check; select count(*), max(n) from t'";
+        let lines = with_database(&volumes, read).run().succeeds().lines();
+        let (count, most) = lines[1].split_once('|').unwrap();
+        assert_eq!((lines[0].as_str(), count), ("ok", most));
+        assert!(count.parse::<u32>().unwrap() >= last, "{count} of {last}");
+        volumes.host.call(&["delete", "--force", writer.id()]).succeeds();
+        volumes.host.call(&["volume", "rm", "data"]).succeeds();
+    });
+}
+
+#[test]
+fn two_containers_share_a_database() {
+    privileged(|host| {
+        let Some(volumes) = Volumes::new(host) else { return };
+        if !host.needs_program("sqlite3") {
+            return;
+        }
+        let make = "sqlite3 /data/db 'pragma journal_mode=wal; create table t (who text)'";
+        with_database(&volumes, make).run().succeeds();
+        let insert = |who: &str| {
+            let each = "for n in $(seq 50); do sqlite3 -cmd '.timeout 20000' /data/db \"insert into t values ('WHO')\" || exit 1; done";
+            with_database(&volumes, &each.replace("WHO", who)).named(who).start()
+        };
+        let (one, two) = (insert("one"), insert("two"));
+        let both = [&one, &two];
+        both.iter().for_each(|container| container.becomes("stopped"));
+        let read = "sqlite3 /data/db 'select who, count(*) from t group by who order by who'";
+        assert_eq!(with_database(&volumes, read).run().succeeds().lines(), ["one|50", "two|50"]);
+        for container in both {
+            volumes.host.call(&["delete", container.id()]).succeeds();
+        }
+    });
+}

@@ -15,6 +15,7 @@ mod crowd;
 mod measure;
 mod report;
 mod starts;
+mod networks;
 mod plugins;
 mod pods;
 mod subject;

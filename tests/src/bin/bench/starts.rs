@@ -11,6 +11,7 @@ use coracle_tests::command::is_installed;
 use crate::measure::{
     alternate, compile, grace_periods, milliseconds, peak_memory, rate, rows, timed, timed_detached,
 };
+use crate::networks;
 use crate::plugins;
 use crate::pods;
 use crate::report::{Report, Row};
@@ -67,6 +68,7 @@ fn measure_in(directory: &Path, options: &Options, report: &mut Report) -> Resul
     report.add(rows(&format!("{count} × create + start + delete"), "/s", &runtimes, &rates, PEER));
 
     plugins::measure(directory, options, report)?;
+    networks::measure(directory, options, report)?;
     pods::measure(&runtimes, directory, options, report)?;
     crowd::measure(&all, runs, report)?;
 
