@@ -10,6 +10,7 @@ mod update;
 mod checkpoint;
 mod isolator;
 mod complete;
+mod node;
 mod pod;
 mod network;
 
@@ -32,7 +33,8 @@ pub use isolator::{Isolators, Stats};
 pub use launch::{ImageRun, Launch, Pull};
 pub use look::{Events, List, Listen, Ps};
 pub use network::NetworkVerb;
-pub use pod::{Attach, Drain, ListForm, Logs, Make, NodeVerb, PodExec, PodVerb, Target};
+pub use node::NodeVerb;
+pub use pod::{Attach, Drain, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;
 
 /// What stands before the command.

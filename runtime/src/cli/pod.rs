@@ -8,6 +8,7 @@ use lexopt::prelude::*;
 
 use super::Command;
 use super::network::Networks;
+use super::node::{self, NodeVerb};
 use super::words::{self, parsed, rest, text, usage};
 use crate::error::{Error, Result};
 
@@ -74,28 +75,6 @@ pub enum PodVerb {
     Serve,
     /// Prints what happens.
     Watch(String),
-}
-
-/// A verb of `pod node`.
-#[derive(Debug, Clone)]
-pub enum NodeVerb {
-    /// Makes a node.
-    Create {
-        /// Its path: `org/team`.
-        name: String,
-        /// Whether pods below it get users of their own.
-        own_users: bool,
-        /// The file of its limits.
-        file: Option<PathBuf>,
-    },
-    /// Sets limits of one.
-    Update(String, PathBuf),
-    /// Prints what all below one use.
-    Usage(String),
-    /// Removes one.
-    Remove(String),
-    /// Prints all, or those below one.
-    List(Option<String>),
 }
 
 /// What `pod ls` prints.
@@ -221,7 +200,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Command> {
         "stop" => stop(parser)?,
         "rm" => remove(parser)?,
         "ls" | "list" => list(parser)?,
-        "node" => node(parser)?,
+        "node" => PodVerb::Node(node::parse(parser)?),
         "inspect" => PodVerb::Inspect(only_pod(parser)?),
         "logs" => PodVerb::Logs(logs(parser)?),
         "attach" => PodVerb::Attach(attach(parser)?),
@@ -239,7 +218,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Command> {
     Ok(Command::Pod(verb))
 }
 
-fn missing(what: &str) -> Error {
+pub(super) fn missing(what: &str) -> Error {
     usage(format!("{what} is missing")).hint("see coracle help pod")
 }
 
@@ -352,29 +331,6 @@ fn list(parser: &mut lexopt::Parser) -> Result<PodVerb> {
         }
     }
     Ok(PodVerb::List { form, below })
-}
-
-fn node(parser: &mut lexopt::Parser) -> Result<PodVerb> {
-    let wrong = || usage("pod node needs create, update, usage, ls or rm").hint("see coracle help pod");
-    let Some(Value(verb)) = parser.next()? else { return Err(wrong()) };
-    let (mut name, mut file, mut own_users) = (None, None, false);
-    while let Some(arg) = parser.next()? {
-        match arg {
-            Short('f') | Long("file") => file = Some(PathBuf::from(parser.value()?)),
-            Long("own-users") => own_users = true,
-            Value(value) if name.is_none() => name = Some(value.string()?),
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    let named = || name.clone().ok_or_else(|| missing("the node's name"));
-    Ok(PodVerb::Node(match verb.to_str() {
-        Some("create") => NodeVerb::Create { name: named()?, own_users, file },
-        Some("update") => NodeVerb::Update(named()?, file.ok_or_else(|| missing("-f FILE"))?),
-        Some("usage") => NodeVerb::Usage(named()?),
-        Some("rm") => NodeVerb::Remove(named()?),
-        Some("ls" | "list") => NodeVerb::List(name),
-        _ => return Err(wrong()),
-    }))
 }
 
 fn logs(parser: &mut lexopt::Parser) -> Result<Logs> {

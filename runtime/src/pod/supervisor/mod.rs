@@ -9,6 +9,7 @@ mod health;
 mod member;
 mod order;
 mod pending;
+mod sandbox;
 mod start;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coracle_isolator_host::Registry;
-use coracle_sys::{file, process, socket};
+use coracle_sys::{process, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signalfd::SignalFd;
 use serde_json::{Value, json};
@@ -25,8 +26,8 @@ use serde_json::{Value, json};
 use super::job::Job;
 use super::launch::{self, Order};
 use super::logs::Stream;
-use super::network::{Attached, Networks};
-use super::plan::{Kind, Plan};
+use super::network::Networks;
+use super::plan::Plan;
 use super::record::{Directory, Record, Wish};
 use super::sandbox::Sandbox;
 use super::varlink::Connection;
@@ -44,15 +45,6 @@ type Path = Rc<str>;
 
 /// The most callers at a time.
 const MOST_CLIENTS: usize = 256;
-
-/// How long the plugins of a pod's networks may take together.
-const ATTACHED_WITHIN: Duration = Duration::from_secs(300);
-
-/// How long the removal of a sandbox that is on no network may take.
-const REMOVED_WITHIN: Duration = Duration::from_secs(30);
-
-/// How long to wait before a removal that failed is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// After how long without anything to do a supervisor lets go of what it does not need.
 const REST: Duration = Duration::from_secs(1);
@@ -283,14 +275,6 @@ impl Supervisor {
         first.chain(self.errands.values().map(Errand::pid)).chain(jobs)
     }
 
-    fn lose_keeper(&mut self) {
-        self.sandbox = None;
-        self.stop(Duration::ZERO, "the holder of the pod's namespaces was killed");
-        for member in self.members.values_mut() {
-            member.cause.get_or_insert_with(|| "SandboxLost".to_owned());
-        }
-    }
-
     /// What a launch needs to know; `None` without a sandbox.
     fn order(&self) -> Option<Order<'_>> {
         Some(Order {
@@ -316,84 +300,6 @@ impl Supervisor {
     fn is_over(&self) -> bool {
         let is_over = |member: &Member| matches!(member.phase, Phase::Over | Phase::Waiting);
         !self.has_sandbox() && self.members.values().all(is_over)
-    }
-
-    /// Whether the sandbox or any part of it is there, or is being made or removed.
-    fn has_sandbox(&self) -> bool {
-        let record = &self.record;
-        let is_recorded = record.keeper.is_some() || record.cgroup.is_some() || record.networks.is_some();
-        is_recorded || self.sandbox.is_some() || self.attaching.is_some() || self.teardown.is_some()
-    }
-
-    /// Takes the sandbox away when nobody is left in it.
-    fn tear_down(&mut self) {
-        let is_early = self.again.is_some_and(|at| at > Instant::now());
-        if let Some(attaching) = &self.attaching {
-            return attaching.kill();
-        }
-        if !self.has_sandbox() || self.teardown.is_some() || is_early {
-            return;
-        }
-        (self.sandbox, self.again) = (None, None);
-        let record = &self.record;
-        let within = if record.networks.is_some() { ATTACHED_WITHIN } else { REMOVED_WITHIN };
-        self.teardown = Job::start(within, &[], |_| {
-            coracle_sys::signal::unblock()?;
-            let left = record.networks.as_ref().and_then(|_| self.networks.detach(&self.plan.name).err());
-            super::sandbox::remove(record).map(|()| left.map(|error| error.to_string()))
-        })
-        .ok();
-    }
-
-    /// Starts to attach the sandbox to its networks, if it is to be on any.
-    fn attach_networks(&mut self) {
-        let (pod, hostname) = (&self.record.document, &self.plan.sandbox.hostname);
-        let namespace = self.sandbox.as_ref().and_then(|sandbox| sandbox.namespace(Kind::Net));
-        let Some(namespace) = namespace else { return };
-        let job = Job::start(ATTACHED_WITHIN, &[namespace], |_| {
-            coracle_sys::signal::unblock()?;
-            self.networks.attach(pod, hostname, namespace)
-        });
-        match job {
-            Ok(job) => self.attaching = Some(job),
-            Err(error) => self.fail(error),
-        }
-    }
-
-    fn finish_attaching(&mut self) {
-        let Some(job) = self.attaching.take() else { return };
-        match job.finish::<Vec<Attached>>() {
-            Ok((attached, _)) => {
-                self.record.networks = Some(attached);
-                self.save();
-            }
-            Err(_) if self.record.wish == Wish::Stop => {}
-            Err(error) => self.fail(error),
-        }
-    }
-
-    /// The pod can't begin.
-    fn fail(&mut self, error: Error) {
-        self.stop(Duration::ZERO, &error.to_string());
-        self.failure = Some(error);
-    }
-
-    fn finish_teardown(&mut self) {
-        let Some(job) = self.teardown.take() else { return };
-        match job.finish::<Option<String>>() {
-            Ok((left, _)) => {
-                self.message = self.message.take().or(left);
-                (self.record.keeper, self.record.cgroup, self.record.networks) = (None, None, None);
-                let _ = file::unlink(self.dir.fd(), super::keeper::SOCKET);
-            }
-            Err(error) => {
-                let error = error.doing("removing the pod's namespaces and cgroup");
-                self.message = Some(error.to_string());
-                self.again = Some(Instant::now() + AGAIN);
-                self.refuse_to_end(&error);
-            }
-        }
-        self.save();
     }
 
     fn save(&mut self) {

@@ -339,6 +339,9 @@ impl Supervisor {
                 member.attached.give();
             }
         }
+        if self.again.take_if(|at| *at <= now).is_some() && self.record.wish != Wish::Run {
+            self.tear_down();
+        }
         self.attaching.iter().chain(&self.teardown).filter(|job| job.deadline <= now).for_each(Job::kill);
         self.expire_errands(now);
         self.probe(now);
@@ -365,7 +368,7 @@ impl Supervisor {
             (member.life.done, member.cause) = (false, None);
         }
         (self.started, self.grace, self.message) = (Instant::now(), self.plan.grace, None);
-        (self.record.wish, self.failure) = (Wish::Run, None);
+        (self.record.wish, self.failure, self.again) = (Wish::Run, None, None);
         self.record.networks = wanted.map(|_| Vec::new());
         self.save();
         if self.record.networks.is_some() {
