@@ -98,6 +98,8 @@ pub struct Supervisor {
     message: Option<String>,
     /// Whether the pod is to be forgotten when it has ended.
     leaving: bool,
+    /// Whether there may be children that have ended and nobody knows.
+    unreaped: bool,
     /// When it has had nothing to do for long; `None` where it has been at rest since.
     rests: Option<Instant>,
     next: u64,
@@ -126,6 +128,7 @@ impl Supervisor {
             for source in &ready {
                 self.handle(source);
             }
+            self.reap();
             self.expire(Instant::now());
             self.rest(ready.is_empty());
         }
@@ -255,12 +258,18 @@ impl Supervisor {
         while let Ok(Some(info)) = self.signals.read_signal() {
             match info.ssi_signo.cast_signed() {
                 libc::SIGTERM | libc::SIGINT => self.stop(self.plan.grace, "the supervisor was asked to end"),
-                libc::SIGCHLD => {
-                    let known: Vec<i32> = self.known_children().collect();
-                    process::reap_unknown(|pid| known.contains(&pid));
-                }
+                libc::SIGCHLD => self.unreaped = true,
                 _ => {}
             }
+        }
+    }
+
+    /// Reaps children that nobody knows. One that is known and has ended hides those after it until it is asked how: then it
+    /// is tried again. A process of a container that stays a zombie would keep the end of the container's first one waiting.
+    fn reap(&mut self) {
+        if self.unreaped {
+            let known: Vec<i32> = self.known_children().collect();
+            self.unreaped = process::reap_unknown(|pid| known.contains(&pid));
         }
     }
 

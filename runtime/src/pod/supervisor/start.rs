@@ -185,6 +185,7 @@ impl Supervisor {
             grace: plan.grace,
             message: None,
             leaving: false,
+            unreaped: true,
             rests: Some(Instant::now() + super::REST),
             next: 0,
             global,
