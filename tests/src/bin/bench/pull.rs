@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use coracle_fixtures::large;
+use coracle_fixtures::layer::{Compression, Entry, Layer, digest};
 use coracle_tests::command::is_installed;
+use serde_json::{Value, json};
 
 use crate::Options;
 use crate::measure::{compile, median, peak_memory, timed};
@@ -40,10 +42,11 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Stri
     let runs = if options.runs < 10 { 1 } else { 3 };
     let puller = Puller { options, registry: &registry, scratch: &scratch };
     for tag in ["gzip", "zstd"] {
-        let (mut podman, mut ours) = (Vec::new(), Vec::new());
+        let (mut podman, mut ours, mut images) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..runs {
             podman.push(puller.time(&puller.podman(tag))?);
-            ours.push(puller.time(&puller.ours(tag))?);
+            ours.push(puller.time(&puller.ours(tag, "overlay"))?);
+            images.push(puller.time(&puller.ours(tag, "erofs"))?);
         }
         let base = median(podman);
         let row = |subject: &str, time: Duration| Row {
@@ -53,10 +56,50 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Stri
             unit: "s",
             ratio: Some(time.as_secs_f64() / base.as_secs_f64()),
         };
-        report.add(vec![row(PEER, base), row("coracle-image", median(ours))]);
+        let rows = [("coracle-image", ours), ("coracle, EROFS", images)];
+        let rows = rows.map(|(subject, times)| row(subject, median(times)));
+        report.add(std::iter::once(row(PEER, base)).chain(rows).collect());
         puller.memory(tag, report)?;
     }
+    puller.second(&layout, report)?;
     remove(&scratch)
+}
+
+/// Writes a layout beside `layout` whose image has all of its layers but the last, and a small one in its place.
+fn write_second(layout: &Path) -> Result<PathBuf, String> {
+    let failed = |error: std::io::Error| format!("write a second image: {error}");
+    let blob = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
+    let read = |path: &Path| -> Result<Value, String> {
+        serde_json::from_slice(&fs::read(path).map_err(failed)?).map_err(|error| error.to_string())
+    };
+    let write = |bytes: &[u8]| -> Result<Value, String> {
+        fs::write(blob(&digest(bytes)), bytes).map_err(failed)?;
+        Ok(json!({ "digest": digest(bytes), "size": bytes.len() }))
+    };
+    let name = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut manifest = read(&blob(&name(&read(&layout.join("index.json"))?["manifests"][0]["digest"])))?;
+    let mut config = read(&blob(&name(&manifest["config"]["digest"])))?;
+    let new = Layer::new(&[Entry::file("second", "image")], Compression::Gzip);
+    let last = manifest["layers"].as_array().map_or(1, Vec::len) - 1;
+    config["rootfs"]["diff_ids"][last] = json!(new.diff_id);
+    for (pointer, bytes) in
+        [("/config".to_owned(), config.to_string().into_bytes()), (format!("/layers/{last}"), new.blob)]
+    {
+        let written = write(&bytes)?;
+        let descriptor = manifest.pointer_mut(&pointer).ok_or("the manifest has no such blob")?;
+        descriptor["digest"] = written["digest"].clone();
+        descriptor["size"] = written["size"].clone();
+    }
+    let mut entry = write(manifest.to_string().as_bytes())?;
+    entry["mediaType"] = json!("application/vnd.oci.image.manifest.v1+json");
+    let second = layout.with_file_name("large-second");
+    remove(&second)?;
+    fs::create_dir_all(&second).map_err(failed)?;
+    std::os::unix::fs::symlink(layout.join("blobs"), second.join("blobs")).map_err(failed)?;
+    fs::copy(layout.join("oci-layout"), second.join("oci-layout")).map_err(failed)?;
+    let index = json!({ "schemaVersion": 2, "manifests": [entry] });
+    fs::write(second.join("index.json"), index.to_string()).map_err(failed)?;
+    Ok(second)
 }
 
 /// A registry that ends when this does.
@@ -119,10 +162,13 @@ impl Puller<'_> {
         command
     }
 
-    fn ours(&self, tag: &str) -> Command {
+    fn ours(&self, tag: &str, snapshotter: &str) -> Command {
         let mut command = Command::new(&self.options.image_program);
         command.arg("--store").arg(self.scratch.join("store")).args(["pull", "--quiet", "--plain-http"]);
-        command.arg(&self.registry.host).arg(format!("{}/large:{tag}", self.registry.host));
+        command
+            .arg(&self.registry.host)
+            .args(["--snapshotter", snapshotter])
+            .arg(format!("{}/large:{tag}", self.registry.host));
         command
     }
 
@@ -141,10 +187,27 @@ impl Puller<'_> {
         timed(again.args(command.get_args()))
     }
 
+    /// What is fetched of an image, and then of one that shares all layers with it but one.
+    fn second(&self, layout: &Path, report: &mut Report) -> Result<(), String> {
+        let second = write_second(layout)?;
+        let mut copy = Command::new("skopeo");
+        copy.args(["--insecure-policy", "copy", "--dest-tls-verify=false"]);
+        copy.arg(format!("oci:{}", second.display()))
+            .arg(format!("docker://{}/large:second", self.registry.host));
+        timed(&mut copy)?;
+        self.clear()?;
+        for (what, tag) in [("a first pull fetches", "gzip"), ("one that shares layers", "second")] {
+            let value = fetched(self.ours(tag, "overlay").arg("--json"))? as f64 / 1e6;
+            let (what, subject) = (what.to_owned(), "coracle-image".to_owned());
+            report.add(vec![Row { what, subject, value, unit: "MB", ratio: None }]);
+        }
+        Ok(())
+    }
+
     /// The peak of each.
     fn memory(&self, tag: &str, report: &mut Report) -> Result<(), String> {
         let peak = compile("peak", &self.options.cache)?;
-        for (subject, command) in [(PEER, self.podman(tag)), ("coracle-image", self.ours(tag))] {
+        for (subject, command) in [(PEER, self.podman(tag)), ("coracle-image", self.ours(tag, "overlay"))] {
             self.clear()?;
             let value = peak_memory(&peak, &command)?;
             let (what, subject) = (format!("pull, {tag}: resident"), subject.to_owned());
@@ -152,6 +215,18 @@ impl Puller<'_> {
         }
         Ok(())
     }
+}
+
+/// The bytes of layers that a pull fetches, by the events that it tells.
+fn fetched(pull: &mut Command) -> Result<u64, String> {
+    let output = pull.output().map_err(|error| format!("pull: {error}"))?;
+    let events = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        return Err(format!("the pull failed: {events}"));
+    }
+    let number = |event: &Value, key: &str| event[key].as_u64().unwrap_or(0);
+    let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(events.filter(|e| e["event"] == "started").map(|e| number(&e, "size") - number(&e, "have")).sum())
 }
 
 fn remove(path: &Path) -> Result<(), String> {

@@ -36,7 +36,10 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Stri
         report.note("umoci is not measured: it is not installed");
     }
     if options.image_program.is_file() {
-        contestants.push(("coracle-image", Contestant::Ours(options.image_program.clone(), layout.clone())));
+        for (name, snapshotter) in [("coracle-image", "overlay"), ("coracle, EROFS", "erofs")] {
+            let program = options.image_program.clone();
+            contestants.push((name, Contestant::Ours { program, layout: layout.clone(), snapshotter }));
+        }
     } else {
         report.note(&format!(
             "coracle-image is not measured: {} is not there",
@@ -80,7 +83,7 @@ fn layers(layout: &Path) -> Result<Vec<PathBuf>, String> {
 enum Contestant {
     Tar(Vec<PathBuf>),
     Umoci(PathBuf),
-    Ours(PathBuf, PathBuf),
+    Ours { program: PathBuf, layout: PathBuf, snapshotter: &'static str },
 }
 
 impl Contestant {
@@ -111,7 +114,7 @@ impl Contestant {
                 command.args(["raw", "unpack", "--image", &image]).arg(scratch.join("rootfs"));
                 Ok(command)
             }
-            Self::Ours(program, layout) => {
+            Self::Ours { program, layout, snapshotter } => {
                 let ours = |verb: &str| {
                     let mut command = Command::new(program);
                     command.arg("--store").arg(scratch.join("store")).arg(verb);
@@ -119,7 +122,7 @@ impl Contestant {
                 };
                 timed(ours("import").arg(layout).args(["--name", NAME]))?;
                 let mut command = ours("unpack");
-                command.arg(NAME);
+                command.args(["--snapshotter", snapshotter, NAME]);
                 Ok(command)
             }
         }
