@@ -398,6 +398,47 @@ fn a_listener_outside_the_allotted_ports_ends_its_container() {
 }
 
 #[test]
+fn a_listener_outside_the_allotted_ports_ends_a_container_that_nobody_waits_for() {
+    privileged(|host| {
+        if !host.needs_coracle("ports that are allotted") {
+            return;
+        }
+        let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
+        let spec = || Spec::new().set("/annotations", json!({"io.coracle.ports": "8000-8010"}));
+        // Created and started, and detached.
+        let created = host.bundle(spec().args(["nc", "-l", "-p", "9000"])).start();
+        created.becomes("stopped");
+        let allotted = host.bundle(spec().args(["nc", "-l", "-p", "8005"])).named("allotted");
+        let detached = host.bundle(spec().args(["nc", "-l", "-p", "9000"])).named("detached");
+        let log = host.directory().join("log");
+        for bundle in [&detached, &allotted] {
+            let bundle_at = bundle.directory().to_str().unwrap();
+            host.call(&[
+                "--log",
+                log.to_str().unwrap(),
+                "run",
+                "--detach",
+                "--bundle",
+                bundle_at,
+                bundle.id(),
+            ])
+            .succeeds();
+        }
+        let status = |id: &str| host.call(&["state", id]).succeeds().json()["status"].clone();
+        eventually("it is ended", || status("detached") == "stopped");
+        let told = fs::read_to_string(&log).unwrap();
+        assert!(
+            told.contains("it listens on port 9000") && told.contains("the container is killed"),
+            "{told}"
+        );
+        assert_eq!(status("allotted"), "running");
+        for id in [created.id(), "detached", "allotted"] {
+            host.call(&["delete", "--force", id]).succeeds();
+        }
+    });
+}
+
+#[test]
 fn who_shares_a_namespace_is_not_taken_for_another() {
     privileged(|host| {
         if !host.needs_coracle("ports that are allotted") {

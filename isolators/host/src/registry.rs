@@ -290,14 +290,34 @@ impl Registry {
         self.is_enforced.get() || plugins.any(|entry| entry.implements(Verb::Watch))
     }
 
+    /// Whether a built-in isolator ends the container whose plan was made last when it is at a limit.
+    pub fn is_enforced(&self) -> bool {
+        self.is_enforced.get()
+    }
+
+    /// What the built-in isolators watch that end this container at a limit.
+    ///
+    /// # Errors
+    /// Where one fails.
+    pub fn watch_enforced(&self, container: &Handles<'_>) -> Result<Vec<Watched<'_>>> {
+        self.watched_by(container, |entry| !entry.is_plugin() && entry.isolator.enforces(container.spec))
+    }
+
     /// What these watch.
     ///
     /// # Errors
     /// Where one fails.
     pub fn watch_to_end(&self, container: &Handles<'_>) -> Result<Vec<Watched<'_>>> {
+        self.watched_by(container, |entry| entry.is_plugin() || entry.isolator.enforces(container.spec))
+    }
+
+    fn watched_by(
+        &self,
+        container: &Handles<'_>,
+        is_asked: impl Fn(&Entry) -> bool,
+    ) -> Result<Vec<Watched<'_>>> {
         let mut watched = Vec::new();
-        let asked = |entry: &&Entry| entry.is_plugin() || entry.isolator.enforces(container.spec);
-        for entry in self.entries.iter().filter(asked).filter(|entry| !entry.is_out()) {
+        for entry in self.entries.iter().filter(|entry| is_asked(entry) && !entry.is_out()) {
             let watch = entry.call("watch", |isolator| isolator.watch(container)).map(|fd| {
                 watched.extend(fd.map(|fd| Watched { fd, entry }));
             });

@@ -6,6 +6,7 @@ use crate::isolators;
 use crate::notify;
 use crate::self_image;
 use crate::stages::plan::Wish;
+use crate::stages::watch::warden;
 use crate::stages::{cleanup, isolate, plan, prepare, spawn, spec};
 use crate::state::{Phase, State};
 
@@ -37,6 +38,7 @@ pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
             let mut isolated = isolate::isolate(waiting, &isolators)?;
             isolated.container.record.phase = Phase::Created;
             isolated.container.save()?;
+            warden::start(&isolated, &isolators, &|words| global.warn([words]))?;
             let child = &isolated.ready.child;
             global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
             super::announce(options, child, "standard")

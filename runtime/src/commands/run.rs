@@ -15,7 +15,7 @@ use crate::image::{self, Known};
 use crate::notify::{self, Notify};
 use crate::stages::plan::{Plan, Wish};
 use crate::stages::release::Running;
-use crate::stages::watch::{Limits, Watch};
+use crate::stages::watch::{Limits, Watch, warden};
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
 use crate::state::{self, Record, State};
 use crate::{isolators, self_image};
@@ -133,6 +133,9 @@ fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
     let child = &isolated.ready.child;
     global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
     super::announce(options, child, "standard")?;
+    if options.detach {
+        warden::start(&isolated, isolators, &|words| global.warn([words]))?;
+    }
     let notify = Notify::begin(&isolated.container.state)?;
     let running = release::release(isolated)?;
     global.debug(|| "init: closing the pipe to signal completion".to_owned());

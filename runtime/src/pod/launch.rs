@@ -25,6 +25,7 @@ use crate::error::{Code, Error, Result};
 use crate::image::{self, Known};
 use crate::stages::plan::Wish;
 use crate::stages::spec::Loaded;
+use crate::stages::watch::warden;
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
 use crate::state::{self, Record, State};
 
@@ -122,6 +123,7 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
         let warnings = std::mem::take(&mut prepared.warnings);
         let waiting = spawn::spawn(prepared, &cli::Launch::default(), false)?;
         let isolated = isolate::isolate(waiting, isolators)?;
+        warden::start(&isolated, isolators, &|_| {})?;
         let running = release::release(isolated)?;
         if let Some(socket) = running.console {
             let received = coracle_sys::socket::receive(socket.as_fd(), 64)?.and_then(|(_, fd)| fd);

@@ -3,6 +3,7 @@
 
 mod limits;
 mod terminal;
+pub mod warden;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
