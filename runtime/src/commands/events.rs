@@ -63,7 +63,11 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, interval: Duration) -> Re
             return Ok(());
         }
         if Instant::now() >= next {
-            print_stats(isolators, handles)?;
+            match print_stats(isolators, handles) {
+                // It ended meanwhile, and its cgroup is gone with it, as systemd's scopes are at once.
+                Err(_) if event::readable(&fds[..1], Some(Duration::ZERO))? == [true] => return Ok(()),
+                printed => printed?,
+            }
             next = Instant::now() + interval;
         }
     }
