@@ -1,14 +1,15 @@
 //! An isolator in the registry, and what is done when it fails.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use coracle_isolator::{Error, Isolator, Result};
 use coracle_isolator_abi::Verb;
 
 use crate::about::About;
 use crate::config::Settings;
-use crate::plugin::Plugin;
+use crate::plugin::{Host, Plugin};
 
 /// An isolator of a registry.
 pub(crate) struct Entry {
@@ -17,6 +18,8 @@ pub(crate) struct Entry {
     pub(crate) settings: Option<Settings>,
     /// What a plugin tells of itself, and its file.
     pub(crate) about: Option<(About, PathBuf)>,
+    /// What holds a plugin's process.
+    pub(crate) host: Option<Rc<RefCell<Host>>>,
     /// Why a plugin can't be called at all.
     pub(crate) broken: Option<Error>,
     /// Set when an optional plugin has failed: it is not called any more, but to clean up.
@@ -35,17 +38,18 @@ impl Isolator for Missing {
 impl Entry {
     /// An isolator that is built in.
     pub(crate) fn built_in(isolator: Box<dyn Isolator>) -> Self {
-        Self { isolator, settings: None, about: None, broken: None, is_out: Cell::new(false) }
+        Self { isolator, settings: None, about: None, host: None, broken: None, is_out: Cell::new(false) }
     }
 
     /// A plugin, or why there is none.
     pub(crate) fn plugin(name: String, settings: Settings, plugin: Result<Plugin>) -> Self {
         let about = plugin.as_ref().ok().map(|plugin| (plugin.about(), plugin.path()));
+        let host = plugin.as_ref().ok().map(Plugin::host);
         let (isolator, broken): (Box<dyn Isolator>, _) = match plugin {
             Ok(plugin) => (Box::new(plugin), None),
             Err(error) => (Box::new(Missing(name)), Some(error)),
         };
-        Self { isolator, settings: Some(settings), about, broken, is_out: Cell::new(false) }
+        Self { isolator, settings: Some(settings), about, host, broken, is_out: Cell::new(false) }
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -1,7 +1,7 @@
 //! An isolator in another process: the trait, over the wire.
 
 use std::cell::{OnceCell, RefCell};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -32,7 +32,7 @@ pub struct Plugin {
 
 /// Plugins of one process, and the process while there is one.
 #[derive(Debug)]
-struct Host {
+pub(crate) struct Host {
     program: PathBuf,
     /// What it is granted; nothing stands for everything.
     granted: Option<Settings>,
@@ -123,6 +123,16 @@ impl Host {
         self.process.as_mut().ok_or_else(|| Error::new("there is no process"))
     }
 
+    /// The files that plugins are loaded from.
+    pub(crate) fn files(&self) -> impl Iterator<Item = RawFd> {
+        self.files.iter().map(|file| file.file.as_raw_fd())
+    }
+
+    /// Forgets the process, which is another's: there is a new one for the next call.
+    pub(crate) fn forget_process(&mut self) {
+        std::mem::forget(self.process.take());
+    }
+
     /// Asks the process to load a plugin.
     fn begin(&mut self, index: usize, settings: &Settings) -> Result<()> {
         self.process()?;
@@ -191,6 +201,11 @@ impl Plugin {
     /// What it tells of itself, once it is loaded.
     pub fn about(&self) -> About {
         self.about.get().cloned().unwrap_or_default()
+    }
+
+    /// What holds its process.
+    pub(crate) fn host(&self) -> Rc<RefCell<Host>> {
+        Rc::clone(&self.host)
     }
 
     /// The file that it is loaded from.

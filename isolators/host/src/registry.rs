@@ -1,8 +1,9 @@
 //! All the isolators of a runtime, called as one.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use coracle_isolator::{
     Adjustment, CapabilitySets, Config, Error, Handles, Isolator, Landlock, Limitation, Result,
@@ -15,7 +16,7 @@ use crate::about::About;
 use crate::config::Settings;
 use crate::entry::Entry;
 use crate::owners::Owners;
-use crate::plugin::Plugin;
+use crate::plugin::{Host, Plugin};
 use crate::{apply, order};
 
 /// The configured isolators, in the order of their calls.
@@ -290,20 +291,22 @@ impl Registry {
         self.is_enforced.get() || plugins.any(|entry| entry.implements(Verb::Watch))
     }
 
-    /// Whether a built-in isolator ends the container whose plan was made last when it is at a limit.
-    pub fn is_enforced(&self) -> bool {
-        self.is_enforced.get()
+    /// What a process forked from the caller must keep open to call isolators.
+    pub fn files(&self) -> Vec<RawFd> {
+        self.hosts().flat_map(|host| host.borrow().files().collect::<Vec<_>>()).collect()
     }
 
-    /// What the built-in isolators watch that end this container at a limit.
-    ///
-    /// # Errors
-    /// Where one fails.
-    pub fn watch_enforced(&self, container: &Handles<'_>) -> Result<Vec<Watched<'_>>> {
-        self.watched_by(container, |entry| !entry.is_plugin() && entry.isolator.enforces(container.spec))
+    /// To be called in a process forked from the one that made this: plugins get processes of its own when they are next
+    /// called.
+    pub fn after_fork(&self) {
+        self.hosts().for_each(|host| host.borrow_mut().forget_process());
     }
 
-    /// What these watch.
+    fn hosts(&self) -> impl Iterator<Item = &Rc<RefCell<Host>>> {
+        self.entries.iter().filter_map(|entry| entry.host.as_ref())
+    }
+
+    /// What plugins watch of a container, and the built-in isolators that end it at a limit.
     ///
     /// # Errors
     /// Where one fails.

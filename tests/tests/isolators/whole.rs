@@ -271,6 +271,16 @@ fn a_limitation_at_once_ends_the_container_or_is_told_only() {
 }
 
 #[test]
+fn a_limitation_ends_a_container_that_nobody_waits_for() {
+    privileged(|host| {
+        let host = super::spoiled(host, &["-DLIMITED", "-DLATER"], "");
+        let container = host.sleeper();
+        container.becomes("stopped");
+        container.call("delete").succeeds();
+    });
+}
+
+#[test]
 fn a_launch_with_a_plugin_takes_little_longer() {
     privileged(|host| {
         let object = plugin::compiled(host, "isolators/template-c/nofile.c", &["-O2"]);

@@ -143,3 +143,15 @@ fn an_isolator_that_does_not_support_containers_below_others_refuses_them() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn a_plugin_ends_the_container_that_it_finds_at_a_limit() {
+    privileged(|host| {
+        let object = plugin::compiled(host, "fixtures/plugins/hostile.c", &["-DLIMITED", "-DLATER"]);
+        let host = host.with_plugin("test/hostile", &object, "");
+        let Some(pods) = Pods::new(&host) else { return };
+        pods.run("web", WEB);
+        pods.call(&["wait", "web/main"]).exits(137);
+        pods.remove("web");
+    });
+}

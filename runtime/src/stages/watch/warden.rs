@@ -1,4 +1,4 @@
-//! For a container that nobody waits for: a process that ends it when it is at a limit which the kernel does not keep.
+//! For a container that nobody waits for: a process that ends it when an isolator finds it at a limit.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -11,13 +11,13 @@ use crate::cgroup::{Place, Tree};
 use crate::error::{Context, Result};
 use crate::stages::isolate::Isolated;
 
-/// Starts it, where a built-in isolator says that this container is to be ended at a limit; else does nothing. It is
-/// nobody's child, and ends with the container's first process. `tell` tells people.
+/// Starts it, where a plugin watches, or a built-in isolator says that this container is to be ended at a limit; else does
+/// nothing. It is nobody's child, and ends with the container's first process. `tell` tells people.
 ///
 /// # Errors
 /// `EAGAIN` where there are too many processes.
 pub fn start(isolated: &Isolated, isolators: &Registry, tell: &dyn Fn(String)) -> Result<()> {
-    if !isolators.is_enforced() {
+    if !isolators.is_watched() {
         return Ok(());
     }
     let between = process::spawn(0, None, || {
@@ -32,7 +32,8 @@ pub fn start(isolated: &Isolated, isolators: &Registry, tell: &dyn Fn(String)) -
 fn watch_over(isolated: &Isolated, isolators: &Registry, tell: &dyn Fn(String)) -> Result<()> {
     let first = isolated.ready.child.pidfd.as_fd();
     // Sockets and locks are those of who launches: that their copies are closed is waited for.
-    process::close_all_but(&[first.as_raw_fd()])?;
+    process::close_all_but(&[&[first.as_raw_fd()][..], &isolators.files()].concat())?;
+    isolators.after_fork();
     process::new_session()?;
     signal::unblock()?;
     let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
@@ -43,7 +44,7 @@ fn watch_over(isolated: &Isolated, isolators: &Registry, tell: &dyn Fn(String)) 
         container.record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
     let handles =
         Handles { id: &container.record.id, pidfd: Some(first), cgroup: &cgroup, spec: &container.spec };
-    let mut limits = Limits::new(&handles, isolators.watch_enforced(&handles)?, tell)?;
+    let mut limits = Limits::new(&handles, isolators.watch_to_end(&handles)?, tell)?;
     let _ = process::forget_image();
     loop {
         let (indices, fds): (Vec<usize>, Vec<BorrowedFd<'_>>) = limits.fds().unzip();
