@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::document;
 use super::document::Resources;
 use super::node::{self, Node};
-use super::record::{self, Directory, PODS, SOCKET};
+use super::record::{self, BELOW, Directory, PODS, SOCKET};
 use super::supervisor::{self, Beside};
 use super::varlink::{self, Call, Connection, Reply, client};
 use crate::cli::Global;
@@ -59,12 +59,12 @@ pub fn recover(global: &Global) -> Result<(Vec<String>, Vec<Error>)> {
 pub fn members(root: &Path) -> Result<Vec<state::Record>> {
     let mut found = Vec::new();
     for name in record::names(root)? {
-        let mut below = vec![root.join(PODS).join(name).join("containers")];
+        let mut below = vec![root.join(PODS).join(name).join(BELOW)];
         while let Some(states) = below.pop() {
             for id in state::ids(&states).unwrap_or_default() {
                 let record = State::open_unlocked(&states, &id).and_then(|state| state.record());
                 found.extend(record.ok().flatten());
-                below.push(states.join(id).join("containers"));
+                below.push(states.join(id).join(BELOW));
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Child};
 use coracle_sys::socket;
 use serde::Serialize;
@@ -39,19 +40,23 @@ impl Mouth {
 }
 
 impl Job {
-    /// Starts `work` in a fork, which keeps the descriptors `keep` alone and ends with the supervisor.
+    /// Starts `work` in a fork, which keeps the descriptors `keep` alone, those with which it can call `isolators` if they are
+    /// given, and ends with the supervisor.
     ///
     /// # Errors
     /// `EAGAIN` where there are too many processes.
     pub fn start<T: Serialize>(
         within: Duration,
         keep: &[BorrowedFd<'_>],
+        isolators: Option<&Registry>,
         work: impl FnOnce(&Mouth) -> Result<T>,
     ) -> Result<Self> {
         let (mine, theirs) = socket::pair()?;
-        let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_raw_fd()]).collect();
+        let mut keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_raw_fd()]).collect();
+        keep.extend(isolators.iter().flat_map(|isolators| isolators.files()));
         let child = process::spawn(0, None, || {
             let begun = process::die_with_parent(true).and_then(|()| process::close_all_but(&keep));
+            isolators.inspect(|isolators| isolators.after_fork());
             let mouth = Mouth { socket: theirs };
             let done = begun.map_err(Error::from).and_then(|()| work(&mouth));
             let told = serde_json::to_vec(&done.map_err(|e| e.cut(1000))).unwrap_or_default();

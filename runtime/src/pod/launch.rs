@@ -15,7 +15,7 @@ use super::document::{Pod, PullPolicy};
 use super::job::{Job, Mouth};
 use super::network::Networks;
 use super::plan::{self as pods, Member, Plan};
-use super::record::Directory;
+use super::record::{BELOW, Directory};
 use super::sandbox::Sandbox;
 use super::users::Range;
 use super::volume;
@@ -90,7 +90,7 @@ pub struct Streams {
 pub fn start(order: Order<'_>, member: &Member, streams: Streams, isolators: &Registry) -> Result<Job> {
     let mut keep: Vec<BorrowedFd<'_>> = streams.fds.iter().map(AsFd::as_fd).collect();
     keep.extend(order.sandbox.descriptors());
-    Job::start(WITHIN, &keep, |mouth| {
+    Job::start(WITHIN, &keep, Some(isolators), |mouth| {
         signal::unblock()?;
         for (number, fd) in (0..).zip(&streams.fds) {
             process::set_stream(fd.as_fd(), number)?;
@@ -210,14 +210,16 @@ fn refuse_root(pod: &Pod, member: &Member, spec: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Starts the removal of the container at `path`: whatever is left of it.
+/// Starts the removal of the container at `path`: whatever is left of it, and before that of those below it, whose records go
+/// with its own.
 ///
 /// # Errors
 /// `EAGAIN` where there are too many processes.
 pub fn remove(dir: &Directory, path: &str, isolators: &Registry) -> Result<Job> {
     let (states, name) = dir.states(path);
-    Job::start(REMOVED_WITHIN, &[], |_| {
+    Job::start(REMOVED_WITHIN, &[], Some(isolators), |_| {
         signal::unblock()?;
+        remove_in(&states.join(&name).join(BELOW), isolators)?;
         match State::open(&states, &name) {
             Err(e) if e.code() == Code::NotFound => Ok(Vec::new()),
             state => cleanup::remove(state?, isolators, false),
@@ -235,7 +237,7 @@ pub fn remove_left(dir: &Directory, isolators: &Registry) -> Result<()> {
 
 fn remove_in(states: &Path, isolators: &Registry) -> Result<()> {
     for id in state::ids(states)? {
-        remove_in(&states.join(&id).join("containers"), isolators)?;
+        remove_in(&states.join(&id).join(BELOW), isolators)?;
         match State::open(states, &id) {
             Err(e) if e.code() == Code::NotFound => {}
             state => drop(cleanup::remove(state?, isolators, false)?),

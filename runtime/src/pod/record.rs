@@ -29,6 +29,9 @@ use crate::error::{Code, Context, Error, Result};
 use crate::state::record::Process;
 use crate::state::{self, LONGEST};
 
+/// Where the states of the containers of a pod are, in its directory; and in a container's, of those below it.
+pub const BELOW: &str = "containers";
+
 /// The directory of pods in the directory of states.
 pub const PODS: &str = ".pods";
 
@@ -210,9 +213,9 @@ impl Directory {
     /// The directory of states of the containers beside that at `path`, and its name there.
     pub fn states(&self, path: &str) -> (PathBuf, String) {
         let (above, name) = path.rsplit_once('/').map_or((None, path), |(above, name)| (Some(above), name));
-        let mut states = self.path.join("containers");
+        let mut states = self.path.join(BELOW);
         for parent in above.into_iter().flat_map(|above| above.split('/')) {
-            states = states.join(parent).join("containers");
+            states = states.join(parent).join(BELOW);
         }
         (states, name.to_owned())
     }

@@ -72,7 +72,9 @@ fn a_plugin_of_version_1_is_called_in_order_with_all_that_it_was_promised() {
         let host = host.with_plugin("test/version-1", &object, &settings);
         let container =
             host.bundle(Spec::new().script("echo $VERSION; cat /proc/sys/kernel/msgmax; sleep 1000")).start();
-        assert_eq!(calls(&log), ["configure", "prepare", "process", "validate", "isolate"]);
+        // Nobody waits for it: its warden asks what there is to be watched.
+        let all = ["configure", "prepare", "process", "validate", "isolate", "configure", "watch"];
+        command::eventually("the calls of a launch", || calls(&log) == all);
         let text = fs::read_to_string(&log).unwrap();
         assert!(text.contains("validate adjusted\n"), "{text}");
         assert!(text.contains(&format!("isolate process {}\n", container.id())), "{text}");

@@ -57,7 +57,7 @@ impl Supervisor {
         let options = Debugging::Session(Box::new(self.session(given)?));
         let global = &self.global;
         let keep: Vec<BorrowedFd<'_>> = streams.fds.iter().map(AsFd::as_fd).collect();
-        let job = Job::start(WITHIN, &keep, |_| {
+        let job = Job::start(WITHIN, &keep, None, |_| {
             signal::unblock()?;
             set_streams(Some(&streams))?;
             let exit = debug::debug(global, &options)?;

@@ -124,7 +124,7 @@ impl Supervisor {
         let (states, name) = self.dir.states(path);
         let fds: Vec<BorrowedFd<'_>> = streams.iter().flat_map(|s| &s.fds).map(AsFd::as_fd).collect();
         let global = &self.global;
-        let job = Job::start(BEGINS_WITHIN, &fds, |mouth| {
+        let job = Job::start(BEGINS_WITHIN, &fds, None, |mouth| {
             signal::unblock()?;
             set_streams(streams.as_ref())?;
             let state = State::open_unlocked(&states, &name)?;
@@ -210,7 +210,7 @@ impl Supervisor {
         let network = self.sandbox.as_ref().and_then(|sandbox| sandbox.namespace(Kind::Net));
         let keep: Vec<BorrowedFd<'_>> = network.into_iter().collect();
         let container = &member.plan.container;
-        let job = Job::start(within, &keep, |_| {
+        let job = Job::start(within, &keep, None, |_| {
             if let Some(network) = network {
                 namespace::join(network, libc::CLONE_NEWNET).context(|| "joining the pod's network")?;
             }

@@ -50,7 +50,7 @@ impl Supervisor {
         (self.sandbox, self.again) = (None, None);
         let record = &self.record;
         let within = if record.networks.is_some() { ATTACHED_WITHIN } else { REMOVED_WITHIN };
-        self.teardown = Job::start(within, &[], |_| {
+        self.teardown = Job::start(within, &[], None, |_| {
             signal::unblock()?;
             let left = record.networks.as_ref().and_then(|_| self.networks.detach(&self.plan.name).err());
             sandbox::remove(record).map(|()| left.map(|error| error.to_string()))
@@ -63,7 +63,7 @@ impl Supervisor {
         let (pod, hostname) = (&self.record.document, &self.plan.sandbox.hostname);
         let namespace = self.sandbox.as_ref().and_then(|sandbox| sandbox.namespace(Kind::Net));
         let Some(namespace) = namespace else { return };
-        let job = Job::start(ATTACHED_WITHIN, &[namespace], |_| {
+        let job = Job::start(ATTACHED_WITHIN, &[namespace], None, |_| {
             signal::unblock()?;
             self.networks.attach(pod, hostname, namespace)
         });
