@@ -275,9 +275,14 @@ pub fn exit_of(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
     // _IOWR(0xFF, 11, struct pidfd_info)
     const PIDFD_GET_INFO: u64 = 3 << 30 | (size_of::<Info>() as u64) << 16 | 0xFF << 8 | 11;
     let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
-    // SAFETY: the kernel reads and writes one structure of the size that the request names, which outlives the call.
-    let ret = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
-    check(ret, || format!("ioctl({}, PIDFD_GET_INFO)", show(&pidfd)))?;
+    let mut ask = || {
+        // SAFETY: the kernel reads and writes one structure of the size that the request names, which outlives the
+        // call.
+        let ret = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+        check(ret, || format!("ioctl({}, PIDFD_GET_INFO)", show(&pidfd)))
+    };
+    // One that is reaped in the midst of the answer is not found. How it ended was noted before: the next one tells.
+    ask().or_else(|error| if error.errno() == Errno::ESRCH { ask() } else { Err(error) })?;
     let (signal, code) = (info.exit_code & 0x7f, info.exit_code >> 8 & 0xff);
     let exit = if signal == 0 { Exit::Code(code) } else { Exit::Signal(signal) };
     Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(exit))
@@ -539,6 +544,22 @@ mod tests {
         let own = std::process::id() as i32;
         assert_eq!(pid_of(pidfd(own).unwrap().as_fd()).unwrap(), own);
         assert!(pid_of(crate::file::open_dir("/").unwrap().as_fd()).is_err());
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test makes no container")]
+    fn how_a_process_ended_is_known_though_it_is_reaped_while_asked() {
+        for _ in 0..1000 {
+            let mut child = std::process::Command::new("/bin/sh").args(["-c", "exit 9"]).spawn().unwrap();
+            let known = pidfd(child.id() as i32).unwrap();
+            let reaper = std::thread::spawn(move || child.wait());
+            let exit = std::iter::repeat_with(|| exit_of(known.as_fd())).find_map(Result::transpose);
+            reaper.join().unwrap().unwrap();
+            match exit.unwrap() {
+                Err(error) if matches!(error.errno(), Errno::EINVAL | Errno::ENOTTY) => return,
+                exit => assert_eq!(exit.unwrap(), Exit::Code(9)),
+            }
+        }
     }
 
     #[test]
