@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use coracle_isolator::{Error, Isolator, Result};
 use coracle_sys::file::{self, CWD, Resolve};
 use oci_spec::runtime::{Mount, Spec};
+use serde_json::{Map, Value};
 
 /// The isolators of this family, for containers whose states lie in `root`.
 pub fn isolators(root: &Path) -> Vec<Box<dyn Isolator + Send>> {
@@ -26,6 +27,17 @@ pub fn isolators(root: &Path) -> Vec<Box<dyn Isolator + Send>> {
         Box::new(disk::DiskQuota::new(root)),
         Box::new(disk::DiskUsage::new(root)),
     ]
+}
+
+/// Takes the options of an isolator that has one alone, the directory `name`.
+fn configure_directory(options: &Map<String, Value>, name: &str, directory: &mut PathBuf) -> Result<()> {
+    for (option, value) in options {
+        match value.as_str() {
+            Some(path) if option == name && path.starts_with('/') => *directory = path.into(),
+            _ => return Err(Error::new(format!("{option:?}: it takes {{ {name} = \"/DIRECTORY\" }}"))),
+        }
+    }
+    Ok(())
 }
 
 fn failed(error: &coracle_sys::Error) -> Error {

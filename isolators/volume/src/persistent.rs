@@ -113,13 +113,7 @@ impl Isolator for Persistent {
     }
 
     fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
-        for (name, value) in options {
-            match (name.as_str(), value.as_str()) {
-                ("state", Some(path)) if path.starts_with('/') => self.state = path.into(),
-                _ => return Err(Error::new(format!("{name:?}: it takes {{ state = \"/DIRECTORY\" }}"))),
-            }
-        }
-        Ok(())
+        crate::configure_directory(options, "state", &mut self.state)
     }
 
     fn recover(&self, _: &States) -> Result<()> {

@@ -123,13 +123,7 @@ impl Isolator for Secrets {
     }
 
     fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
-        for (name, value) in options {
-            match (name.as_str(), value.as_str()) {
-                ("directory", Some(path)) if path.starts_with('/') => self.source = path.into(),
-                _ => return Err(Error::new(format!("{name:?}: it takes {{ directory = \"/DIRECTORY\" }}"))),
-            }
-        }
-        Ok(())
+        crate::configure_directory(options, "directory", &mut self.source)
     }
 
     fn recover(&self, _: &States) -> Result<()> {

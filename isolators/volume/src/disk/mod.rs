@@ -1,6 +1,6 @@
 //! How much the files of a container may take: its root, and each directory of the host that it has mounted.
 //!
-//! `disk/quota` has the file system keep it, where that knows project quotas: a writer gets `EDQUOT`. Where it does not,
+//! `disk/quota` has the file system keep it, where that knows project quotas: a writer gets `EDQUOT`, or `ENOSPC`. Where it does not,
 //! `disk/du` adds up what there is, again and again, and a container beyond its limit is ended.
 
 mod du;

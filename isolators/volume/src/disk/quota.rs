@@ -15,7 +15,8 @@ use super::{directories, walk, wanted};
 use crate::{failed, known_by};
 
 /// Gives each limited directory a project of its own, and that a limit, on file systems that keep projects to theirs (ext4
-/// and XFS, mounted with `prjquota`). A writer who would go beyond gets `EDQUOT`; `events` tells of it.
+/// and XFS, mounted with `prjquota`). A writer who would go beyond gets `EDQUOT`, of XFS
+/// `ENOSPC`; `events` tells of it.
 #[derive(Debug)]
 pub(crate) struct DiskQuota {
     records: Records,
