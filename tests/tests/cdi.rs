@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use coracle_tests::pod::Pods;
 use coracle_tests::{Host, Spec, privileged};
 use serde_json::{Value, json};
 
@@ -69,6 +70,59 @@ fn a_device_brings_its_nodes_files_variables_groups_and_hooks() {
     });
 }
 
+const YAML: &str = "
+cdiVersion: 0.8.0
+kind: example.com/gpu
+devices:
+- name: '0'
+  containerEdits:
+    env: [FROM=yaml]
+    deviceNodes:
+    - {path: /dev/gpu0, hostPath: /dev/zero, permissions: r}
+";
+
+#[test]
+fn documents_may_be_yaml() {
+    privileged(|host| {
+        let Some(vendors) = Vendors::new(host) else { return };
+        for name in ["gpu.yaml", "gpu.yml"] {
+            let path = vendors.directories[0].join(name);
+            fs::write(&path, YAML).unwrap();
+            let script = "echo $FROM; head -c 1 /dev/gpu0 | od -An -tx1";
+            assert_eq!(vendors.run("example.com/gpu=0", script).succeeds().lines(), ["yaml", " 00"]);
+            fs::write(&path, YAML.replace("name: '0'", "name: &gpu '0'")).unwrap();
+            let wanted = format!("{name}: line 5 column 9: an anchor stands here; write the value out");
+            vendors.run("example.com/gpu=0", "true").fails_with(&[&wanted]);
+            fs::write(&path, YAML.replace("devices", "device")).unwrap();
+            vendors.run("example.com/gpu=0", "true").fails_with(&[name, "unknown field `device`"]);
+            fs::remove_file(path).unwrap();
+        }
+    });
+}
+
+#[test]
+fn containers_of_pods_get_devices_by_annotations() {
+    privileged(|host| {
+        let Some(vendors) = Vendors::new(host) else { return };
+        let Some(pods) = Pods::new(&vendors.host) else { return };
+        fs::write(vendors.directories[0].join("gpu.yaml"), YAML).unwrap();
+        let metadata = "  annotations: {cdi.k8s.io/gpu: example.com/gpu=0}\n";
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'echo $FROM; ls /dev/gpu0']}
+";
+        pods.make_with("run", "web", metadata, spec).succeeds();
+        pods.call(&["wait", "web/main"]).exits(0);
+        assert_eq!(pods.logs("web/main"), "yaml\n/dev/gpu0");
+        pods.remove("web");
+        let metadata = metadata.replace("gpu=0", "gpu=7");
+        pods.make_with("run", "web", &metadata, spec)
+            .fails_with(&["/annotations/cdi.k8s.io~1gpu", "there is no device \"example.com/gpu=7\""]);
+        pods.remove("web");
+    });
+}
+
 #[test]
 fn the_later_directory_goes_before_the_other() {
     privileged(|host| {
@@ -92,8 +146,9 @@ fn what_nobody_or_two_describe_or_nobody_can_do_is_refused() {
         };
         refused("gpu0", &["\"gpu0\" is no device; write vendor.com/class=name"]);
         refused("example.com/gpu=0", &["there is no device \"example.com/gpu=0\""]);
-        fs::write(vendors.directories[0].join("gpu.yaml"), "cdiVersion: 0.8.0\n").unwrap();
-        refused("example.com/gpu=0", &["gpu.yaml is YAML, which is not read: write it as JSON"]);
+        // Neither by its name.
+        fs::write(vendors.directories[0].join("gpu.txt"), "cdiVersion: 0.8.0\n").unwrap();
+        refused("example.com/gpu=0", &["there is no device \"example.com/gpu=0\""]);
         let one = document(&json!([
             {"name": "0", "containerEdits": {}},
             {"name": "late", "containerEdits": {"hooks": [{"hookName": "poststop", "path": "/bin/true"}]}},

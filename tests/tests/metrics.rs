@@ -165,6 +165,28 @@ fn the_collector_can_do_nothing_to_the_host() {
 }
 
 #[test]
+fn a_collector_that_was_killed_is_started_again_by_recover() {
+    privileged(|host| {
+        if !host.needs_coracle("metrics/statsd") {
+            return;
+        }
+        let script = "while sleep 0.05; do say now:1\\|g; done";
+        let web = measuring(host, wanted(), script).named("web").start();
+        tells(host, "statsd_now{id=\"web\"} 1");
+        let collectors = || tool("pgrep", &["-x", "coracle"]);
+        tool("kill", &["-9", collectors().trim()]);
+        eventually("it is gone", || !metrics(host).contains("statsd_now"));
+        host.call(&["recover"]).succeeds();
+        tells(host, "statsd_now{id=\"web\"} 1");
+        let again = collectors();
+        // One that is there stays.
+        host.call(&["recover"]).succeeds();
+        assert_eq!(collectors(), again);
+        web.remove();
+    });
+}
+
+#[test]
 fn containers_of_a_pod_are_told_with_their_pod() {
     privileged(|host| {
         if !host.needs_coracle("metrics/statsd") {

@@ -3,12 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use coracle_tests::command::{eventually, tool};
 use coracle_tests::lan::Lan;
-use coracle_tests::{Bundle, Container, Spec, privileged};
+use coracle_tests::pod::Pods;
+use coracle_tests::{Bundle, Container, Host, Spec, privileged};
 use serde_json::{Value, json};
 
 /// What a web server in a container runs.
@@ -438,6 +440,75 @@ fn a_listener_outside_the_allotted_ports_ends_a_container_that_nobody_waits_for(
     });
 }
 
+/// The runtime's directory of states.
+const ROOT: &str = "/run/coracle";
+
+/// The processes that watch over the container whose state is at `state`.
+fn wardens(state: &Path) -> Vec<String> {
+    let place = state.join("watched");
+    let processes = fs::read_dir("/proc").unwrap().flatten().filter(|process| {
+        let fds = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        fds.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == place))
+    });
+    processes.map(|process| process.file_name().into_string().unwrap()).collect()
+}
+
+/// Kills the one process that watches over the container whose state is at `state`, which `recover` replaces, once.
+fn kill_warden(host: &Host, state: &Path) {
+    eventually("it is watched", || wardens(state).len() == 1);
+    let first = wardens(state);
+    tool("kill", &["-9", &first[0]]);
+    eventually("nobody watches", || wardens(state).is_empty());
+    for _ in 0..2 {
+        host.call(&["recover"]).succeeds();
+        eventually("another watches", || wardens(state).len() == 1);
+    }
+    assert_ne!(wardens(state), first);
+}
+
+#[test]
+fn a_listener_is_found_after_who_looks_for_it_was_killed_and_recovered() {
+    privileged(|host| {
+        if !host.needs_coracle("ports that are allotted") {
+            return;
+        }
+        let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
+        let spec = Spec::new().set("/annotations", json!({"io.coracle.ports": "8000-8010"}));
+        let web = host.bundle(spec.args(["sleep", "1000"])).start();
+        kill_warden(&host, &Path::new(ROOT).join(web.id()));
+        assert_eq!(web.status(), "running");
+        let listener = ["exec", "--detach", web.id(), "nc", "-l", "-p", "9000"];
+        host.call(&listener).succeeds();
+        web.becomes("stopped");
+        web.call("delete").succeeds();
+    });
+}
+
+#[test]
+fn a_container_of_a_pod_is_watched_again_after_recovery() {
+    privileged(|host| {
+        if !host.needs_coracle("ports that are allotted") {
+            return;
+        }
+        let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
+        let Some(pods) = Pods::new(&host) else { return };
+        let metadata = "  annotations: {io.coracle.ports: '8000-8010', io.coracle.ports/free: '0-65535'}\n";
+        let spec = "
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000']}
+  - {name: free, image: IMAGE, command: [nc, -l, -p, '7000']}
+";
+        pods.make_with("run", "web", metadata, spec).succeeds();
+        kill_warden(&host, &Path::new(ROOT).join(".pods/web/containers/main"));
+        pods.exec("web/main", &["sh", "-c", "nc -l -p 9000 & sleep 1000"]);
+        pods.call(&["wait", "web/main"]).exits(137);
+        assert_eq!(pods.container("web", "free")["state"], "running");
+        pods.remove("web");
+    });
+}
+
 #[test]
 fn who_shares_a_namespace_is_not_taken_for_another() {
     privileged(|host| {
@@ -479,6 +550,7 @@ fn a_runtime_that_comes_later_finds_a_listener_too() {
         }
         events.kill().unwrap();
         events.wait().unwrap();
-        container.remove();
+        container.becomes("stopped");
+        container.call("delete").succeeds();
     });
 }

@@ -148,8 +148,7 @@ impl Registry {
         })?;
         self.adjust_process(config, &mut owners, &mut adjusted)?;
         self.each("validate", |isolator| isolator.validate(&adjusted.spec))?;
-        let enforces = |entry: &Entry| !entry.is_plugin() && entry.isolator.enforces(&adjusted.spec);
-        self.is_enforced.set(self.entries.iter().any(enforces));
+        self.is_enforced.set(self.is_enforced_in(&adjusted.spec));
         Ok(adjusted)
     }
 
@@ -287,8 +286,20 @@ impl Registry {
     /// Whether somebody is to be asked while a container is waited for: a plugin that watches, or a built-in isolator
     /// that ends the container whose plan was made last.
     pub fn is_watched(&self) -> bool {
-        let mut plugins = self.entries.iter().filter(|entry| entry.is_plugin());
-        self.is_enforced.get() || plugins.any(|entry| entry.implements(Verb::Watch))
+        self.is_enforced.get() || self.has_watching_plugin()
+    }
+
+    /// The same for a container with the specification `spec`, whoever has made its plan.
+    pub fn is_watched_with(&self, spec: &Spec) -> bool {
+        self.is_enforced_in(spec) || self.has_watching_plugin()
+    }
+
+    fn is_enforced_in(&self, spec: &Spec) -> bool {
+        self.entries.iter().any(|entry| !entry.is_plugin() && entry.isolator.enforces(spec))
+    }
+
+    fn has_watching_plugin(&self) -> bool {
+        self.entries.iter().any(|entry| entry.is_plugin() && entry.implements(Verb::Watch))
     }
 
     /// What a process forked from the caller must keep open to call isolators.
@@ -333,6 +344,14 @@ impl Registry {
     pub fn recover(&self, found: &States) -> Vec<Error> {
         let calls =
             self.entries.iter().map(|entry| entry.call("recover", |isolator| isolator.recover(found)));
+        calls.filter_map(Result::err).collect()
+    }
+
+    /// Lets each built-in isolator start again what it had beside a container that lives, where that was killed. Each is
+    /// asked, whatever the others answer.
+    pub fn resume(&self, container: &Handles<'_>) -> Vec<Error> {
+        let built_in = self.entries.iter().filter(|entry| !entry.is_plugin());
+        let calls = built_in.map(|entry| entry.call("resume", |isolator| isolator.resume(container)));
         calls.filter_map(Result::err).collect()
     }
 

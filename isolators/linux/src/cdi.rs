@@ -113,11 +113,11 @@ impl Isolator for Cdi {
         if wanted.is_empty() {
             return Ok(adjustment);
         }
-        let (documents, unread) = self.documents()?;
+        let documents = self.documents()?;
         let mut used: Vec<usize> = Vec::new();
         for (annotation, name) in wanted {
             let at = |e: Error| e.at(pointer("/annotations", annotation));
-            let (index, device) = find(&documents, name).map_err(|e| at(hinted(e, &unread)))?;
+            let (index, device) = find(&documents, name).map_err(at)?;
             let (file, document) = &documents[index];
             let in_file = |e: Error| at(Error::new(format!("device {name:?} in {}: {e}", file.display())));
             if !used.contains(&index) {
@@ -149,9 +149,9 @@ fn wanted(spec: &Spec) -> Vec<(&str, &str)> {
 type Found = (PathBuf, Document);
 
 impl Cdi {
-    /// All documents, those that go before others first; and the files that are YAML, which are not read.
-    fn documents(&self) -> Result<(Vec<Found>, Vec<PathBuf>)> {
-        let (mut found, mut unread) = (Vec::new(), Vec::new());
+    /// All documents, those that go before others first.
+    fn documents(&self) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
         for dir in self.0.directories.iter().rev() {
             let opened = match file::open_dir(dir) {
                 Err(e) if e.errno() == Errno::ENOENT => continue,
@@ -163,23 +163,37 @@ impl Cdi {
             names.sort_unstable();
             for name in names {
                 let path = dir.join(&name);
-                if name.ends_with(".json") {
-                    found.push((path.clone(), read(&path)?));
-                } else if [".yaml", ".yml"].iter().any(|end| name.ends_with(end)) {
-                    unread.push(path);
-                }
+                let read: fn(&[u8]) -> Parsed = match name.rsplit_once('.') {
+                    Some((_, "json")) => from_json,
+                    Some((_, "yaml" | "yml")) => from_yaml,
+                    _ => continue,
+                };
+                found.push((path.clone(), load(&path, read)?));
             }
         }
-        Ok((found, unread))
+        Ok(found)
     }
 }
 
-fn read(path: &Path) -> Result<Document> {
+/// A document, or why a text is none.
+type Parsed = std::result::Result<Document, String>;
+
+fn load(path: &Path, read: fn(&[u8]) -> Parsed) -> Result<Document> {
     let named = |why: String| Error::new(format!("{}: {why}", path.display()));
     let text = file::read(CWD, path, LONGEST, Resolve::Host).map_err(|e| named(e.to_string()))?;
-    let document: Document = serde_json::from_slice(&text).map_err(|e| named(e.to_string()))?;
+    let document = read(&text).map_err(named)?;
     document.check().map_err(named)?;
     Ok(document)
+}
+
+fn from_json(text: &[u8]) -> Parsed {
+    serde_json::from_slice(text).map_err(|e| e.to_string())
+}
+
+fn from_yaml(text: &[u8]) -> Parsed {
+    let text = std::str::from_utf8(text).map_err(|e| e.to_string())?;
+    let value = coracle_yaml::read(text).map_err(|e| e.to_string())?;
+    serde_json::from_value(value).map_err(|e| e.to_string())
 }
 
 impl Document {
@@ -193,15 +207,6 @@ impl Document {
             Some((vendor, class)) if is_part(vendor) && is_part(class) && !class.contains('/') => Ok(()),
             _ => Err(format!("its kind {:?} is not of the form vendor.com/class", self.kind)),
         }
-    }
-}
-
-fn hinted(error: Error, unread: &[PathBuf]) -> Error {
-    match unread.first() {
-        Some(file) => {
-            error.with_hint(format!("{} is YAML, which is not read: write it as JSON", file.display()))
-        }
-        None => error,
     }
 }
 

@@ -128,15 +128,23 @@ impl Statsd {
         }
     }
 
-    /// Listens for the container, in its network namespace; and for those who ask what it has told.
-    fn listen(&self, container: &Handles<'_>, first: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
-        let address = SocketAddrV4::new(self.address(container.id), PORT);
-        let datagrams = in_network_of(container.spec, first, || socket::datagrams(address))
-            .map_err(|e| failed(&e).on_path(format!("network namespace of container {:?}", container.id)))?;
+    /// Starts the collector of the container whose first process is `first`.
+    fn begin(&self, container: &Handles<'_>, first: BorrowedFd<'_>, network: Network<'_>) -> Result<()> {
+        let (datagrams, listener) = self.listen(container.id, network)?;
+        let held = Held { datagrams, listener, first };
+        collector::start(container.id, held, self.settings.limits).map_err(|e| failed(&e))
+    }
+
+    /// Listens for the container `id`, in its network namespace; and for those who ask what it has told.
+    fn listen(&self, id: &str, network: Network<'_>) -> Result<(OwnedFd, OwnedFd)> {
+        let address = SocketAddrV4::new(self.address(id), PORT);
+        let datagrams = network
+            .make(|| socket::datagrams(address))
+            .map_err(|e| failed(&e).on_path(format!("network namespace of container {id:?}")))?;
         let root = file::open_dir(&self.root).map_err(|e| failed(&e))?;
         loop {
             let made = file::mkdir_all_no_links(root.as_fd(), DIRECTORY, 0o700)
-                .and_then(|dir| socket::listen_stream(dir.as_fd(), &self.name_of(container.id)));
+                .and_then(|dir| socket::listen_stream(dir.as_fd(), &self.name_of(id)));
             match made {
                 // Another container's removal took the directory, which was empty.
                 Err(e) if e.errno() == Errno::ENOENT => {}
@@ -188,9 +196,21 @@ impl Isolator for Statsd {
         };
         // Of a container of this name that was removed by force.
         self.cleanup(container.id)?;
-        let (datagrams, listener) = self.listen(container, first)?;
-        let held = Held { datagrams, listener, first };
-        collector::start(container.id, held, self.settings.limits).map_err(|e| failed(&e))
+        self.begin(container, first, Network::of(container.spec, first))
+    }
+
+    fn resume(&self, container: &Handles<'_>) -> Result<()> {
+        let (name, dir) = (self.name_of(container.id), self.open()?);
+        // The socket's file is there also where the collector was killed.
+        let is_known = |dir: &OwnedFd| file::stat_at(dir.as_fd(), &name).is_ok();
+        let is_wanted =
+            dir.as_ref().is_some_and(is_known) || is_told(container.spec, &self.variables(container.id));
+        let Some(first) = container.pidfd.filter(|_| is_wanted) else { return Ok(()) };
+        if dir.map(|dir| ask(dir.as_fd(), &name)).transpose()?.flatten().is_some() {
+            return Ok(());
+        }
+        self.cleanup(container.id)?;
+        self.begin(container, first, Network::Process(first))
     }
 
     fn cleanup(&self, id: &str) -> Result<()> {
@@ -215,28 +235,44 @@ fn is_told(spec: &Spec, variables: &[String; 2]) -> bool {
     env.is_some_and(|env| variables.iter().all(|variable| env.contains(variable)))
 }
 
-/// Makes something in the network namespace of a container. The runtime has one thread: nothing else is opened meanwhile.
-///
-/// The waiting process is born in a namespace of its own, but joins one that there is already whenever it comes to that.
-fn in_network_of<T>(
-    spec: &Spec,
-    first: BorrowedFd<'_>,
-    make: impl FnOnce() -> coracle_sys::Result<T>,
-) -> coracle_sys::Result<T> {
-    const NETWORK: i32 = libc::CLONE_NEWNET;
-    let namespaces =
-        spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
-    let Some(namespace) = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network) else {
-        return make();
-    };
-    let own = file::open(CWD, "/proc/self/ns/net", 0, 0, Resolve::Host)?;
-    match namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
-        Some(path) => namespace::join(file::open(CWD, path, 0, 0, Resolve::Host)?.as_fd(), NETWORK)?,
-        None => namespace::join(first, NETWORK)?,
+/// Where the network namespace of a container is to be had.
+#[derive(Clone, Copy)]
+enum Network<'a> {
+    /// It is the runtime's own.
+    Host,
+    /// It lies there: the waiting process is born in its own namespaces, but joins others whenever it comes to that.
+    Path(&'a Path),
+    /// This process is in it.
+    Process(BorrowedFd<'a>),
+}
+
+impl<'a> Network<'a> {
+    /// That of a container with the specification `spec`, whose first process `first` waits.
+    fn of(spec: &'a Spec, first: BorrowedFd<'a>) -> Self {
+        let namespaces =
+            spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        let Some(namespace) = namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network) else {
+            return Self::Host;
+        };
+        let path = namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty());
+        path.map_or(Self::Process(first), Self::Path)
     }
-    let made = make();
-    namespace::join(own.as_fd(), NETWORK)?;
-    made
+
+    /// Makes something in it. The runtime has one thread: nothing else is opened meanwhile.
+    fn make<T>(self, make: impl FnOnce() -> coracle_sys::Result<T>) -> coracle_sys::Result<T> {
+        const NETWORK: i32 = libc::CLONE_NEWNET;
+        let own = file::open(CWD, "/proc/self/ns/net", 0, 0, Resolve::Host)?;
+        match self {
+            Self::Host => return make(),
+            Self::Path(path) => {
+                namespace::join(file::open(CWD, path, 0, 0, Resolve::Host)?.as_fd(), NETWORK)?;
+            }
+            Self::Process(process) => namespace::join(process, NETWORK)?,
+        }
+        let made = make();
+        namespace::join(own.as_fd(), NETWORK)?;
+        made
+    }
 }
 
 /// What the collector `name` has; nothing where it is gone.

@@ -65,6 +65,17 @@ pub trait Isolator {
         Ok(())
     }
 
+    /// Called after `recover` for each container that lives, and for one that was restored from a checkpoint: the isolator
+    /// starts again what it has beside the container, where that is gone. Built-in isolators alone are asked: plugins are told
+    /// of the containers by `recover`.
+    ///
+    /// # Errors
+    /// Where it can't. The runtime reports it and goes on.
+    fn resume(&self, container: &Handles<'_>) -> Result<()> {
+        let _ = container;
+        Ok(())
+    }
+
     /// Called once a launch, before the container's process exists: what the isolator wants changed in the plan.
     /// Without side effects, since the plan may still be refused or only printed. A field has one owner: two
     /// isolators that set the same one are an error that names both.

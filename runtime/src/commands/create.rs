@@ -1,5 +1,7 @@
 //! `create`: builds a container whose first process waits for `start`.
 
+use std::os::fd::AsFd;
+
 use crate::cli::{self, Global};
 use crate::error::{Context, Result};
 use crate::isolators;
@@ -38,8 +40,9 @@ pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
             let mut isolated = isolate::isolate(waiting, &isolators)?;
             isolated.container.record.phase = Phase::Created;
             isolated.container.save()?;
-            warden::start(&isolated, &isolators, &|words| global.warn([words]))?;
             let child = &isolated.ready.child;
+            let tell = |words| global.warn([words]);
+            warden::start(&isolated.container, child.pidfd.as_fd(), &isolators, &tell)?;
             global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
             super::announce(options, child, "standard")
         })

@@ -1,16 +1,24 @@
-//! `recover`: gives pods new supervisors, removes what launches left that were cut off, and debug containers whose session is over.
+//! `recover`: gives pods new supervisors, starts again what was beside containers, removes what launches left that were cut
+//! off, and debug containers whose session is over.
 
-use coracle_isolator::{State as Told, States};
+use std::os::fd::AsFd;
+use std::path::Path;
 
+use coracle_isolator::{Handles, State as Told, States};
+use coracle_isolator_host::Registry;
+
+use crate::cgroup::{Place, Tree};
 use crate::cli::Global;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::pod::{host, network};
-use crate::stages::cleanup;
+use crate::stages::prepare::Container;
+use crate::stages::watch::warden;
+use crate::stages::{cleanup, spec};
 use crate::state::{self, Record, State};
 use crate::{image, isolators, self_image};
 
-/// Gives each pod whose supervisor is gone another one, and prints its name. Tells the isolators which containers there are, removes each whose launch was cut off or whose session is over, and
-/// prints its ID. A container that somebody is at work on is left alone.
+/// Gives each pod whose supervisor is gone another one, and prints its name. Tells the isolators which containers there are, starts again
+/// what they and the runtime had beside these, removes each whose launch was cut off or whose session is over, and prints its ID. A container that somebody is at work on is left alone.
 ///
 /// # Errors
 /// The first container that can't be removed; the others are, and each that can't is tried again by the next `recover`.
@@ -21,11 +29,14 @@ pub fn recover(global: &Global) -> Result<u8> {
     crate::print(&pods.iter().map(|name| format!("{name}\n")).collect::<String>());
     let isolators = isolators::all(global)?;
     let members = host::members(&global.root)?;
-    let (mut found, mut cut_off) = (States::default(), Vec::new());
+    let (mut found, mut known, mut cut_off) = (States::default(), Vec::new(), Vec::new());
     for id in state::ids(&global.root)? {
         let Some(state) = State::open_idle(&global.root, &id)? else { continue };
         match state.record() {
-            Ok(Some(record)) if !record.is_orphan() => found.states.push(told(&record)),
+            Ok(Some(record)) if !record.is_orphan() => {
+                found.states.push(told(&record));
+                known.push(id);
+            }
             Ok(_) => {
                 found.orphans.push(id);
                 cut_off.push(state);
@@ -33,8 +44,16 @@ pub fn recover(global: &Global) -> Result<u8> {
             Err(unreadable) => global.warn([unreadable.to_string()]),
         }
     }
-    found.states.extend(members.iter().map(told));
+    for (states, name) in &members {
+        let record = State::open_unlocked(states, name).and_then(|state| state.record());
+        found.states.extend(record.ok().flatten().as_ref().map(told));
+    }
     global.warn(isolators.recover(&found).iter().map(ToString::to_string));
+    let alone = known.into_iter().map(|id| (global.root.clone(), id));
+    for (states, name) in alone.chain(members) {
+        let resumed = resume(global, (&states, &name), &isolators);
+        failures.extend(resumed.context(|| format!("looking after container {name:?}")).err());
+    }
     network::tidy(&global.root);
     match image::remove_forgotten(&coracle_image::store::default_root()) {
         Ok(ids) => crate::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>()),
@@ -51,6 +70,22 @@ pub fn recover(global: &Global) -> Result<u8> {
         }
     }
     failures.into_iter().next().map_or(Ok(0), Err)
+}
+
+/// Starts again what was beside a container that lives, where it was killed: what its isolators have there, and who ends it at
+/// a limit.
+fn resume(global: &Global, (states, name): (&Path, &str), isolators: &Registry) -> Result<()> {
+    let Some(state) = State::open_idle(states, name)? else { return Ok(()) };
+    let Some(record) = state.record()?.filter(|record| !record.is_orphan()) else { return Ok(()) };
+    let Some(first) = record.process.and_then(|first| first.open()) else { return Ok(()) };
+    let container = Container { spec: spec::parse(&state.config()?)?, state, record };
+    let place = container.record.cgroup.as_ref();
+    let cgroup = place.map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
+    let (id, first) = (&*container.record.id, first.as_fd());
+    let beside =
+        isolators.resume(&Handles { id, pidfd: Some(first), cgroup: &cgroup, spec: &container.spec });
+    global.warn(beside.iter().map(ToString::to_string));
+    warden::start(&container, first, isolators, &|words| global.warn([words]))
 }
 
 fn told(record: &Record) -> Told {

@@ -13,7 +13,7 @@ use crate::criu::{self, Call};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::{self, Wish};
 use crate::stages::release::Running;
-use crate::stages::watch::{Limits, Watch};
+use crate::stages::watch::{Watch, warden};
 use crate::stages::{cleanup, prepare, spawn, spec};
 use crate::state::record::Process;
 use crate::state::{Phase, State};
@@ -32,7 +32,7 @@ pub fn restore(global: &Global, options: &cli::Launch, from: &cli::Checkpoint) -
     let watch = (!options.detach).then(Watch::begin).transpose()?;
     let running = begin(global, options, from, &isolators).context(doing)?;
     let Some(watch) = watch else { return Ok(0) };
-    let exit = watch.watch(running, Limits::none());
+    let exit = super::run::wait(global, id, &isolators, (watch, running));
     let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
     global.warn(removed.context(doing)?);
     Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))
@@ -60,13 +60,20 @@ fn begin(
         }
         let (tree, holder) = spawn::make_cgroups(&mut container)?;
         let cgroup = tree.into_handles();
-        isolators.isolate(&Handles { id, pidfd: None, cgroup: &cgroup, spec: &container.spec })?;
+        let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &container.spec };
+        isolators.isolate(&handles)?;
         let child = call(global, from, &criu::external_mounts(&launch), &rootfs)?;
         drop(holder);
+        let first = child.pidfd.as_fd();
+        let beside = isolators.resume(&Handles { pidfd: Some(first), ..handles });
+        global.warn(beside.iter().map(ToString::to_string));
         container.record.process = Some(Process::now(child.pid)?);
         container.record.phase = Phase::Running;
         container.save()?;
         super::announce(options, &child, "standard")?;
+        if options.detach {
+            warden::start(&container, first, isolators, &|words| global.warn([words]))?;
+        }
         Ok(Running { child, console: None, notify: None })
     })
 }

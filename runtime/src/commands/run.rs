@@ -57,6 +57,7 @@ pub(super) fn wait(
         return watch.watch(running, Limits::none());
     }
     let state = State::open_unlocked(&global.root, id)?;
+    let _watched_here = warden::take_place(&state)?;
     let place = state.record()?.and_then(|record| record.cgroup);
     let cgroup = place.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
     let spec = spec::parse(&state.config()?)?;
@@ -134,7 +135,8 @@ fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
     global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
     super::announce(options, child, "standard")?;
     if options.detach {
-        warden::start(&isolated, isolators, &|words| global.warn([words]))?;
+        let tell = |words| global.warn([words]);
+        warden::start(&isolated.container, child.pidfd.as_fd(), isolators, &tell)?;
     }
     let notify = Notify::begin(&isolated.container.state)?;
     let running = release::release(isolated)?;

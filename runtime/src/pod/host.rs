@@ -21,7 +21,7 @@ use super::varlink::{self, Call, Connection, Reply, client};
 use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::spec::json::from_value;
-use crate::state::{self, State};
+use crate::state;
 use crate::{image, isolators};
 
 const INTERFACE: &str = "io.coracle.Host";
@@ -52,19 +52,18 @@ pub fn recover(global: &Global) -> Result<(Vec<String>, Vec<Error>)> {
     Ok((recovered, failures))
 }
 
-/// The records of the containers of all pods, as far as they can be read: isolators are told of them, too.
+/// The containers of all pods: the directory of states of each, and its name there.
 ///
 /// # Errors
 /// Whatever reading the directory of pods says.
-pub fn members(root: &Path) -> Result<Vec<state::Record>> {
+pub fn members(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut found = Vec::new();
     for name in record::names(root)? {
         let mut below = vec![root.join(PODS).join(name).join(BELOW)];
         while let Some(states) = below.pop() {
             for id in state::ids(&states).unwrap_or_default() {
-                let record = State::open_unlocked(&states, &id).and_then(|state| state.record());
-                found.extend(record.ok().flatten());
-                below.push(states.join(id).join(BELOW));
+                below.push(states.join(&id).join(BELOW));
+                found.push((states.clone(), id));
             }
         }
     }

@@ -123,7 +123,7 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
         let warnings = std::mem::take(&mut prepared.warnings);
         let waiting = spawn::spawn(prepared, &cli::Launch::default(), false)?;
         let isolated = isolate::isolate(waiting, isolators)?;
-        warden::start(&isolated, isolators, &|_| {})?;
+        warden::start(&isolated.container, isolated.ready.child.pidfd.as_fd(), isolators, &|_| {})?;
         let running = release::release(isolated)?;
         if let Some(socket) = running.console {
             let received = coracle_sys::socket::receive(socket.as_fd(), 64)?.and_then(|(_, fd)| fd);

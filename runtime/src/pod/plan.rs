@@ -1,5 +1,6 @@
 //! What will be made of a pod's document: decided before anything is touched.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -350,9 +351,26 @@ impl Member {
             cap_add: if own.privileged { vec!["ALL".to_owned()] } else { own.capabilities.add.clone() },
             cap_drop: own.capabilities.drop.clone(),
             network: if pod.spec.host_network { Network::Host } else { Network::None },
+            annotations: annotations(pod, &container.name),
             ..Options::default()
         }
     }
+}
+
+/// What isolators and plugins are to find in the container `name`: the pod's annotations but those that steer the pod, and in
+/// their places those that are for this container alone.
+fn annotations(pod: &Pod, name: &str) -> BTreeMap<String, String> {
+    let all = &pod.metadata.annotations;
+    let common = all.iter().filter(|(key, _)| !key.starts_with("io.coracle/") && own(key).is_none());
+    let own = all.iter().filter_map(|(key, value)| {
+        own(key).filter(|(_, container)| *container == name).map(|(key, _)| (key.to_owned(), value.clone()))
+    });
+    common.map(|(key, value)| (key.clone(), value.clone())).chain(own).collect()
+}
+
+/// The annotation and the container that the key `key` names: `io.coracle.ports/nginx`.
+pub(super) fn own(key: &str) -> Option<(&str, &str)> {
+    key.split_once('/').filter(|(key, _)| key.starts_with("io.coracle."))
 }
 
 fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> Seccomp {

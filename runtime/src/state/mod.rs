@@ -22,6 +22,9 @@ use crate::error::{Code, Context, Error, Result};
 const RECORD: &str = "record.json";
 const CONFIG: &str = "config.json";
 
+/// A file whose lock whoever has that watches over the container.
+pub const WATCHED: &str = "watched";
+
 /// The longest record or configuration that is read.
 pub const LONGEST: u64 = 16 << 20;
 
@@ -209,7 +212,7 @@ impl State {
     /// Whatever unlinking says.
     pub fn remove(self) -> Result<()> {
         // The record goes last: with it gone nobody would know what is left to undo.
-        for name in [CONFIG, crate::handshake::DOOR] {
+        for name in [CONFIG, crate::handshake::DOOR, WATCHED] {
             remove_tree(self.dir.as_fd(), name)?;
         }
         remove_tree(self.root.as_fd(), name(&self.id))

@@ -5,7 +5,7 @@ use std::path::Component;
 
 use super::types::*;
 use crate::error::{Code, Error, Result};
-use crate::pod::network;
+use crate::pod::{network, plan};
 
 /// The annotations that steer a pod.
 const STEERING: [&str; 5] = [
@@ -16,6 +16,11 @@ const STEERING: [&str; 5] = [
     network::ANNOTATION,
 ];
 
+/// The annotations of containers by which isolators of ours are asked for something. That of networks is not among them:
+/// they are the pod's.
+const ISOLATORS: [&str; 5] =
+    ["io.coracle.disk", "io.coracle.landlock", "io.coracle.perf", "io.coracle.ports", "io.coracle.statsd"];
+
 fn invalid(at: &str, why: impl AsRef<str>) -> Error {
     Error::new(Code::InvalidSpec, format!("{at}: {}", why.as_ref()))
 }
@@ -25,7 +30,7 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
         return Err(invalid("/kind", "it is no v1 Pod"));
     }
     check_pod_name(&pod.metadata.name)?;
-    check_annotations(&pod.metadata)?;
+    check_annotations(pod)?;
     let spec = &pod.spec;
     if spec.containers.is_empty() {
         return Err(invalid("/spec/containers", "there must be one"));
@@ -75,10 +80,20 @@ pub(super) fn check_pod_name(name: &str) -> Result<()> {
         .hint("use lower-case letters, digits and - (not first or last), and . between such words"))
 }
 
-fn check_annotations(metadata: &Metadata) -> Result<()> {
-    for key in metadata.annotations.keys() {
-        if key.starts_with("io.coracle/") && !STEERING.contains(&key.as_str()) {
-            return Err(invalid("/metadata/annotations", format!("{key:?} is unknown or not supported")));
+fn check_annotations(pod: &Pod) -> Result<()> {
+    let all = || pod.spec.init_containers.iter().chain(&pod.spec.containers);
+    for key in pod.metadata.annotations.keys() {
+        let wrong = |why: String| Err(invalid("/metadata/annotations", why));
+        let (base, container) = plan::own(key).map_or((&**key, None), |(base, name)| (base, Some(name)));
+        let is_known = match key.strip_prefix("io.coracle/") {
+            Some(_) => STEERING.contains(&key.as_str()),
+            None => !base.starts_with("io.coracle.") || ISOLATORS.contains(&base),
+        };
+        if !is_known {
+            return wrong(format!("{key:?} is unknown or not supported"));
+        }
+        if let Some(name) = container.filter(|name| !all().any(|container| container.name == *name)) {
+            return wrong(format!("{key:?} names the container {name:?}, which is not there"));
         }
     }
     Ok(())

@@ -3,7 +3,6 @@
 mod checks;
 mod quantity;
 mod types;
-mod yaml;
 
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::json;
@@ -75,12 +74,17 @@ pub fn read<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T> {
     }
     let text = std::str::from_utf8(text)
         .map_err(|e| Error::new(Code::InvalidSpec, format!("byte {} is no UTF-8", e.valid_up_to())))?;
-    json::from_value(yaml::read(text)?)
+    let value = coracle_yaml::read(text).map_err(|e| {
+        let error = Error::new(Code::InvalidSpec, e.why);
+        e.hint.map_or(error.clone(), |hint| error.hint(hint))
+    })?;
+    json::from_value(value)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::plan::Role;
 
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n";
 
@@ -131,6 +135,29 @@ mod tests {
         ] {
             let error = error(text);
             assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn annotations_of_isolators_are_known_ones_of_containers_that_are_there() {
+        let parsed = |annotation: &str| {
+            let metadata = format!("metadata: {{name: web, annotations: {{{annotation}}}}}");
+            let text = POD.replace("metadata: {name: web}", &metadata) + "  - {name: a, image: i}";
+            parse(text.as_bytes()).map_err(|e| e.to_string())
+        };
+        let pod = parsed("io.coracle.ports: '80', io.coracle.ports/a: '90', other: x").unwrap();
+        let options =
+            crate::pod::plan::member(pod.spec.containers[0].clone(), Role::Main, RestartPolicy::Never)
+                .options(&pod);
+        let wanted = [("io.coracle.ports", "90"), ("other", "x")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(options.annotations, wanted.into());
+        for (annotation, words) in [
+            ("io.coracle.port: '80'", "\"io.coracle.port\" is unknown or not supported"),
+            ("io.coracle.network: front", "\"io.coracle.network\" is unknown or not supported"),
+            ("io.coracle.ports/b: '80'", "names the container \"b\", which is not there"),
+        ] {
+            let error = parsed(annotation).unwrap_err();
+            assert!(error.starts_with("/metadata/annotations: ") && error.contains(words), "{error}");
         }
     }
 }

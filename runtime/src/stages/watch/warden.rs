@@ -1,27 +1,36 @@
 //! For a container that nobody waits for: a process that ends it when an isolator finds it at a limit.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
-use coracle_sys::{event, file, process, signal};
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, event, process, signal};
 
 use super::Limits;
 use crate::cgroup::{Place, Tree};
 use crate::error::{Context, Result};
-use crate::stages::isolate::Isolated;
+use crate::stages::prepare::Container;
+use crate::state::State;
 
 /// Starts it, where a plugin watches, or a built-in isolator says that this container is to be ended at a limit; else does
-/// nothing. It is nobody's child, and ends with the container's first process. `tell` tells people.
+/// nothing. It is nobody's child, and ends with the container's first process `first`; at once, where another watches over
+/// the container. `tell` tells people.
 ///
 /// # Errors
 /// `EAGAIN` where there are too many processes.
-pub fn start(isolated: &Isolated, isolators: &Registry, tell: &dyn Fn(String)) -> Result<()> {
-    if !isolators.is_watched() {
+pub fn start(
+    container: &Container,
+    first: BorrowedFd<'_>,
+    isolators: &Registry,
+    tell: &dyn Fn(String),
+) -> Result<()> {
+    if !isolators.is_watched_with(&container.spec) {
         return Ok(());
     }
+    let watch = || watch_over(container, first, isolators, tell);
     let between = process::spawn(0, None, || {
-        let spawned = process::spawn(0, None, || i32::from(watch_over(isolated, isolators, tell).is_err()));
+        let spawned = process::spawn(0, None, || i32::from(watch().is_err()));
         i32::from(spawned.is_err())
     });
     let between = between.context(|| "starting the warden of the container")?;
@@ -29,17 +38,40 @@ pub fn start(isolated: &Isolated, isolators: &Registry, tell: &dyn Fn(String)) -
     Ok(())
 }
 
-fn watch_over(isolated: &Isolated, isolators: &Registry, tell: &dyn Fn(String)) -> Result<()> {
-    let first = isolated.ready.child.pidfd.as_fd();
+/// Takes the place of the one process that watches over the container of `state`, for as long as what is returned stays
+/// open; `None` where it is taken.
+///
+/// # Errors
+/// `ENOSPC`.
+pub fn take_place(state: &State) -> Result<Option<OwnedFd>> {
+    let place = file::open(
+        state.dir(),
+        crate::state::WATCHED,
+        libc::O_RDWR | libc::O_CREAT,
+        0o600,
+        Resolve::BeneathNoLinks,
+    )?;
+    match file::lock(place.as_fd(), false) {
+        Err(e) if e.errno() == Errno::EWOULDBLOCK => Ok(None),
+        taken => Ok(taken.map(|()| Some(place))?),
+    }
+}
+
+fn watch_over(
+    container: &Container,
+    first: BorrowedFd<'_>,
+    isolators: &Registry,
+    tell: &dyn Fn(String),
+) -> Result<()> {
+    let Some(place) = take_place(&container.state)? else { return Ok(()) };
     // Sockets and locks are those of who launches: that their copies are closed is waited for.
-    process::close_all_but(&[&[first.as_raw_fd()][..], &isolators.files()].concat())?;
+    process::close_all_but(&[&[first.as_raw_fd(), place.as_raw_fd()][..], &isolators.files()].concat())?;
     isolators.after_fork();
     process::new_session()?;
     signal::unblock()?;
-    let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
+    let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, Resolve::Host)?;
     (0..3).try_for_each(|stream| process::set_stream(null.as_fd(), stream))?;
     drop(null);
-    let container = &isolated.container;
     let cgroup =
         container.record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
     let handles =

@@ -1,19 +1,52 @@
 //! YAML, as far as it says the same as JSON: one document, no anchors, no tags, each key once. The core schema of
 //! YAML 1.2 decides what is a number, a truth or nothing.
 
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError};
 use serde_json::{Map, Number, Value};
-
-use crate::error::{Code, Error, Result};
 
 /// How deep a document may be nested, as for serde_json.
 const DEEPEST: usize = 128;
 
+/// Why a text is no such document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// What is wrong, with line and column.
+    pub why: String,
+    /// What to do about it.
+    pub hint: Option<&'static str>,
+}
+
+impl Error {
+    fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), hint: None }
+    }
+
+    fn hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)?;
+        self.hint.map_or(Ok(()), |hint| write!(f, "; {hint}"))
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// What may be no such document.
+pub type Result<T> = std::result::Result<T, Error>;
+
 /// The document that `text` holds.
 ///
 /// # Errors
-/// `InvalidSpec` with line and column.
-pub(super) fn read(text: &str) -> Result<Value> {
+/// What is wrong in it, and where.
+pub fn read(text: &str) -> Result<Value> {
     let mut reader = Reader { parser: Parser::new_from_str(text), line: 1, column: 0 };
     reader.expect_start()?;
     let event = reader.next()?;
@@ -43,13 +76,13 @@ impl<'t> Reader<'t> {
     }
 
     fn wrong(&self, why: &str) -> Error {
-        Error::new(Code::InvalidSpec, format!("line {} column {}: {why}", self.line, self.column + 1))
+        Error::new(format!("line {} column {}: {why}", self.line, self.column + 1))
     }
 
     fn expect_start(&mut self) -> Result<()> {
         match (self.next()?, self.next()?) {
             (Event::StreamStart, Event::DocumentStart(_)) => Ok(()),
-            _ => Err(Error::new(Code::InvalidSpec, "it is empty")),
+            _ => Err(Error::new("it is empty")),
         }
     }
 
@@ -107,7 +140,7 @@ impl<'t> Reader<'t> {
 
 fn scan_error(error: &ScanError) -> Error {
     let at = error.marker();
-    Error::new(Code::InvalidSpec, format!("line {} column {}: {}", at.line(), at.col() + 1, error.info()))
+    Error::new(format!("line {} column {}: {}", at.line(), at.col() + 1, error.info()))
 }
 
 /// What a scalar means: only one without quotes can be other than a string (YAML 1.2.2, §10.3.2).
