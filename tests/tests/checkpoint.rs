@@ -6,6 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use coracle_tests::{Bundle, Host, Spec, command, privileged};
+use serde_json::json;
 
 /// Whether the machine's CRIU works with its kernel; what can't be run is counted.
 fn works(host: &Host) -> bool {
@@ -68,6 +69,28 @@ fn a_container_goes_on_where_it_was() {
         container.exec(&["touch", "/home/new"]).fails_with(&["ead-only"]);
         container.exec(&["sh", "-c", "! head -c1 /proc/kcore | grep -q ."]).succeeds();
         container.call_with("kill", &["KILL"]).succeeds();
+        container.becomes("stopped");
+        container.call("delete").succeeds();
+        forget_kernel();
+    });
+}
+
+#[test]
+fn who_was_kept_to_its_ports_is_kept_to_them_when_it_is_restored() {
+    privileged(|host| {
+        if !host.needs_coracle("ports that are allotted") || !works(host) {
+            return;
+        }
+        let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
+        let script = "exec </dev/null >/dev/null 2>&1; sleep 1000";
+        let spec = Spec::new().set("/annotations", json!({"io.coracle.ports": "80"}));
+        let container = host.bundle(spec.script(script)).start();
+        let directory = container.bundle().directory().to_str().unwrap().to_owned();
+        let (_, images) = images(&host);
+        host.call(&["checkpoint", "--image-path", &images, container.id()]).succeeds();
+        host.call(&["restore", "--detach", "--bundle", &directory, "--image-path", &images, container.id()])
+            .succeeds();
+        host.call(&["exec", "--detach", container.id(), "nc", "-l", "-p", "9000"]).succeeds();
         container.becomes("stopped");
         container.call("delete").succeeds();
         forget_kernel();
