@@ -1,5 +1,6 @@
 //! Containers from images: what the runtime asks of the image store.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -88,8 +89,7 @@ pub fn remove_bundle(store: &Path, id: &str) -> Result<()> {
     removed.context(|| format!("removing the snapshot of container {id:?}"))
 }
 
-/// Mounts the files of an image, read-only, as the snapshot of `id`, with other owners if any are given; one that is mounted
-/// already stays.
+/// Mounts the files of an image, read-only, as the snapshot of `id`, with other owners if any are given.
 ///
 /// # Errors
 /// `NotFound` where the store has no such image.
@@ -108,10 +108,14 @@ pub fn mount_volume(store: &Path, id: Known<'_>, reference: &str, owners: Option
         }
         other => other,
     };
-    match mounted {
-        Err(e) if e.kind() == coracle_image::Kind::Exists => Ok(()),
-        other => other.map(drop).context(|| format!("mounting image {reference:?}")),
-    }
+    mounted.map(drop).context(|| format!("mounting image {reference:?}"))
+}
+
+/// Whether [`mount_volume`] has mounted them.
+pub fn is_mounted(store: &Path, id: &str) -> bool {
+    let root = volume_path(store, id);
+    let mount = |path: &Path| file::open_dir(path).and_then(|dir| file::mount_id(dir.as_fd())).ok();
+    root.parent().is_some_and(|above| mount(&root).is_some_and(|own| Some(own) != mount(above)))
 }
 
 /// Where [`mount_volume`] mounts them.

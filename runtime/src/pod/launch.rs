@@ -11,10 +11,11 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::document::{Pod, PullPolicy};
+use super::document::Pod;
 use super::job::{Job, Mouth};
 use super::network::Networks;
 use super::plan::{self as pods, Member, Plan};
+use super::pull::pulled;
 use super::record::{BELOW, Directory};
 use super::sandbox::Sandbox;
 use super::users::Range;
@@ -145,22 +146,10 @@ fn bundle(order: Order<'_>, member: &Member, id: Known<'_>) -> Result<std::path:
     let reference = member.container.image.clone();
     let wanted =
         ImageRun { reference, pull: cli::Pull::Never, store: None, options: member.options(order.pod) };
-    let policy = member.container.image_pull_policy.unwrap_or(PullPolicy::IfNotPresent);
-    if policy == PullPolicy::Always {
-        image::pull_silently(order.store, &wanted.reference)?;
-    }
     let namespace = order.sandbox.namespace(pods::Kind::User);
     let owners = order.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
     let make = || image::make_bundle_for(order.store, id, &wanted, owners);
-    match make() {
-        Err(e) if e.code() == Code::NotFound && policy == PullPolicy::IfNotPresent => {
-            let missing = e.hint("it is not in the store");
-            image::pull_silently(order.store, &wanted.reference)
-                .map_err(|pulling| missing.hint(pulling.to_string()))?;
-            make()
-        }
-        made => made,
-    }
+    pulled(order.store, &wanted.reference, member.container.image_pull_policy, make)
 }
 
 /// Makes a container of the pod of what the image and its options say.

@@ -12,6 +12,7 @@
 
 pub mod document;
 pub mod plan;
+mod pull;
 pub mod record;
 pub mod job;
 pub mod users;

@@ -10,9 +10,10 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, mount};
 use serde_json::{Value, json};
 
-use super::document::{EmptyDir, HostPath, Pod, SecretVolume, Volume};
+use super::document::{EmptyDir, HostPath, ImageVolume, Pod, SecretVolume, Volume};
 use super::network::{self, Networks};
 use super::plan::Member;
+use super::pull::pulled;
 use super::record::Directory;
 use super::users::Range;
 use crate::error::{Code, Context, Error, Result};
@@ -47,7 +48,7 @@ pub struct From<'a> {
     pub networks: &'a Networks,
 }
 
-/// Makes the volumes.
+/// Makes the volumes, but those of images, which may have to be pulled.
 ///
 /// # Errors
 /// What is missing on the host, with the volume's pointer.
@@ -56,12 +57,44 @@ pub fn make(from: From<'_>) -> Result<()> {
     if !from.pod.spec.host_ipc {
         make_shared_memory(from.dir.fd()).context(|| "mounting the pod's /dev/shm")?;
     }
-    for (index, volume) in from.pod.spec.volumes.iter().enumerate() {
-        make_one(from, volumes.as_fd(), volume)
-            .context(|| format!("/spec/volumes/{index} ({:?})", volume.name))?;
-    }
+    make_each(from, |volume| make_one(from, volumes.as_fd(), volume))?;
     file::replace(from.dir.fd(), HOSTS, hosts(from.pod).as_bytes(), 0o644)
         .context(|| "writing the pod's hosts")
+}
+
+fn make_each(from: From<'_>, make: impl Fn(&Volume) -> Result<()>) -> Result<()> {
+    for (index, volume) in from.pod.spec.volumes.iter().enumerate() {
+        make(volume).context(|| format!("/spec/volumes/{index} ({:?})", volume.name))?;
+    }
+    Ok(())
+}
+
+/// Whether there are volumes of images.
+pub fn has_images(pod: &Pod) -> bool {
+    pod.spec.volumes.iter().any(|volume| volume.image.is_some())
+}
+
+/// Makes the volumes of images, which are pulled as their policies say. One that is mounted already stays.
+///
+/// # Errors
+/// Why an image can't be had, with the volume's pointer.
+pub fn make_images(from: From<'_>) -> Result<()> {
+    make_each(from, |volume| volume.image.as_ref().map_or(Ok(()), |image| make_image(from, volume, image)))
+}
+
+fn make_image(from: From<'_>, volume: &Volume, wanted: &ImageVolume) -> Result<()> {
+    let id = volume_id(from.pod, &volume.name);
+    if image::is_mounted(from.store, &id) {
+        return Ok(());
+    }
+    // What a start that was cut off has left.
+    image::remove_bundle(from.store, &id)?;
+    let namespace = from.users.map(Range::open).transpose()?;
+    let owners = from.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
+    let known = Known { id: &id, by: from.dir.path() };
+    pulled(from.store, &wanted.reference, wanted.pull_policy, || {
+        image::mount_volume(from.store, known, &wanted.reference, owners)
+    })
 }
 
 /// Makes the `/dev/shm` of all containers, who share what else is named by IPC, too.
@@ -82,14 +115,8 @@ fn make_one(from: From<'_>, volumes: BorrowedFd<'_>, volume: &Volume) -> Result<
     if let Some(host) = &volume.host_path {
         return find_host_path(host);
     }
-    if let Some(secret) = &volume.secret {
-        return make_secret(volumes, &volume.name, (secret, from.config), group);
-    }
-    let reference = volume.image.as_ref().map(|image| image.reference.as_str()).unwrap_or_default();
-    let namespace = from.users.map(Range::open).transpose()?;
-    let owners = from.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
-    let known = Known { id: &volume_id(from.pod, &volume.name), by: from.dir.path() };
-    image::mount_volume(from.store, known, reference, owners)
+    let secret = volume.secret.as_ref();
+    secret.map_or(Ok(()), |secret| make_secret(volumes, &volume.name, (secret, from.config), group))
 }
 
 /// The ID of the snapshot of an image volume. No container's name holds a dot.

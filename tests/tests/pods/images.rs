@@ -1,6 +1,11 @@
 //! Which images are pulled, and what becomes of snapshots that nobody knows any more.
 
 use std::fs;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use coracle_fixtures::small;
 use coracle_tests::pod::Pods;
@@ -15,9 +20,21 @@ struct Reachable<'h> {
 
 impl<'h> Reachable<'h> {
     fn new(host: &'h Host) -> Self {
+        Self::opened_by(host, true).0
+    }
+
+    /// One that answers when what is returned beside it is true.
+    fn opened_by(host: &'h Host, is_open: bool) -> (Self, Arc<AtomicBool>) {
         let mut content = Content::of(&small::image());
         content.add(&small::image(), "1");
-        let registry = Registry::serving(content);
+        let open = Arc::new(AtomicBool::new(is_open));
+        let gate = Arc::clone(&open);
+        let registry = Registry::start(move |request| {
+            while !gate.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            content.answer(request)
+        });
         let script = "mkdir -p /run/test/etc/upper /run/test/etc/work; \
              mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/test/etc/upper,workdir=/run/test/etc/work /etc";
         host.shell(script).succeeds();
@@ -25,7 +42,7 @@ impl<'h> Reachable<'h> {
         let directory = format!("/etc/coracle/certs.d/{name}");
         fs::create_dir_all(&directory).unwrap();
         fs::write(format!("{directory}/hosts.toml"), format!("server = \"http://{name}\"\n")).unwrap();
-        Self { host, registry }
+        (Self { host, registry }, open)
     }
 
     fn run(&self, pods: &Pods<'_>, policy: &str) -> Outcome {
@@ -83,9 +100,78 @@ fn a_pull_that_fails_says_why() {
         ]);
         assert_eq!(pods.container("web", "main")["exit"]["reason"], "LaunchFailed");
         pods.remove("web");
-        let volume = "  volumes: [{name: v, image: {reference: x, pullPolicy: Always}}]\n  containers: [{name: a, image: i}]\n";
-        pods.make("run", "web", volume)
-            .fails_with(&["/spec/volumes/0/image/pullPolicy: images of volumes are not pulled"]);
+        let spec = format!(
+            "  volumes: [{{name: v, image: {{reference: '{gone}'}}}}]\n  containers: [{{name: main, image: IMAGE}}]\n"
+        );
+        pods.make("run", "web", &spec).fails_with(&[
+            "/spec/volumes/0 (\"v\")",
+            "it is not in the store",
+            "coracle-image pull",
+        ]);
+        pods.call(&["inspect", "web"]).fails_with(&["does not exist"]);
+    });
+}
+
+#[test]
+fn the_image_of_a_volume_is_pulled_as_its_policy_says() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let there = Reachable::new(host);
+        let image = there.registry.image("boats/small:1");
+        let run = |policy: &str| {
+            let spec = format!(
+                "  restartPolicy: Never
+  volumes: [{{name: v, image: {{reference: '{image}', pullPolicy: {policy}}}}}]
+  containers:
+  - {{name: main, image: IMAGE, command: [ls, /v/bin/sh], volumeMounts: [{{name: v, mountPath: /v}}]}}
+"
+            );
+            pods.make("run", "web", &spec)
+        };
+        let succeeds = |policy: &str| {
+            run(policy).succeeds();
+            pods.call(&["wait", "web/main"]).exits(0);
+            assert_eq!(pods.logs("web/main"), "/v/bin/sh");
+            pods.remove("web");
+        };
+        run("Never").fails_with(&["/spec/volumes/0 (\"v\")", "no image is named", "boats/small:1"]);
+        assert_eq!(there.asked(), 0, "Never asks nobody");
+        succeeds("IfNotPresent");
+        let first = there.asked();
+        assert!(first > 0);
+        succeeds("Never");
+        succeeds("IfNotPresent");
+        assert_eq!(there.asked(), first, "what is in the store is not asked for");
+        succeeds("Always");
+        assert!(there.asked() > first, "Always asks each time");
+    });
+}
+
+#[test]
+fn a_supervisor_that_dies_while_a_volume_is_pulled_is_replaced_by_one_that_pulls_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let (there, open) = Reachable::opened_by(host, false);
+        let image = there.registry.image("boats/small:1");
+        let spec = format!(
+            "  volumes: [{{name: v, image: {{reference: '{image}'}}}}]
+  containers:
+  - {{name: main, image: IMAGE, command: [sleep, '1000'], volumeMounts: [{{name: v, mountPath: /v}}]}}
+"
+        );
+        pods.make("create", "web", &spec).succeeds();
+        let mut starting = Command::new(host.runtime()).args(["pod", "start", "web"]).spawn().unwrap();
+        command::eventually("the registry is asked", || !there.registry.asked().is_empty());
+        let supervisor = pods.inspect("web")["supervisor"].to_string();
+        command::tool("kill", &["-9", &supervisor]);
+        assert!(!starting.wait().unwrap().success());
+        open.store(true, Ordering::Relaxed);
+        command::eventually("another looks after it", || {
+            host.call(&["recover"]).succeeds();
+            pods.container("web", "main")["state"] == "running"
+        });
+        assert_eq!(pods.exec("web/main", &["ls", "/v/bin/sh"]).succeeds().text(), "/v/bin/sh");
+        pods.remove("web");
     });
 }
 

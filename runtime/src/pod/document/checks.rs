@@ -123,12 +123,6 @@ fn check_volume<'v>(volume: &'v Volume, at: &str, names: &mut BTreeSet<&'v str>)
     {
         return Err(invalid(&format!("{at}/hostPath/path"), "it is not an absolute path"));
     }
-    if let Some(PullPolicy::Always | PullPolicy::IfNotPresent) =
-        volume.image.as_ref().and_then(|image| image.pull_policy)
-    {
-        return Err(invalid(&format!("{at}/image/pullPolicy"), "images of volumes are not pulled")
-            .hint("coracle image pull it before, and leave this out"));
-    }
     if let Some(secret) = &volume.secret
         && !secret.secret_name.split('.').all(is_label)
     {

@@ -55,7 +55,7 @@ enum Source {
     Listener,
     Signals,
     Keeper,
-    Attaching,
+    Preparing,
     Teardown,
     Client(u64),
     /// The job or the first process of a container.
@@ -83,7 +83,7 @@ pub struct Supervisor {
     signals: SignalFd,
     networks: Networks,
     /// The sandbox is being attached to its networks: no container begins before.
-    attaching: Option<Job>,
+    preparing: Option<Job>,
     /// Why the pod could not begin.
     failure: Option<Error>,
     /// The removal of the sandbox.
@@ -154,7 +154,7 @@ impl Supervisor {
             (Source::Signals, self.signals.as_fd(), readable),
         ];
         all.extend(self.sandbox.iter().map(|sandbox| (Source::Keeper, sandbox.pidfd.as_fd(), readable)));
-        all.extend(self.attaching.iter().map(|job| (Source::Attaching, job.fd(), readable)));
+        all.extend(self.preparing.iter().map(|job| (Source::Preparing, job.fd(), readable)));
         all.extend(self.teardown.iter().map(|job| (Source::Teardown, job.fd(), readable)));
         for (id, client) in &self.clients {
             let writes = if client.connection.owes() { PollFlags::POLLOUT } else { PollFlags::empty() };
@@ -207,7 +207,7 @@ impl Supervisor {
             .chain(pod)
             .chain(self.rests)
             .chain(self.again)
-            .chain(self.attaching.iter().chain(&self.teardown).map(|job| job.deadline))
+            .chain(self.preparing.iter().chain(&self.teardown).map(|job| job.deadline))
             .min()
     }
 
@@ -216,7 +216,7 @@ impl Supervisor {
             Source::Listener => self.accept(),
             Source::Signals => self.take_signals(),
             Source::Keeper => self.lose_keeper(),
-            Source::Attaching => self.finish_attaching(),
+            Source::Preparing => self.finish_preparing(),
             Source::Teardown => self.finish_teardown(),
             Source::Client(id) => self.hear(*id),
             Source::Member(path) => self.step(path),
@@ -280,7 +280,7 @@ impl Supervisor {
             Phase::Running(running) => Some(running.pid),
             _ => None,
         });
-        let jobs = self.attaching.iter().chain(&self.teardown).map(Job::pid);
+        let jobs = self.preparing.iter().chain(&self.teardown).map(Job::pid);
         first.chain(self.errands.values().map(Errand::pid)).chain(jobs)
     }
 

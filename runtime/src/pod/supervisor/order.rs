@@ -48,7 +48,7 @@ impl Supervisor {
 
     /// Starts whose turn it is.
     fn go_on(&mut self) {
-        if self.sandbox.is_none() || self.attaching.is_some() {
+        if self.sandbox.is_none() || self.preparing.is_some() {
             return;
         }
         let planned = self.planned();
@@ -342,7 +342,7 @@ impl Supervisor {
         if self.again.take_if(|at| *at <= now).is_some() && self.record.wish != Wish::Run {
             self.tear_down();
         }
-        self.attaching.iter().chain(&self.teardown).filter(|job| job.deadline <= now).for_each(Job::kill);
+        self.preparing.iter().chain(&self.teardown).filter(|job| job.deadline <= now).for_each(Job::kill);
         self.expire_errands(now);
         self.probe(now);
     }
@@ -371,9 +371,7 @@ impl Supervisor {
         (self.record.wish, self.failure, self.again) = (Wish::Run, None, None);
         self.record.networks = wanted.map(|_| Vec::new());
         self.save();
-        if self.record.networks.is_some() {
-            self.attach_networks();
-        }
+        self.prepare();
         Ok(())
     }
 

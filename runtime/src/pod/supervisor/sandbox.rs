@@ -1,6 +1,7 @@
 //! The sandbox of the pod while it comes and goes: its networks, the loss of its keeper, its removal. What takes long is a
 //! job.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use coracle_sys::{file, signal};
@@ -11,9 +12,9 @@ use crate::pod::job::Job;
 use crate::pod::network::Attached;
 use crate::pod::plan::Kind;
 use crate::pod::record::Wish;
-use crate::pod::{keeper, sandbox};
+use crate::pod::{keeper, sandbox, volume};
 
-/// How long the plugins of a pod's networks may take together.
+/// How long the images of a pod's volumes and the plugins of its networks may take together.
 const ATTACHED_WITHIN: Duration = Duration::from_secs(300);
 
 /// How long the removal of a sandbox that is on no network may take.
@@ -35,14 +36,14 @@ impl Supervisor {
     pub(super) fn has_sandbox(&self) -> bool {
         let record = &self.record;
         let is_recorded = record.keeper.is_some() || record.cgroup.is_some() || record.networks.is_some();
-        is_recorded || self.sandbox.is_some() || self.attaching.is_some() || self.teardown.is_some()
+        is_recorded || self.sandbox.is_some() || self.preparing.is_some() || self.teardown.is_some()
     }
 
     /// Takes the sandbox away when nobody is left in it.
     pub(super) fn tear_down(&mut self) {
         let is_early = self.again.is_some_and(|at| at > Instant::now());
-        if let Some(attaching) = &self.attaching {
-            return attaching.kill();
+        if let Some(preparing) = &self.preparing {
+            return preparing.kill();
         }
         if !self.has_sandbox() || self.teardown.is_some() || is_early {
             return;
@@ -58,26 +59,34 @@ impl Supervisor {
         .ok();
     }
 
-    /// Starts to attach the sandbox to its networks, if it is to be on any.
-    pub(super) fn attach_networks(&mut self) {
+    /// Starts what the containers need of the sandbox and takes long, where it is still to be done: volumes of images are pulled
+    /// and mounted, the network namespace is attached to its networks.
+    pub(super) fn prepare(&mut self) {
         let (pod, hostname) = (&self.record.document, &self.plan.sandbox.hostname);
-        let namespace = self.sandbox.as_ref().and_then(|sandbox| sandbox.namespace(Kind::Net));
-        let Some(namespace) = namespace else { return };
-        let job = Job::start(ATTACHED_WITHIN, &[namespace], None, |_| {
+        let Some(sandbox) = &self.sandbox else { return };
+        let attaches = self.record.networks.as_ref().is_some_and(Vec::is_empty);
+        let namespace = sandbox.namespace(Kind::Net).filter(|_| attaches);
+        if namespace.is_none() && !volume::has_images(pod) {
+            return;
+        }
+        let keep: Vec<BorrowedFd<'_>> = namespace.into_iter().collect();
+        let job = Job::start(ATTACHED_WITHIN, &keep, None, |_| {
             signal::unblock()?;
-            self.networks.attach(pod, hostname, namespace)
+            volume::make_images(self.volumes())?;
+            namespace.map(|namespace| self.networks.attach(pod, hostname, namespace)).transpose()
         });
         match job {
-            Ok(job) => self.attaching = Some(job),
+            Ok(job) => self.preparing = Some(job),
             Err(error) => self.fail(error),
         }
     }
 
-    pub(super) fn finish_attaching(&mut self) {
-        let Some(job) = self.attaching.take() else { return };
-        match job.finish::<Vec<Attached>>() {
+    pub(super) fn finish_preparing(&mut self) {
+        let Some(job) = self.preparing.take() else { return };
+        match job.finish::<Option<Vec<Attached>>>() {
+            Ok((None, _)) => {}
             Ok((attached, _)) => {
-                self.record.networks = Some(attached);
+                self.record.networks = attached;
                 self.save();
             }
             Err(_) if self.record.wish == Wish::Stop => {}

@@ -177,7 +177,7 @@ impl Supervisor {
             listener,
             signals,
             networks: Networks::new(&global)?,
-            attaching: None,
+            preparing: None,
             failure: None,
             teardown: None,
             again: None,
@@ -217,8 +217,8 @@ impl Supervisor {
         for path in self.members.keys().cloned().collect::<Vec<_>>() {
             self.find(&path, &mut held)?;
         }
-        if self.record.wish == Wish::Run && self.record.networks.as_ref().is_some_and(Vec::is_empty) {
-            self.attach_networks();
+        if self.record.wish == Wish::Run {
+            self.prepare();
         }
         if self.record.wish == Wish::Run && self.sandbox.is_none() {
             self.stop(Duration::ZERO, "the supervisor and the holder of the pod's namespaces were killed");
