@@ -10,6 +10,7 @@ use coracle_sys::mount::{self, Attributes, Propagation};
 use coracle_sys::process::{self, Exit};
 use coracle_sys::signal;
 
+use crate::cgroup::Tree;
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::Launch;
 use crate::stages::plan::mounts::Source;
@@ -37,11 +38,11 @@ pub struct Call<'a> {
 
 impl Call<'_> {
     /// Runs it and waits for its end. With `root` in a mount namespace of its own, in which that directory is a mount,
-    /// as CRIU wants the root of what it restores.
+    /// as CRIU wants the root of what it restores. With `cgroups` in those, where what it restores stays.
     ///
     /// # Errors
     /// `Unsupported` where CRIU is not installed, `System` with CRIU's own words where it fails.
-    pub fn run(&self, root: Option<&Path>) -> Result<()> {
+    pub fn run(&self, root: Option<&Path>, cgroups: Option<&Tree>) -> Result<()> {
         let program = find(self.program)?;
         let log = format!("{}.log", self.verb);
         let mut args = vec![self.program.to_owned(), self.verb.to_owned()];
@@ -52,8 +53,9 @@ impl Call<'_> {
         let env = std::env::vars_os().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
         let env = env.filter_map(|variable| CString::new(variable).ok()).collect::<Vec<_>>();
         let namespaces = if root.is_some() { libc::CLONE_NEWNS } else { 0 };
-        let child = process::spawn(namespaces, None, || {
+        let child = process::spawn(namespaces, cgroups.and_then(Tree::unified), || {
             let ready = signal::reset_signals().map_err(Error::from);
+            let ready = ready.and_then(|()| cgroups.map_or(Ok(()), Tree::enter));
             if ready.and_then(|()| root.map_or(Ok(()), mount_root)).is_ok() {
                 let _ = process::execute(&program, &args, &env);
             }

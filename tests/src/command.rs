@@ -154,13 +154,13 @@ pub fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// Waits until `what` holds, at most ten seconds, times [`patience`].
+/// Waits until `what` holds, at most thirty seconds, times [`patience`].
 ///
 /// # Panics
 /// When it does not come true.
 #[track_caller]
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let seconds = 10 * patience();
+    let seconds = 30 * patience();
     let end = Instant::now() + Duration::from_secs(seconds.into());
     while !holds() {
         assert!(Instant::now() < end, "did not come true within {seconds} seconds: {what}");

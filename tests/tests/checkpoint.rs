@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use coracle_tests::{Bundle, Host, Spec, command, privileged};
@@ -94,6 +95,29 @@ fn who_was_kept_to_its_ports_is_kept_to_them_when_it_is_restored() {
         container.becomes("stopped");
         container.call("delete").succeeds();
         forget_kernel();
+    });
+}
+
+#[test]
+fn where_criu_ignores_cgroups_it_runs_in_the_containers() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new());
+        let images = host.directory();
+        fs::write(images.join("descriptors.json"), "[]").unwrap();
+        let criu = images.join("criu");
+        fs::write(&criu, "#!/bin/sh\ncat /proc/self/cgroup >\"$3/cgroup\"\nexit 1\n").unwrap();
+        fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+        let [criu, images, directory] =
+            [&criu, &images, bundle.directory()].map(|path| path.to_str().unwrap());
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        for (mode, is_inside) in [("soft", false), ("ignore", true)] {
+            let restore = ["--criu", criu, "restore", "--bundle", directory, "--image-path", images];
+            host.call(&[&restore[..], &["--manage-cgroups-mode", mode, "again"]].concat())
+                .fails_with(&["criu restore"]);
+            let cgroups = fs::read_to_string(format!("{images}/cgroup")).unwrap();
+            let moved = cgroups.lines().zip(own.lines()).filter(|(its, ours)| its != ours).count();
+            assert_eq!(moved > 0, is_inside, "{mode}: {cgroups}");
+        }
     });
 }
 

@@ -52,6 +52,25 @@ fn a_container_is_a_scope_with_its_limits_and_goes_with_it() {
 }
 
 #[test]
+fn annotations_set_properties_of_the_scope() {
+    with_systemd(|host| {
+        let annotation = |name: &str| format!("/annotations/org.systemd.property.{name}");
+        let spec = sleeper("asked")
+            .set(&annotation("TimeoutStopSec"), json!("7"))
+            .set(&annotation("After"), json!("['basic.target']"))
+            .set(&annotation("CollectMode"), json!("'inactive-or-failed'"));
+        let container = host.bundle(spec).start();
+        assert_eq!(property("x-asked.scope", "TimeoutStopUSec"), "7s");
+        assert!(property("x-asked.scope", "After").contains("basic.target"));
+        assert_eq!(property("x-asked.scope", "CollectMode"), "inactive-or-failed");
+        host.call(&["delete", "--force", container.id()]).succeeds();
+        let wrong = sleeper("wrong").set(&annotation("After"), json!("basic.target"));
+        systemd(host, "create", &wrong)
+            .fails_with(&["/annotations/org.systemd.property.After", "not a value"]);
+    });
+}
+
+#[test]
 fn limits_outlive_a_reload_of_systemd_and_new_ones_are_told_to_it() {
     with_systemd(|host| {
         let container = host.bundle(sleeper("reload")).start();

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
-use oci_spec::runtime::LinuxResources;
 
 use super::tree::processes_below;
-use super::{Hierarchy, Holder, LONGEST, Place, Site, Tree, mount_point};
+use super::{Hierarchy, Holder, LONGEST, Place, Site, Tree, Wanted, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
 /// The way out for who may make none.
@@ -19,7 +18,7 @@ const NO_RIGHT: &str = "rootless needs no limits + no cgrouppath when no permiss
 const OWN_PATH: &str = "give the container a /linux/cgroupsPath of its own";
 
 impl Place {
-    /// Makes the cgroups, or has systemd make them with the limits `resources`, and opens them. Where one turns out to
+    /// Makes the cgroups, or has systemd make them with what is `wanted` of it, and opens them. Where one turns out to
     /// be another container's, it and those that were not reached are marked to stay. Those that the caller may not make
     /// are left out where they are optional. The holder, of a scope of systemd, goes when the container's process is in.
     ///
@@ -27,11 +26,11 @@ impl Place {
     /// `Exists` where one is there and holds processes, or another launch is about to enter it: two containers must
     /// not share one, because the end of the first would be the end of the second. `IllegalState` where it is frozen. `Unsupported` where there is no
     /// systemd to ask.
-    pub fn make(&mut self, resources: Option<&LinuxResources>) -> Result<(Tree, Option<Holder>)> {
+    pub fn make(&mut self, wanted: &Wanted<'_>) -> Result<(Tree, Option<Holder>)> {
         let root = mount_point()?;
         let ((dirs, refused), holder) = match self.unit.clone() {
             None => (self.make_directories(root.as_fd())?, None),
-            Some(unit) => match unit.start(resources, self.version) {
+            Some(unit) => match unit.start(wanted, self.version) {
                 Ok(holder) => ((self.open_scope(root.as_fd())?, None), Some(holder)),
                 Err(failure) if failure.code() == Code::Exists => {
                     self.leave_to_others(0);

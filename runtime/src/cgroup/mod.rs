@@ -28,7 +28,7 @@ use coracle_sys::identity;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
-pub use systemd::Holder;
+pub use systemd::{Holder, Wanted};
 pub use tree::Tree;
 
 use crate::error::{Code, Context, Error, Result};

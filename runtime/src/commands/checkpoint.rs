@@ -51,7 +51,8 @@ pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
         let work =
             options.work.as_deref().map_or_else(|| Ok(images.clone()), |p| directory(p).map(|(p, _)| p))?;
         let verb = if options.pre_dump { "pre-dump" } else { "dump" };
-        Call { program: &global.criu, images: &images, work: &work, verb, options: passed }.run(None)?;
+        Call { program: &global.criu, images: &images, work: &work, verb, options: passed }
+            .run(None, None)?;
         if !options.leave_running && !options.pre_dump {
             global.warn(cleanup::remove(state, &isolators::all(global)?, false)?);
         }

@@ -8,6 +8,7 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::process::{self, Child};
 
 use super::checkpoint::directory;
+use crate::cgroup::Place;
 use crate::cli::{self, Global};
 use crate::criu::{self, Call};
 use crate::error::{Code, Context, Error, Result};
@@ -62,7 +63,8 @@ fn begin(
         let cgroup = tree.into_handles();
         let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &container.spec };
         isolators.isolate(&handles)?;
-        let child = call(global, from, &criu::external_mounts(&launch), &rootfs)?;
+        let cgroups = container.record.cgroup.as_ref();
+        let child = call(global, from, &criu::external_mounts(&launch), &rootfs, cgroups)?;
         drop(holder);
         let first = child.pidfd.as_fd();
         let beside = isolators.resume(&Handles { pidfd: Some(first), ..handles });
@@ -84,6 +86,7 @@ fn call(
     from: &cli::Checkpoint,
     external: &[(std::path::PathBuf, std::path::PathBuf)],
     root: &std::path::Path,
+    cgroups: Option<&Place>,
 ) -> Result<Child> {
     const PID_FILE: &str = "restored.pid";
     let (images, opened) = directory(&from.images)?;
@@ -98,8 +101,11 @@ fn call(
         passed.extend(["--external".to_owned(), external]);
     }
     passed.extend(from.passed.iter().cloned());
+    // Told to ignore cgroups it leaves the processes in its own.
+    let is_ignoring = from.passed.iter().any(|option| option == "--manage-cgroups=ignore");
+    let entered = cgroups.filter(|_| is_ignoring).map(Place::open).transpose()?;
     Call { program: &global.criu, images: &images, work: &work, verb: "restore", options: passed }
-        .run(Some(root))?;
+        .run(Some(root), entered.as_ref())?;
     let text = file::read(logs.as_fd(), PID_FILE, 64, Resolve::BeneathNoLinks)?;
     let pid = String::from_utf8_lossy(&text).trim().parse().ok();
     let pid: i32 = pid.ok_or_else(|| Error::new(Code::System, "criu did not tell the PID"))?;

@@ -17,7 +17,7 @@ use super::document::{self, Resources};
 use super::plan::{self, CGROUPS};
 use super::record::{self, Directory, PODS};
 use super::sandbox;
-use crate::cgroup::{self, Manager, Place};
+use crate::cgroup::{self, Manager, Place, Wanted};
 use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
 use crate::state;
@@ -184,7 +184,7 @@ fn make(global: &Global, node: Node, isolators: &Registry) -> Result<()> {
     let mut record = Record { node, cgroup };
     write(&global.root, &record)?;
     if let (false, Some(place)) = (was_there, &mut record.cgroup) {
-        place.make(None)?;
+        place.make(&Wanted::default())?;
     }
     limit(&record, isolators)
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::keeper::{self, Keeper};
 use super::plan::{Kind, Plan};
 use super::record::{Directory, Record};
-use crate::cgroup::Holder;
+use crate::cgroup::{Holder, Wanted};
 use crate::error::{Context, Error, Result};
 use crate::stages::spawn::users;
 use crate::stages::spec;
@@ -104,7 +104,7 @@ impl Sandbox {
 fn make_cgroup(record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<Option<Holder>> {
     let Some(place) = &mut record.cgroup else { return Ok(None) };
     let limits = spec::parse_resources(plan.resources.to_string().as_bytes())?;
-    let (tree, holder) = place.make(Some(&limits))?;
+    let (tree, holder) = place.make(&Wanted { resources: Some(&limits), annotations: None })?;
     limit(&plan.name, tree.into_handles(), &plan.resources, isolators)?;
     Ok(holder)
 }

@@ -124,7 +124,7 @@ fn a_call_that_never_returns_is_ended_at_its_deadline() {
                 let host = hostile(host, call, what);
                 let begun = Instant::now();
                 fails_in(run(&host), call, &["no answer within 0.5 s; its process was killed"]);
-                assert!(begun.elapsed().as_secs_f64() < 2.0, "{what}: {:?}", begun.elapsed());
+                assert!(begun.elapsed().as_secs_f64() < 5.0, "{what}: {:?}", begun.elapsed());
             }
         });
     });

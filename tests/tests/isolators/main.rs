@@ -13,10 +13,11 @@ use coracle_tests::{Host, plugin};
 const HOSTILE: &str = "fixtures/plugins/hostile.c";
 const NAME: &str = "test/hostile";
 
-/// A host with a plugin that does `what` in the call `call`.
+/// A host with a plugin that does `what` in the call `call`; what does not return is given half a second.
 fn hostile(host: &Host, call: &str, what: &str) -> Host {
     let options = [format!("-DIN=\"{call}\""), format!("-DDO={what}")];
-    spoiled(host, &[&options[0], &options[1]], "deadline = 0.5")
+    let settings = if ["hang", "spin", "nap"].contains(&what) { "deadline = 0.5" } else { "" };
+    spoiled(host, &[&options[0], &options[1]], settings)
 }
 
 /// A host with a plugin that is compiled with these options.

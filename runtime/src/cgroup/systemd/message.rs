@@ -16,11 +16,16 @@ const CALL: u8 = 1;
 const VERSION: u8 = 1;
 
 /// A value of a property.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Text(String),
     Truth(bool),
     Number(u64),
+    Signed(i32),
+    Unsigned(u32),
+    Long(i64),
+    Real(f64),
+    Texts(Vec<String>),
     Bytes(Vec<u8>),
     Pids(Vec<u32>),
 }
@@ -31,6 +36,11 @@ impl Value {
             Self::Text(_) => "s",
             Self::Truth(_) => "b",
             Self::Number(_) => "t",
+            Self::Signed(_) => "i",
+            Self::Unsigned(_) => "u",
+            Self::Long(_) => "x",
+            Self::Real(_) => "d",
+            Self::Texts(_) => "as",
             Self::Bytes(_) => "ay",
             Self::Pids(_) => "au",
         }
@@ -51,6 +61,12 @@ impl Writer {
     pub(super) fn number(&mut self, value: u32) -> &mut Self {
         self.align(4);
         self.bytes.extend(value.to_ne_bytes());
+        self
+    }
+
+    fn eight(&mut self, bytes: [u8; 8]) -> &mut Self {
+        self.align(8);
+        self.bytes.extend(bytes);
         self
     }
 
@@ -86,11 +102,16 @@ impl Writer {
         match value {
             Value::Text(text) => self.text(text),
             Value::Truth(truth) => self.truth(*truth),
-            Value::Number(number) => {
-                self.align(8);
-                self.bytes.extend(number.to_ne_bytes());
-                self
-            }
+            Value::Number(number) => self.eight(number.to_ne_bytes()),
+            Value::Signed(number) => self.number(number.cast_unsigned()),
+            Value::Unsigned(number) => self.number(*number),
+            Value::Long(number) => self.eight(number.to_ne_bytes()),
+            Value::Real(number) => self.eight(number.to_ne_bytes()),
+            Value::Texts(texts) => self.array(4, |w| {
+                texts.iter().for_each(|text| {
+                    w.text(text);
+                });
+            }),
             Value::Bytes(bytes) => self.array(1, |w| w.bytes.extend(bytes)),
             Value::Pids(pids) => self.array(4, |w| {
                 pids.iter().for_each(|pid| {
@@ -101,11 +122,11 @@ impl Writer {
     }
 
     /// Properties, `a(sv)`.
-    pub(super) fn properties(&mut self, properties: &[(&str, Value)]) -> &mut Self {
+    pub(super) fn properties(&mut self, properties: &[(impl AsRef<str>, Value)]) -> &mut Self {
         self.array(8, |w| {
             for (name, value) in properties {
                 w.align(8);
-                w.text(name);
+                w.text(name.as_ref());
                 w.variant(value);
             }
         })
@@ -343,6 +364,22 @@ pub(super) mod tests {
             start[8..].escape_ascii().to_string()
         );
         assert_eq!(writer.bytes.len(), 8 + writer.bytes[0] as usize);
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn values_stand_at_multiples_of_their_own_size() {
+        let mut writer = Writer::default();
+        for value in [Value::Signed(-1), Value::Real(1.0), Value::Texts(vec!["a".to_owned(), "b".to_owned()])]
+        {
+            writer.variant(&value);
+        }
+        let expected = [
+            &b"\x01i\0\0\xff\xff\xff\xff"[..],
+            b"\x01d\0\0\0\0\0\0\0\0\0\0\0\0\xf0\x3f",
+            b"\x02as\0\x0e\0\0\0\x01\0\0\0a\0\0\0\x01\0\0\0b\0",
+        ];
+        assert_eq!(writer.bytes.escape_ascii().to_string(), expected.concat().escape_ascii().to_string());
     }
 
     #[test]

@@ -3,10 +3,13 @@
 //! A scope begins with a process in it. That is a holder of our own, so that the container's first process is cloned
 //! straight into the scope's cgroup, as into any other; the holder goes when that process is there.
 
+mod annotations;
 mod bus;
 mod message;
 mod properties;
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,6 +35,15 @@ pub struct Unit {
     slice: String,
     /// Whose systemd makes it: the calling user's, or with `None` the machine's.
     user: Option<u32>,
+}
+
+/// What the specification wants of a cgroup, that systemd must know
+#[derive(Debug, Default)]
+pub struct Wanted<'a> {
+    /// The container's limits.
+    pub resources: Option<&'a LinuxResources>,
+    /// The container's annotations: `org.systemd.property.NAME` sets the property of that name.
+    pub annotations: Option<&'a HashMap<String, String>>,
 }
 
 /// A process that keeps a new scope from ending before the container's own is in it.
@@ -91,12 +103,14 @@ impl Unit {
         base.join(expanded(&self.slice).unwrap_or_default()).join(&self.name)
     }
 
-    /// Has systemd make the scope, with the limits of `resources`.
+    /// Has systemd make the scope, with what it is to know.
     ///
     /// # Errors
+    /// `InvalidSpec` where that is no property, or no value of one.
     /// `Exists` where there is such a unit, `Unsupported` where there is no systemd, `System` where it refuses.
-    pub(super) fn start(&self, resources: Option<&LinuxResources>, version: Version) -> Result<Holder> {
-        let limits = resources.map(|r| properties::properties(r, version)).transpose()?;
+    pub(super) fn start(&self, wanted: &Wanted<'_>, version: Version) -> Result<Holder> {
+        let limits = wanted.resources.map(|r| properties::properties(r, version)).transpose()?;
+        let asked = wanted.annotations.map(annotations::properties).transpose()?.unwrap_or_default();
         let mut bus = Bus::connect(self.user.is_some())?;
         let holder = Holder(process::spawn(0, None, hold).context(|| "starting the holder of a scope")?);
         let mut properties = vec![
@@ -111,11 +125,14 @@ impl Unit {
             (if version == Version::V2 { "IOAccounting" } else { "BlockIOAccounting" }, Value::Truth(true)),
         ];
         properties.extend(limits.into_iter().flatten());
+        let mut properties: Vec<(Cow<'_, str>, Value)> =
+            properties.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).chain(asked).collect();
         // Else systemd ends the whole scope when the kernel kills one of its processes for want of memory.
-        properties.push((OOM_POLICY, Value::Text("continue".to_owned())));
+        let is_ours = properties.iter().all(|(name, _)| name != OOM_POLICY);
+        properties.extend(is_ours.then(|| (OOM_POLICY.into(), Value::Text("continue".to_owned()))));
         // One of this name that failed is still known until somebody has taken note.
         let mut started = self.start_transient(&mut bus, &properties);
-        if started.as_ref().is_err_and(|e| e.to_string().contains(OOM_POLICY)) {
+        if is_ours && started.as_ref().is_err_and(|e| e.to_string().contains(OOM_POLICY)) {
             // Before it had the word for scopes it left them alone.
             properties.pop();
             started = self.start_transient(&mut bus, &properties);
@@ -129,7 +146,7 @@ impl Unit {
         Ok(holder)
     }
 
-    fn start_transient(&self, bus: &mut Bus, properties: &[(&str, Value)]) -> Result<()> {
+    fn start_transient(&self, bus: &mut Bus, properties: &[(Cow<'_, str>, Value)]) -> Result<()> {
         let doing = || format!("starting unit {}", self.name);
         let mut arguments = Writer::default();
         arguments.text(&self.name).text("replace").properties(properties).nothing();

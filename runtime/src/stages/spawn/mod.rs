@@ -17,7 +17,7 @@ use coracle_sys::process::Child;
 use coracle_sys::{event, socket};
 
 use super::prepare::{Container, Prepared};
-use crate::cgroup::{Holder, Tree};
+use crate::cgroup::{Holder, Tree, Wanted};
 use crate::cli;
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{self, Cloned};
@@ -115,7 +115,7 @@ pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, doo
 pub fn make_cgroups(container: &mut Container) -> Result<(Tree, Option<Holder>)> {
     let Some(place) = &mut container.record.cgroup else { return Ok((Tree::none(), None)) };
     let resources = container.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let made = place.make(resources);
+    let made = place.make(&Wanted { resources, annotations: container.spec.annotations().as_ref() });
     if made.is_err() {
         container.save()?;
     } else if place.at.is_empty() {
