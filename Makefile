@@ -25,6 +25,7 @@ BUILD_NEEDS := gcc:gcc make:make
 DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static
 # What some tests and the bench compare with; where a package is not to be had, they say what they left out.
 TEST_WANTS := /usr/lib/cni/bridge:containernetworking-plugins /usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs sqlite3:sqlite3 iptables:iptables ip:iproute2 curl:curl strace:strace newuidmap:uidmap umoci:umoci podman:podman criu:criu script:bsdutils docker-registry:docker-registry htpasswd:apache2-utils openssl:openssl skopeo:skopeo
+FAULTS_WANTS := /usr/lib/cni/bridge:containernetworking-plugins iptables:iptables ip:iproute2 /usr/sbin/mkfs.ext4:e2fsprogs python3:python3-minimal
 VM_NEEDS := $(DEMO_NEEDS) newuidmap:uidmap qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
 	/usr/sbin/depmod:kmod xz:xz-utils strace:strace \
 	/usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs
@@ -94,19 +95,24 @@ unit-test: ## Run the tests that stand beside the code
 	$(call need,$(DEMO_NEEDS))
 	@cargo test --quiet --no-fail-fast --workspace --exclude coracle-tests
 
-test-vm: build ## Run what depends on cgroups in virtual machines: a unified tree, one with systemd (root; FLAVOURS, PARTS: docs/testing.md)
+test-vm: build ## Run the suites in virtual machines: a unified tree, one with systemd, an older kernel (root; FLAVOURS, PARTS: docs/testing.md)
 	$(call need,$(VM_NEEDS))
+	$(call want,$(TEST_WANTS))
 	@cargo test --quiet $(VM_CRATES) --no-run
 	@cargo build --quiet -p coracle-tests --bins
 	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in -p coracle-isolator-csi
 	@cargo test $(VM_CRATES) --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))$$/\1/p' >target/test-binaries
 	@PARTS='$(PARTS)' tests/vm/all target/test-binaries $(FLAVOURS)
 
-test-faults: build ## Refuse and kill the runtime at every system call, one a turn (root; takes a while)
+test-faults: build ## Refuse and kill the runtime at every system call, one a turn (root; half an hour; CORACLE_WHOLE=1: hours)
 	$(call need,$(DEMO_NEEDS) strace:strace)
+	$(call want,$(FAULTS_WANTS))
 	@rm -f $(SKIPS)
-	@code=0; CORACLE_TEST_SECONDS=1800 \
+	@cargo build --quiet -p coracle-isolator-template -p coracle-fixture-built-in -p coracle-isolator-csi
+	@export CORACLE_SEED=$${CORACLE_SEED:-$$(date +%-j)}; code=0; \
+		CORACLE_TEST_SECONDS=$${CORACLE_TEST_SECONDS:-3600} \
 		cargo test --quiet --no-fail-fast -p coracle-tests --test faults -- --include-ignored --test-threads=2 || code=$$?; \
+		cargo test --quiet -p coracle-tests --test csi || code=$$?; \
 		cargo test --quiet -p coracle-tests --test pods -- --ignored || code=$$?; \
 		$(TELL); exit $$code
 

@@ -31,6 +31,8 @@ pub struct Host {
     name: String,
     /// Whose the files are that the runtime is to write.
     owner: Option<u32>,
+    /// What the script `runtime` executes, where it is one of a configured host.
+    executes: Option<String>,
 }
 
 /// Runs a test on a host of its own, and the leak oracle around it.
@@ -89,7 +91,7 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     // Tests share the machine: each has names of its own.
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let first = u64::from(std::process::id()) * 1_000_000 + NEXT.fetch_add(1000, Ordering::Relaxed);
-    let host = Host { runtime, count: Cell::new(first), name, owner: None };
+    let host = Host { runtime, count: Cell::new(first), name, owner: None, executes: None };
     // What one of them makes would be left by another.
     static ONE: Mutex<()> = Mutex::new(());
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,7 +143,7 @@ fn inside_host<F: FnOnce(&Host)>(name: String, caller: Caller, test: F) {
     plant_canary();
     make_state_roots();
     let runtime = caller.calling(runtime_path(), Path::new(WORK));
-    let host = Host { runtime, count: Cell::new(0), name, owner: caller.owner() };
+    let host = Host { runtime, count: Cell::new(0), name, owner: caller.owner(), executes: None };
     let before = host.snapshot();
     test(&host);
     if let Some(difference) = host.difference(&before) {
@@ -197,14 +199,20 @@ impl Host {
     }
 
     /// The same host with another runtime; names on it are not those of this one.
-    pub(crate) fn with_runtime(&self, runtime: PathBuf) -> Self {
+    pub(crate) fn with_runtime(&self, runtime: PathBuf, executes: String) -> Self {
         self.count.set(self.count.get() + 1000);
         Self {
             runtime,
             count: Cell::new(self.count.get() + 1000),
             name: self.name.clone(),
             owner: self.owner,
+            executes: Some(executes),
         }
+    }
+
+    /// The runtime and its options as a shell takes them, without a script in between.
+    pub fn command_line(&self) -> String {
+        self.executes.clone().unwrap_or_else(|| self.runtime.display().to_string())
     }
 
     /// The program `coracle-image`.

@@ -16,6 +16,7 @@ pub mod host;
 pub mod bundle;
 pub mod image;
 pub mod registry;
+pub mod storage;
 pub mod lan;
 pub mod tree;
 pub mod terminal;

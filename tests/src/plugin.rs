@@ -93,11 +93,11 @@ impl Host {
         let directory = self.directory();
         fs::write(directory.join("config.toml"), config).expect("write the configuration");
         let runtime = directory.join("coracle");
-        let real = self.runtime().display();
-        let script = format!("#!/bin/sh\nexec {real} --config {} \"$@\"\n", directory.display());
+        let executes = format!("{} --config {}", self.runtime().display(), directory.display());
+        let script = format!("#!/bin/sh\nexec {executes} \"$@\"\n");
         fs::write(&runtime, script).expect("write the runtime's script");
         fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
-        self.with_runtime(runtime)
+        self.with_runtime(runtime, executes)
     }
 
     /// The same host with the plugin `file` as the isolator `name`; `settings` are further lines of its configuration.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use coracle_tests::command::{eventually, tool};
+use coracle_tests::command::{eventually, patience, tool};
 use coracle_tests::lan::Lan;
 use coracle_tests::pod::Pods;
 use coracle_tests::{Bundle, Container, Host, Spec, privileged};
@@ -162,7 +162,9 @@ fn bandwidth_is_limited_as_asked() {
         let begun = Instant::now();
         assert_eq!(tool("curl", &["-s", "-o", "/dev/null", "-w", "%{size_download}", &url]), "4000000");
         let rate = 4e6 * 8.0 / begun.elapsed().as_secs_f64();
-        assert!((0.8 * RATE..1.2 * RATE).contains(&rate), "{rate} bits a second");
+        // A slow machine may not come near it.
+        let least = 0.8 * RATE / f64::from(patience());
+        assert!((least..1.2 * RATE).contains(&rate), "{rate} bits a second");
         server.remove();
         lan.ends_as(&before);
     });
@@ -213,7 +215,9 @@ fn what_is_not_configured_is_refused_before_anything_is_made() {
 #[test]
 fn plugins_that_fail_hang_answer_rubbish_or_vanish_are_named_and_leave_nothing() {
     privileged(|host| {
-        let Some(lan) = Lan::new(host, 1.0) else { return };
+        let deadline = patience();
+        let Some(lan) = Lan::new(host, deadline.into()) else { return };
+        let too_long = format!("did not answer ADD within {deadline} s, and was killed");
         lan.network(&lan_with("front", 1, &[]));
         let before = warmed(&lan, "front");
         lan.network(&lan_with("front", 1, &[json!({"type": "faulty"})]));
@@ -225,7 +229,7 @@ fn plugins_that_fail_hang_answer_rubbish_or_vanish_are_named_and_leave_nothing()
             ),
             ("echo why >&2; exit 3", "could not ADD: it ended with exit status: 3, saying \"why\""),
             ("kill -9 $$", "could not ADD: it ended with signal: 9 (SIGKILL)"),
-            ("sleep 1003 & sleep 1003", "did not answer ADD within 1 s, and was killed"),
+            ("sleep 1003 & sleep 1003", &too_long),
             ("echo {", "could not ADD: its answer is no JSON"),
             ("echo []", "answered ADD with no result"),
         ] {

@@ -8,32 +8,12 @@ use coracle_fixtures::spec::docker_like_seccomp;
 use coracle_tests::oracle::Snapshot;
 use coracle_tests::{Bundle, Host, Outcome, Spec, privileged};
 
-use crate::trace::{Step, can_sweep, patience, steps, stride};
+use crate::trace::{ERRORS, Fault, Step, can_sweep, patience, seed, taken};
 
-const ERRORS: [&str; 7] = ["EPERM", "ENOMEM", "ENOSPC", "EMFILE", "EINTR", "EAGAIN", "ENOSYS"];
 /// Of all processes of `run`, an error hits the first that comes to a step; so the child is swept alone, too, from its
 /// isolation on.
 const VERBS: [&str; 6] = ["create", "start", "exec", "delete", "run", INSIDE];
 const INSIDE: &str = "inside";
-
-/// Calls that the kernel never refuses: a process's end and its umask; and it gives a descriptor back even where
-/// close(2) fails, which an injected error does not.
-const CAN_NOT_FAIL: [&str; 6] = ["exit", "exit_group", "rt_sigreturn", "restart_syscall", "close", "umask"];
-/// What a C library and Rust's own start do before `main`; where they can't go on, they end with 127 or by a signal.
-const START_UP: [&str; 12] = [
-    "arch_prctl",
-    "brk",
-    "getrandom",
-    "mmap",
-    "mprotect",
-    "munmap",
-    "openat",
-    "poll",
-    "read",
-    "rt_sigaction",
-    "sigaltstack",
-    "set_tid_address",
-];
 
 /// What the container's program writes about itself: whatever was refused, a container that starts is the whole one.
 const REPORT: &str = r#"
@@ -129,8 +109,7 @@ impl<'h> Sweep<'h> {
         self.whole = self.reported();
         assert!(self.whole.contains("own pid") || self.verb == "delete", "{}", self.whole);
         self.clean();
-        let steps = steps(&fs::read_to_string(trace).unwrap());
-        steps.into_iter().filter(|(call, _)| !CAN_NOT_FAIL.contains(&call.as_str())).collect()
+        Fault::Refused.steps(&trace)
     }
 
     /// Brings a container to where the verb applies, and runs the verb under strace.
@@ -185,7 +164,8 @@ impl<'h> Sweep<'h> {
     }
 
     /// Refuses one call, and writes down what went wrong but should not.
-    fn refuse(&mut self, (call, count): &Step, error: &str) {
+    fn refuse(&mut self, step: &Step, error: &str) {
+        let (call, count) = step;
         let run = self.turn(&format!("-o /dev/null -e inject={call}:error={error}:when={count}"));
         let wrong = match run.code {
             0 if self.verb != "delete" => {
@@ -193,12 +173,7 @@ impl<'h> Sweep<'h> {
                 (report != self.whole)
                     .then(|| format!("succeeds, but is not the same: {}", self.compare(&report)))
             }
-            0 => None,
-            137 => Some("hangs".to_owned()),
-            127.. if START_UP.contains(&call.as_str()) && !run.stderr.contains("coracle") => None,
-            // The message itself is such a call.
-            _ if call == "write" && run.stderr.is_empty() => None,
-            code => (!is_named(&run.stderr)).then(|| format!("exit code {code}: {:?}", run.stderr)),
+            _ => Fault::Refused.wrong(step, &run),
         };
         let left = self.clean();
         self.turns += 1;
@@ -224,12 +199,6 @@ impl<'h> Sweep<'h> {
     }
 }
 
-/// One line of ours that says more than that something failed.
-fn is_named(message: &str) -> bool {
-    let message = message.trim_end();
-    message.lines().count() == 1 && message.starts_with("coracle: ") && message.matches(": ").count() >= 2
-}
-
 /// The namespaces of this process, by which the program tells that it is in others.
 fn namespaces() -> String {
     let links = fs::read_dir("/proc/self/ns").unwrap().flatten();
@@ -245,9 +214,8 @@ fn sweep(host: &Host, every: usize, errors: &[&str]) {
     for verb in VERBS {
         let mut sweep = Sweep::new(host, verb);
         let steps = sweep.steps();
-        assert!(steps.len() > 30, "{verb}: only {} steps were traced", steps.len());
-        for (turn, step) in steps.iter().step_by(stride(every)).enumerate() {
-            let error = errors[turn % errors.len()];
+        for (turn, step) in taken(&steps, every).enumerate() {
+            let error = errors[(turn + seed()) % errors.len()];
             // By this flock(2) answers that another launch holds the cgroup, which is then rightly left to it.
             if (step.0.as_str(), error) != ("flock", "EAGAIN") {
                 sweep.refuse(step, error);

@@ -1,4 +1,4 @@
-//! The store of images: `coracle-image` killed at any step, a disk that is full at any step, and one that loses what was
+//! The store of images: `coracle-image` killed or refused a call at any step, a disk that is full at any step, and one that loses what was
 //! not written out when the power is cut.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use coracle_fixtures::small;
 use coracle_tests::image::Store;
 use coracle_tests::{Host, Outcome, privileged};
 
-use crate::trace::{Step, can_sweep, patience, steps, stride};
+use crate::trace::{Fault, Step, can_sweep, patience, taken, told};
 
 /// What a full disk refuses, from then on.
 const WRITES: [&str; 15] = [
@@ -132,10 +132,10 @@ impl<'h> Turns<'h> {
     }
 
     /// The steps of the verb, and the store after it.
-    fn steps(&self) -> (Vec<Step>, BTreeMap<String, String>) {
+    fn steps(&self, fault: Fault) -> (Vec<Step>, BTreeMap<String, String>) {
         let trace = self.host.directory().join("trace");
         self.traced(&format!("-o {}", trace.display())).succeeds();
-        (steps(&fs::read_to_string(trace).unwrap()), listed(self.store.directory()))
+        (fault.steps(&trace), listed(self.store.directory()))
     }
 
     /// What is wrong with the store once the verb has been done again.
@@ -191,47 +191,45 @@ fn difference(expected: &BTreeMap<String, String>, found: &BTreeMap<String, Stri
     (!told.is_empty()).then_some(told)
 }
 
-/// Kills `verb` at its steps, and cuts the power of the disk then, if it is on one.
-fn killed(host: &Host, verb: &str, own: usize, disk: Option<Disk<'_>>) {
+/// Lets it happen to `verb` at its steps, and cuts the power of the disk then, if the store is on one.
+fn swept(host: &Host, verb: &str, fault: Fault, every: usize, disk: Option<Disk<'_>>) {
     if !can_sweep(host) {
         return;
     }
     let turns = Turns::new(host, verb, disk);
-    let (steps, _) = turns.steps();
+    let (steps, _) = turns.steps(fault);
     turns.reset();
-    // As it is after one that nobody kills.
-    let mut wrong = turns.wrong_after_another(&BTreeMap::new()).map(|_| String::new()).unwrap_or_default();
+    // As it is after one to which nothing happens.
+    turns.wrong_after_another(&BTreeMap::new());
     let whole = listed(turns.store.directory());
-    let mut number = 0;
-    for (call, count) in steps.iter().step_by(stride(own)) {
+    let (mut faults, mut number) = (Vec::new(), 0);
+    for step in taken(&steps, every) {
         turns.reset();
-        number += 1;
-        turns.traced(&format!("-o /dev/null -e inject={call}:signal=KILL:when={count}"));
+        let run = turns.traced(&fault.at(step, number));
         turns.disk.iter().for_each(Disk::cut);
-        if let Some(what) = turns.wrong_after_another(&whole) {
-            wrong += &format!("{verb} killed at {call} #{count}:\n{what}");
-        }
+        let left = turns.wrong_after_another(&whole);
+        faults.extend(fault.judged(step, number, fault.wrong(step, &run), left));
+        number += 1;
     }
     turns.disk.iter().for_each(Disk::unmount);
-    let what = if turns.disk.is_some() { "cuts of the power" } else { "kills" };
-    host.counted(&format!("image {verb}: after {number} {what} the next one makes it whole"));
-    assert!(wrong.is_empty(), "{wrong}");
+    let power = if turns.disk.is_some() { " and the power cut" } else { "" };
+    told(host, &format!("image {verb}, {fault:?}{power}"), (number, steps.len()), &faults);
 }
 
-fn full(host: &Host, verb: &str, own: usize) {
+fn full(host: &Host, verb: &str, every: usize) {
     if !can_sweep(host) {
         return;
     }
     let turns = Turns::new(host, verb, None);
-    let (steps, whole) = turns.steps();
+    let (steps, whole) = turns.steps(Fault::Refused);
     turns.reset();
     // The first call on a store may make its lock and its directories.
     turns.store.call(&["df"]).succeeds();
     turns.copy(turns.store.directory(), &turns.pristine);
     let before = listed(&turns.pristine);
     let (mut wrong, mut number) = (String::new(), 0);
-    let writes = steps.iter().filter(|(call, _)| WRITES.contains(&call.as_str()));
-    for (call, count) in writes.step_by(stride(own)) {
+    let writes: Vec<Step> = steps.into_iter().filter(|(call, _)| WRITES.contains(&call.as_str())).collect();
+    for (call, count) in taken(&writes, every) {
         turns.reset();
         number += 1;
         // From there on nothing more fits, whoever asks.
@@ -255,12 +253,34 @@ fn full(host: &Host, verb: &str, own: usize) {
 
 #[test]
 fn an_import_killed_at_any_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "import", 30, None));
+    privileged(|host| swept(host, "import", Fault::Killed, 30, None));
 }
 
 #[test]
 fn an_unpacking_killed_at_any_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "unpack", 30, None));
+    privileged(|host| swept(host, "unpack", Fault::Killed, 30, None));
+}
+
+#[test]
+fn an_import_refused_a_call_is_made_whole_by_the_next() {
+    privileged(|host| swept(host, "import", Fault::Refused, 30, None));
+}
+
+#[test]
+fn an_unpacking_refused_a_call_is_made_whole_by_the_next() {
+    privileged(|host| swept(host, "unpack", Fault::Refused, 30, None));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn an_import_refused_any_call_is_made_whole_by_the_next() {
+    privileged(|host| swept(host, "import", Fault::Refused, 1, None));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn an_unpacking_refused_any_call_is_made_whole_by_the_next() {
+    privileged(|host| swept(host, "unpack", Fault::Refused, 1, None));
 }
 
 #[test]
@@ -271,13 +291,13 @@ fn a_disk_that_is_full_while_unpacking_gets_its_space_back() {
 #[test]
 #[ignore = "takes minutes: make test-faults"]
 fn an_import_killed_at_every_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "import", 1, None));
+    privileged(|host| swept(host, "import", Fault::Killed, 1, None));
 }
 
 #[test]
 #[ignore = "takes minutes: make test-faults"]
 fn an_unpacking_killed_at_every_step_is_made_whole_by_the_next() {
-    privileged(|host| killed(host, "unpack", 1, None));
+    privileged(|host| swept(host, "unpack", Fault::Killed, 1, None));
 }
 
 #[test]
@@ -286,9 +306,9 @@ fn a_disk_that_is_full_at_every_step_of_unpacking_gets_its_space_back() {
     privileged(|host| full(host, "unpack", 1));
 }
 
-fn cut(host: &Host, verb: &str, own: usize) {
+fn cut(host: &Host, verb: &str, every: usize) {
     if can_cut(host) {
-        killed(host, verb, own, Some(Disk::new(host)));
+        swept(host, verb, Fault::Killed, every, Some(Disk::new(host)));
     }
 }
 
@@ -322,7 +342,7 @@ fn what_was_said_to_be_imported_and_unpacked_is_there_after_the_power_was_cut() 
         }
         for verb in ["import", "unpack"] {
             let turns = Turns::new(host, verb, Some(Disk::new(host)));
-            turns.steps();
+            turns.steps(Fault::Killed);
             turns.store.call(&["gc"]).succeeds();
             let whole = listed(turns.store.directory());
             turns.disk.iter().for_each(Disk::cut);

@@ -6,53 +6,53 @@ use coracle_fixtures::small;
 use coracle_tests::image::Store;
 use coracle_tests::{Bundle, Host, Spec, privileged};
 
-use crate::trace::{can_sweep, steps, stride, traced};
+use crate::trace::{Fault, can_sweep, stride, taken, told, traced};
 
-/// A sweep: a verb that is killed at its steps, one a turn.
-pub(crate) struct Kills<'a> {
+/// A sweep: a verb of the OCI command line to which something happens at its steps, one a turn.
+pub(crate) struct Turns<'a> {
     pub host: &'a Host,
     pub bundle: &'a Bundle<'a>,
     pub verb: &'a str,
-    /// Whether children are killed at their steps, too (strace's `-f`).
+    pub fault: Fault,
+    /// Whether it happens at the steps of children, too (strace's `-f`).
     pub follow: &'a str,
     /// Of how many steps one is taken.
-    pub stride: usize,
+    pub every: usize,
     /// What is left that the oracle does not see.
     pub left: &'a dyn Fn() -> Option<String>,
 }
 
-impl Kills<'_> {
-    /// Kills the verb at its steps, and tells after which something was left.
+impl Turns<'_> {
+    /// Takes its turns, and tells after which something was wrong, or left.
     pub(crate) fn sweep(&self) {
-        let Self { host, bundle, verb, follow, .. } = self;
+        let Self { host, bundle, verb, fault, follow, .. } = self;
         let trace = host.directory().join("trace");
         traced(host, bundle, &format!("{follow} -o {}", trace.display()), verb);
         host.call(&["delete", "--force", bundle.id()]).succeeds();
         assert_eq!((self.left)(), None);
-        let steps = steps(&fs::read_to_string(&trace).unwrap());
-        assert!(steps.len() > 30, "only {} steps were traced", steps.len());
-        let (mut leaks, mut turns, mut failed) = (Vec::new(), 0, 0);
-        for (call, count) in steps.iter().step_by(stride(self.stride)) {
+        let steps = fault.steps(&trace);
+        let (mut faults, mut turns, mut failed) = (Vec::new(), 0, 0);
+        for step in taken(&steps, self.every) {
             let before = host.snapshot();
-            let options = format!("{follow} -qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
-            turns += 1;
-            failed += usize::from(traced(host, bundle, &options, verb) != 0);
+            let options = format!("{follow} {}", fault.at(step, turns));
+            let run = traced(host, bundle, &options, verb);
+            failed += usize::from(run.code != 0);
             let delete = host.call(&["delete", "--force", bundle.id()]);
             let unclean = (delete.code != 0).then(|| format!("delete --force: {}", delete.stderr));
-            if let Some(what) = unclean.or_else(self.left).or_else(|| host.difference(&before)) {
-                leaks.push(format!("killed at {call} #{count}: {what}\n"));
-            }
+            let left = unclean.or_else(self.left).or_else(|| host.difference(&before));
+            faults.extend(fault.judged(step, turns, fault.wrong(step, &run), left));
+            turns += 1;
         }
-        host.counted(&format!("{verb}: {} of {turns} kills leave nothing", turns - leaks.len()));
-        assert!(leaks.is_empty(), "{}", leaks.concat());
+        told(host, &format!("{verb}, {fault:?}"), (turns, steps.len()), &faults);
         // A step that a second run happens not to reach kills nobody; they must be few.
-        assert!(failed * 10 >= turns * 9, "only {failed} of {turns} turns were killed");
+        let is_killed = matches!(fault, Fault::Killed);
+        assert!(!is_killed || failed * 10 >= turns * 9, "only {failed} of {turns} turns were killed");
     }
 }
 
 fn sweep(host: &Host, verb: &str, follow: &str) {
     let bundle = host.bundle(Spec::new().memory(64 << 20).pids(32).args(["true"]));
-    Kills { host, bundle: &bundle, verb, follow, stride: 1, left: &|| None }.sweep();
+    Turns { host, bundle: &bundle, verb, fault: Fault::Killed, follow, every: 1, left: &|| None }.sweep();
 }
 
 #[test]
@@ -124,19 +124,20 @@ fn start_killed_at_any_step_can_be_repeated() {
         traced(host, first.bundle(), &format!("-o {}", trace.display()), "start");
         first.remove();
         let mut stuck = String::new();
-        let steps = steps(&fs::read_to_string(&trace).unwrap());
-        for (call, count) in steps.iter().step_by(stride(1)) {
+        let steps = Fault::Killed.steps(&trace);
+        let mut turns = 0;
+        for step in taken(&steps, 1) {
             let container = sleeping();
-            let options = format!("-qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
-            traced(host, container.bundle(), &options, "start");
+            traced(host, container.bundle(), &Fault::Killed.at(step, turns), "start");
+            turns += 1;
             container.call("start");
             let command = fs::read(format!("/proc/{}/cmdline", container.pid())).unwrap();
             if !command.starts_with(b"sleep") {
-                stuck += &format!("killed at {call} #{count}: it is {}\n", container.status());
+                stuck += &format!("{}: it is {}\n", Fault::Killed.told(step, turns), container.status());
             }
             container.remove();
         }
-        host.counted(&format!("start: it can be repeated after {} kills", steps.len().div_ceil(stride(1))));
+        host.counted(&format!("start: it can be repeated after {turns} kills"));
         assert!(stuck.is_empty(), "{stuck}");
     });
 }
@@ -151,17 +152,15 @@ fn a_session_killed_at_any_step_of_its_client_leaves_nothing() {
         // The first session leaves a word with the target's record.
         traced(host, target.bundle(), &format!("-o {}", trace.display()), "debug");
         let before = host.snapshot();
-        let steps = steps(&fs::read_to_string(&trace).unwrap());
-        assert!(steps.len() > 60, "only {} steps were traced", steps.len());
+        let steps = Fault::Killed.steps(&trace);
         let (mut leaks, mut turns) = (String::new(), 0);
-        for (call, count) in steps.iter().step_by(stride(5)) {
+        for step in taken(&steps, 5) {
+            traced(host, target.bundle(), &Fault::Killed.at(step, turns), "debug");
             turns += 1;
-            let options = format!("-qq -o /dev/null -e inject={call}:signal=KILL:when={count}");
-            traced(host, target.bundle(), &options, "debug");
             // One that was killed before its keeper was there has left a record at most.
             host.call(&["recover"]).succeeds();
             if let Some(difference) = host.difference(&before) {
-                leaks += &format!("killed at {call} #{count}:\n{difference}");
+                leaks += &format!("{}:\n{difference}", Fault::Killed.told(step, turns));
             }
         }
         host.counted(&format!("debug: {turns} kills leave nothing"));

@@ -1,14 +1,13 @@
-//! Whoever of a pod is killed at any system call (the command line, the supervisor, its keeper, its jobs, a container): what
-//! is left goes with `recover` and `pod rm --force`, and nothing stays.
+//! Whoever of a pod is killed, or refused something, at any system call (the command line, the supervisor, its keeper, its jobs,
+//! a container): what is left goes with `recover` and `pod rm --force`, and nothing stays.
 
 use std::fs;
-use std::path::Path;
 
 use coracle_tests::oracle::Snapshot;
 use coracle_tests::pod::Pods;
-use coracle_tests::{Host, privileged};
+use coracle_tests::{Host, Outcome, privileged};
 
-use crate::trace::{Step, can_sweep, patience, steps, stride};
+use crate::trace::{Fault, Step, can_sweep, patience, taken, told, unless_whole};
 
 const SPEC: &str = "
   terminationGracePeriodSeconds: 0
@@ -44,35 +43,52 @@ impl<'p, 'h> Sweep<'p, 'h> {
     }
 
     /// `pod run` under strace(1), which goes on with whatever that leaves running.
-    fn run(&self, options: &str) -> i32 {
+    fn run(&self, options: &str) -> Outcome {
         let store = self.pods.store.directory().display();
-        let command =
-            format!("$RUNTIME pod run --store {store} -f {} </dev/null >/dev/null 2>&1", self.document);
+        let command = format!("$RUNTIME pod run --store {store} -f {} </dev/null", self.document);
         self.host()
             .shell(&format!("exec timeout -s KILL {} strace -D -f {options} {command}", 4 * patience()))
-            .code
     }
 
     /// What a whole life of the pod calls, up to the moment when it runs.
-    fn steps_of_run(&self) -> Vec<Step> {
+    fn steps_of_run(&self, fault: Fault) -> Vec<Step> {
         let trace = self.host().directory().join("trace");
-        assert_eq!(self.run(&format!("-o {}", trace.display())), 0, "a traced run succeeds");
+        self.run(&format!("-o {}", trace.display())).exits(0);
         self.pods.becomes("web", "main", "state", "running");
         self.clear();
-        steps_in(&trace)
+        fault.steps(&trace)
     }
 
-    /// What the supervisor and its jobs call while `script` is at work, and whether it succeeded.
-    fn supervisor(&self, options: &str, script: &str) -> i32 {
+    /// A pod that nothing happens to until it runs.
+    fn begin(&self) -> Outcome {
+        let store = self.pods.store.directory().display().to_string();
+        self.pods.call(&["run", "--store", &store, "-f", &self.document])
+    }
+
+    /// Whether there is no pod: one that does not go stands in the way of all turns that follow.
+    fn is_free(&self) -> bool {
+        self.pods.call(&["ls", "--quiet"]).text().is_empty()
+    }
+
+    /// What follows the start (a launch below a container, an exec, the end, another start), while strace(1) has the
+    /// supervisor and its jobs.
+    fn life(&self, options: &str) -> Outcome {
         let pid = self.pods.inspect("web")["supervisor"].clone();
         let attached = format!(
-            "until grep -q 'TracerPid:.[1-9]' /proc/{pid}/status; do kill -0 $! || break; sleep 0.002; done"
+            "until grep -qs 'TracerPid:.[1-9]' /proc/{pid}/status; do kill -0 $! || break; sleep 0.002; done"
         );
         let strace = format!("strace -f -p {pid} {options} </dev/null >/dev/null 2>&1 & {attached}");
+        let verbs = [
+            &format!("launch -f {} web/main", self.nested),
+            "exec web/main/child true",
+            "stop web",
+            "start web",
+            "rm --force web",
+        ];
+        let script = verbs.map(|verb| format!("$RUNTIME pod {verb}")).join("; ");
         // What is left is looked at without a debugger, which would go on killing.
-        let rest = "code=$?; kill $!; wait $!; exit $code";
-        let script = format!("{strace}; timeout -s KILL {} sh -c '{script}'; {rest}", 4 * patience());
-        self.host().shell(&script).code
+        let rest = "code=$?; { kill $!; wait $!; } 2>/dev/null; exit $code";
+        self.host().shell(&format!("{strace}; timeout -s KILL {} sh -c '{script}'; {rest}", 6 * patience()))
     }
 
     /// What is left in the store of containers' files, which the oracle does not look at.
@@ -98,92 +114,97 @@ impl<'p, 'h> Sweep<'p, 'h> {
     }
 }
 
-fn steps_in(trace: &Path) -> Vec<Step> {
-    let steps = steps(&fs::read_to_string(trace).unwrap());
-    assert!(steps.len() > 100, "only {} steps were traced", steps.len());
-    steps
-}
-
-fn kill_at((call, count): &Step) -> String {
-    format!("-qq -o /dev/null -e inject={call}:signal=KILL:when={count}")
-}
-
-fn told(host: &Host, what: &str, turns: usize, leaks: &[String]) {
-    host.counted(&format!("{what}: {} of {turns} kills leave nothing", turns - leaks.len()));
-    assert!(leaks.is_empty(), "{}", leaks.concat());
-}
-
-/// Kills everybody at each step of `pod run`, one step a turn.
-fn sweep_run(host: &Host, own: usize) {
+/// Lets it happen to everybody at steps of `pod run`, one a turn.
+fn sweep_run(host: &Host, fault: Fault, every: usize) {
     if !can_sweep(host) {
         return;
     }
     let Some(pods) = Pods::new(host) else { return };
     let sweep = Sweep::new(&pods);
-    let (mut leaks, mut turns) = (Vec::new(), 0);
-    for step in sweep.steps_of_run().iter().step_by(stride(own)) {
+    let steps = sweep.steps_of_run(fault);
+    let (mut faults, mut turns) = (Vec::new(), 0);
+    for step in taken(&steps, every).take_while(|_| sweep.is_free()) {
+        let run = sweep.run(&fault.at(step, turns));
+        faults.extend(fault.judged(step, turns, fault.wrong(step, &run), sweep.clear()));
         turns += 1;
-        sweep.run(&kill_at(step));
-        leaks.extend(sweep.clear().map(|what| format!("killed at {} #{}: {what}\n", step.0, step.1)));
     }
-    told(host, "pod run", turns, &leaks);
+    told(host, &format!("pod run, {fault:?}"), (turns, steps.len()), &faults);
 }
 
-/// Kills the supervisor and its jobs at each step of what follows the start: a launch below a container, an exec, the end.
-fn sweep_supervisor(host: &Host, own: usize) {
+/// Lets it happen to the supervisor and its jobs at steps of what follows the start.
+fn sweep_life(host: &Host, fault: Fault, every: usize) {
     if !can_sweep(host) {
         return;
     }
     let Some(pods) = Pods::new(host) else { return };
     let sweep = Sweep::new(&pods);
-    let script = format!(
-        "$RUNTIME pod launch -f {} web/main; $RUNTIME pod exec web/main/child true; $RUNTIME pod stop web; $RUNTIME pod start web; $RUNTIME pod rm --force web",
-        sweep.nested
-    );
-    let begin = || {
-        sweep
-            .host()
-            .shell(&format!(
-                "$RUNTIME pod run --store {} -f {}",
-                pods.store.directory().display(),
-                sweep.document
-            ))
-            .succeeds();
-    };
-    begin();
+    sweep.begin().exits(0);
     let trace = host.directory().join("trace");
-    assert_eq!(sweep.supervisor(&format!("-o {}", trace.display()), &script), 0, "a traced life succeeds");
-    let (mut leaks, mut turns) = (Vec::<String>::new(), 0);
-    for step in steps_in(&trace).iter().step_by(stride(own)) {
-        turns += 1;
-        if !pods.call(&["ls", "--quiet"]).text().is_empty() {
-            break; // one that does not go is told below
+    sweep.life(&format!("-o {}", trace.display())).exits(0);
+    let steps = fault.steps(&trace);
+    let (mut faults, mut turns) = (Vec::new(), 0);
+    for step in taken(&steps, every).take_while(|_| sweep.is_free()) {
+        let begun = sweep.begin();
+        if begun.code != 0 {
+            faults.push(format!("and then no pod can begin: {}\n", begun.stderr));
+            break;
         }
-        begin();
-        sweep.supervisor(&kill_at(step), &format!("({script}) >/dev/null 2>&1"));
-        leaks.extend(sweep.clear().map(|what| format!("killed at {} #{}: {what}\n", step.0, step.1)));
+        let life = sweep.life(&fault.at(step, turns));
+        let wrong = match fault {
+            Fault::Refused if life.code == 137 => Some("hangs".to_owned()),
+            Fault::Refused => life
+                .stderr
+                .lines()
+                .find(|line| !line.starts_with("coracle"))
+                .map(|line| format!("said {line:?}")),
+            Fault::Killed => None,
+        };
+        faults.extend(fault.judged(step, turns, wrong, sweep.clear()));
+        turns += 1;
     }
-    told(host, "a pod's life", turns, &leaks);
+    told(host, &format!("a pod's life, {fault:?}"), (turns, steps.len()), &faults);
 }
 
 #[test]
 fn who_is_killed_at_some_steps_of_a_pods_start_leaves_nothing() {
-    privileged(|host| sweep_run(host, 41));
+    privileged(|host| sweep_run(host, Fault::Killed, 41));
 }
 
 #[test]
 fn who_is_killed_at_some_steps_of_a_pods_life_leaves_nothing() {
-    privileged(|host| sweep_supervisor(host, 61));
+    privileged(|host| sweep_life(host, Fault::Killed, 61));
+}
+
+#[test]
+fn who_is_refused_some_calls_of_a_pods_start_leaves_nothing() {
+    privileged(|host| sweep_run(host, Fault::Refused, 61));
+}
+
+#[test]
+fn who_is_refused_some_calls_of_a_pods_life_leaves_nothing() {
+    privileged(|host| sweep_life(host, Fault::Refused, 91));
 }
 
 #[test]
 #[ignore = "takes minutes: make test-faults"]
 fn who_is_killed_at_any_step_of_a_pods_start_leaves_nothing() {
-    privileged(|host| sweep_run(host, 1));
+    privileged(|host| sweep_run(host, Fault::Killed, unless_whole(3)));
 }
 
 #[test]
 #[ignore = "takes minutes: make test-faults"]
 fn who_is_killed_at_any_step_of_a_pods_life_leaves_nothing() {
-    privileged(|host| sweep_supervisor(host, 1));
+    privileged(|host| sweep_life(host, Fault::Killed, unless_whole(5)));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn who_is_refused_any_call_of_a_pods_start_leaves_nothing() {
+    privileged(|host| sweep_run(host, Fault::Refused, unless_whole(3)));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-faults"]
+fn who_is_refused_any_call_of_a_pods_life_leaves_nothing() {
+    privileged(|host| sweep_life(host, Fault::Refused, unless_whole(5)));
 }

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coracle_isolator_host::Registry;
-use coracle_sys::{process, socket};
+use coracle_sys::{Errno, process, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signalfd::SignalFd;
 use serde_json::{Value, json};
@@ -178,7 +178,12 @@ impl Supervisor {
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         match nix::poll::poll(&mut fds, timeout) {
-            Err(nix::errno::Errno::EINTR) => return Ok(Vec::new()),
+            Err(Errno::EINTR) => return Ok(Vec::new()),
+            // The kernel is short of memory: the pod shall not lose its supervisor for that.
+            Err(Errno::ENOMEM | Errno::EAGAIN) => {
+                std::thread::sleep(Duration::from_millis(10));
+                return Ok(Vec::new());
+            }
             Err(errno) => return Err(Error::from(coracle_sys::Error::new("poll()", errno))),
             Ok(_) => {}
         }

@@ -28,6 +28,9 @@ use crate::time;
 /// How long a supervisor may take to listen.
 const READY: Duration = Duration::from_secs(10);
 
+/// What the starter of a supervisor answers when that has said that it listens.
+const HEARD: &[u8] = b"heard";
+
 /// What a caller says beside the document of a pod that is to be made.
 #[derive(Debug, Clone)]
 pub struct Beside {
@@ -74,7 +77,20 @@ pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
     let name = plan.name.clone();
     let begun = dir.lock().and_then(|_| write(global, &dir, record));
     let begun = begun.and_then(|record| spawn(global, dir, record, plan));
-    begun.inspect_err(|_| drop(Directory::open(&global.root, &name).and_then(|dir| dir.remove())))
+    begun.inspect_err(|_| drop(give_up(&global.root, &name)))
+}
+
+/// Removes a pod that could not begin, once nobody looks after it: a supervisor that has not been heard ends.
+fn give_up(root: &std::path::Path, name: &str) -> Result<()> {
+    let dir = Directory::open(root, name)?;
+    let end = Instant::now() + READY;
+    while !dir.lock()? {
+        if Instant::now() > end {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    dir.remove()
 }
 
 /// Writes the record of a new pod, with the IDs that its users get, where they are not the host's.
@@ -129,7 +145,8 @@ fn spawn(global: &Global, dir: Directory, record: Record, plan: Plan) -> Result<
         return Err(died());
     }
     let (told, _) = socket::receive(mine.as_fd(), 64 << 10)?.ok_or_else(died)?;
-    serde_json::from_slice::<Result<()>>(&told).map_err(|_| died())?
+    serde_json::from_slice::<Result<()>>(&told).map_err(|_| died())??;
+    Ok(socket::send(mine.as_fd(), HEARD, &[])?)
 }
 
 /// The life of a supervisor. Returns its exit code.
@@ -140,9 +157,16 @@ fn supervise(global: &Global, dir: Directory, (record, plan): (Record, Plan), st
         Err(error) => (Err(error.cut(1000)), None),
     };
     let text = serde_json::to_vec::<Result<()>>(&told).unwrap_or_default();
-    let _ = socket::send(starter.as_fd(), &text, &[]);
+    let is_heard =
+        socket::send(starter.as_fd(), &text, &[]).and_then(|()| socket::receive(starter.as_fd(), 64));
     drop(starter);
-    supervisor.map_or(1, |supervisor| i32::from(supervisor.run().is_err()))
+    match supervisor {
+        // Who has not heard of it says that there is no pod.
+        Some(supervisor) if is_heard.is_ok_and(|heard| heard.is_some()) => {
+            i32::from(supervisor.run().is_err())
+        }
+        _ => 1,
+    }
 }
 
 /// Leaves what was the starter's.
