@@ -45,24 +45,36 @@ pub fn remove_forgotten(store: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// `NotFound` where the store has no such image.
 pub fn make_bundle(store: &Path, id: Known<'_>, wanted: &ImageRun) -> Result<PathBuf> {
-    make_bundle_for(store, id, wanted, None)
+    let name = state::name(id.id);
+    let made = bundle_of(store, wanted, |store| {
+        bundle::make_for(store, &wanted.reference, (&name, Some(id.by)), &wanted.options)
+    });
+    Ok(made?.path)
 }
 
-/// The same, with other owners of its files on the host, if any are given, than the image has.
+/// The same without a file of its configuration, for who goes on with that; with other owners of its files on the host, if any
+/// are given, than the image has.
 ///
 /// # Errors
 /// As [`make_bundle`].
-pub fn make_bundle_for(
+pub fn compose_bundle(
     store: &Path,
     id: Known<'_>,
     wanted: &ImageRun,
     owners: Option<Owners<'_>>,
-) -> Result<PathBuf> {
-    let attempt = || -> coracle_image::Result<Bundle> {
-        let options = (&wanted.options, owners);
-        let name = state::name(id.id);
-        bundle::make_for(&Store::open(store)?, &wanted.reference, (&name, Some(id.by)), options)
-    };
+) -> Result<Bundle> {
+    let name = state::name(id.id);
+    bundle_of(store, wanted, |store| {
+        bundle::compose(store, &wanted.reference, (&name, Some(id.by)), (&wanted.options, owners))
+    })
+}
+
+fn bundle_of(
+    store: &Path,
+    wanted: &ImageRun,
+    make: impl Fn(&Store) -> coracle_image::Result<Bundle>,
+) -> Result<Bundle> {
+    let attempt = || make(&Store::open(store)?);
     if wanted.pull == Pull::Always {
         pull(store, &wanted.reference)?;
     }
@@ -77,7 +89,7 @@ pub fn make_bundle_for(
         }
         other => other,
     };
-    Ok(made.context(|| format!("making a bundle of image {:?}", wanted.reference))?.path)
+    made.context(|| format!("making a bundle of image {:?}", wanted.reference))
 }
 
 /// Removes what [`make_bundle`] made. What is gone already is no error.

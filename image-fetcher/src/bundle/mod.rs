@@ -23,9 +23,9 @@ pub use spec::{SPEC_VERSION, default_spec, spec};
 /// A bundle, ready for a runtime.
 #[derive(Debug, Clone)]
 pub struct Bundle {
-    /// The absolute path of the directory that holds `config.json` and `rootfs`.
+    /// The absolute path of the directory that holds `rootfs`, and `config.json` where that was written.
     pub path: PathBuf,
-    /// What `config.json` says.
+    /// What `config.json` says, or would say.
     pub spec: Spec,
 }
 
@@ -35,15 +35,37 @@ pub struct Bundle {
 /// [`Kind::NotFound`], [`Kind::NotUnpacked`], [`Kind::Exists`], and [`Kind::Usage`] where an option can't be
 /// understood. What was begun is undone.
 pub fn make(store: &Store, reference: &str, id: &str, options: &Options) -> Result<Bundle> {
-    make_for(store, reference, (id, None), (options, None))
+    make_for(store, reference, (id, None), options)
 }
 
-/// The same for `id` of whom somebody knows as long as there is a path; with other owners on the host, if any are given,
-/// than the layers have.
+/// The same for `id` of whom somebody knows as long as there is a path.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_for(
+    store: &Store,
+    reference: &str,
+    (id, known_by): (&str, Option<&Path>),
+    options: &Options,
+) -> Result<Bundle> {
+    let bundle = compose(store, reference, (id, known_by), (options, None))?;
+    let write = || -> Result<()> {
+        let text = serde_json::to_vec_pretty(&bundle.spec)
+            .map_err(|e| Error::new(Kind::Malformed, format!("writing config.json: {e}")))?;
+        Ok(file::replace(file::open_dir(&bundle.path)?.as_fd(), "config.json", &text, 0o600)?)
+    };
+    write().context(|| format!("making a bundle of {reference:?}")).inspect_err(|_| {
+        let _ = remove(store, id);
+    })?;
+    Ok(bundle)
+}
+
+/// The same without a file `config.json`, for who goes on with what would stand in it; with other owners on the host, if any
+/// are given, than the layers have.
 ///
 /// # Errors
 /// As [`make`], and [`snapshot::mount_for`].
-pub fn make_for(
+pub fn compose(
     store: &Store,
     reference: &str,
     (id, known_by): (&str, Option<&Path>),
@@ -55,12 +77,7 @@ pub fn make_for(
     let made = || -> Result<Bundle> {
         let root = file::open_dir(&rootfs)?;
         let spec = spec(&image.config, root.as_fd(), &options.for_id(id))?;
-        let text = serde_json::to_vec_pretty(&spec)
-            .map_err(|e| Error::new(Kind::Malformed, format!("writing config.json: {e}")))?;
-        let path = snapshot::directory_path(store, id);
-        let directory = file::open_dir(&path)?;
-        file::replace(directory.as_fd(), "config.json", &text, 0o600)?;
-        Ok(Bundle { path, spec })
+        Ok(Bundle { path: snapshot::directory_path(store, id), spec })
     };
     made().context(|| format!("making a bundle of {reference:?}")).inspect_err(|_| {
         // The first failure is the one to tell; what can't be undone now, the next `remove` finds.

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use coracle_image::bundle::Bundle;
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
 use coracle_sys::{process, signal};
@@ -27,7 +28,7 @@ use crate::image::{self, Known};
 use crate::stages::plan::Wish;
 use crate::stages::spec::Loaded;
 use crate::stages::watch::warden;
-use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
+use crate::stages::{cleanup, isolate, plan, prepare, release, spawn};
 use crate::state::{self, Record, State};
 
 /// How long a launch may take, with the unpacking of its image.
@@ -116,7 +117,7 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
         state.write(&Record { is_nested: true, ..Record::new(id, Some(order.store)) })?;
         let bundle = bundle(order, member, Known { id, by: &state::path(&states, &name) })?;
         let volume::Mounts { list, open: _open } = volume::mounts(order.volumes(), member)?;
-        let loaded = shape(spec::load(&bundle, None)?, order, (member, list))?;
+        let loaded = shape(bundle, order, (member, list))?;
         let mut plan = plan::plan(loaded, Wish { id, cgroups: order.cgroups })?;
         plan.kind = Kind::Nested;
         let claimed = prepare::claim(plan, state, isolators, Some(order.store))?;
@@ -142,20 +143,20 @@ fn make_room(dir: &Directory, parent: &str) -> Result<()> {
 }
 
 /// Makes the bundle of the container's image, which is pulled where the store lacks it and the document allows.
-fn bundle(order: Order<'_>, member: &Member, id: Known<'_>) -> Result<std::path::PathBuf> {
+fn bundle(order: Order<'_>, member: &Member, id: Known<'_>) -> Result<Bundle> {
     let reference = member.container.image.clone();
     let wanted =
         ImageRun { reference, pull: cli::Pull::Never, store: None, options: member.options(order.pod) };
     let namespace = order.sandbox.namespace(pods::Kind::User);
     let owners = order.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
-    let make = || image::make_bundle_for(order.store, id, &wanted, owners);
+    let make = || image::compose_bundle(order.store, id, &wanted, owners);
     pulled(order.store, &wanted.reference, member.container.image_pull_policy, make)
 }
 
 /// Makes a container of the pod of what the image and its options say.
-fn shape(loaded: Loaded, order: Order<'_>, (member, mounts): (&Member, Vec<Value>)) -> Result<Loaded> {
+fn shape(bundle: Bundle, order: Order<'_>, (member, mounts): (&Member, Vec<Value>)) -> Result<Loaded> {
     let malformed = |e: serde_json::Error| Error::new(Code::System, e.to_string());
-    let mut spec: Value = serde_json::to_value(&loaded.spec).map_err(malformed)?;
+    let mut spec: Value = serde_json::to_value(&bundle.spec).map_err(malformed)?;
     spec["linux"]["namespaces"] = order.sandbox.in_spec(order.plan);
     if let Some(all) = spec["mounts"].as_array_mut() {
         // In the places of the image's own.
@@ -186,7 +187,7 @@ fn shape(loaded: Loaded, order: Order<'_>, (member, mounts): (&Member, Vec<Value
     refuse_root(order.pod, member, &spec)?;
     let spec: Spec = serde_json::from_value(spec).map_err(malformed)?;
     let text = serde_json::to_vec(&spec).map_err(malformed)?;
-    Ok(Loaded { spec, text, ..loaded })
+    Ok(Loaded { bundle: bundle.path, spec, text, warnings: Vec::new() })
 }
 
 fn refuse_root(pod: &Pod, member: &Member, spec: &Value) -> Result<()> {

@@ -2,7 +2,6 @@
 
 use std::os::fd::OwnedFd;
 
-use coracle_sys::file;
 use coracle_sys::process::Exit;
 use serde_json::{Value, json};
 
@@ -68,7 +67,6 @@ impl Supervisor {
             self.members.iter().filter(|(_, m)| m.is_forgotten()).map(|(p, _)| p.clone()).collect();
         for path in forgotten {
             let _ = self.dir.forget_life(&path);
-            let _ = file::rmdir(file::CWD, self.dir.states(&path).0);
             self.members.remove(&path);
         }
     }

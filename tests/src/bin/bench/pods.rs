@@ -13,7 +13,7 @@ use crate::Options;
 use crate::measure::{alternate, milliseconds, timed, timed_detached};
 use crate::report::{Report, Row};
 use crate::starts::PEER;
-use crate::subject::{Bundle, Subject};
+use crate::subject::{Bundle, STATES, Subject};
 
 /// The pod that is measured in.
 const POD: &str = "coracle-bench";
@@ -26,7 +26,7 @@ pub(crate) fn measure(
     report: &mut Report,
 ) -> Result<(), String> {
     report.section("A container below another, in a running pod", PEER);
-    let pod = Pod { root: directory.join("pods"), store: directory.join("store"), options };
+    let pod = Pod { root: directory.join(STATES).join("pods"), store: directory.join("store"), options };
     pod.make(directory)?;
     let measured = measure_in(&pod, all, report);
     pod.call(&["rm", "--force", POD]).and_then(|mut command| timed_detached(&mut command))?;

@@ -7,6 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use coracle_tests::command::is_installed;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::measure::{
     alternate, compile, grace_periods, milliseconds, peak_memory, rate, rows, timed, timed_detached,
@@ -15,7 +17,7 @@ use crate::networks;
 use crate::plugins;
 use crate::pods;
 use crate::report::{Report, Row};
-use crate::subject::{Bundle, Subject};
+use crate::subject::{Bundle, STATES, Subject};
 use crate::{Options, crowd, sustained};
 
 /// Whom all others are compared with.
@@ -27,8 +29,20 @@ pub(crate) const WIDTH: usize = 8;
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), String> {
     let directory = std::env::temp_dir().join(format!("coracle-bench-{}", std::process::id()));
     fs::create_dir_all(&directory).map_err(|error| format!("make {}: {error}", directory.display()))?;
-    let result = measure_in(&directory, options, report);
+    let result = in_memory(&directory.join(STATES), || measure_in(&directory, options, report));
     fs::remove_dir_all(&directory).map_err(|error| format!("remove {}: {error}", directory.display()))?;
+    result
+}
+
+/// Does `work` while the directory `path` is in memory, as `/run` is on a host, where runtimes keep their states. The mount
+/// is in the mount namespace of the bench.
+fn in_memory(path: &Path, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let named = |what: &str, errno: Errno| format!("{what} {}: {errno}", path.display());
+    fs::create_dir(path).map_err(|error| format!("make {}: {error}", path.display()))?;
+    mount(Some("states"), path, Some("tmpfs"), MsFlags::empty(), Some("mode=0711"))
+        .map_err(|errno| named("mount", errno))?;
+    let result = work();
+    umount2(path, MntFlags::MNT_DETACH).map_err(|errno| named("umount", errno))?;
     result
 }
 

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use coracle_fixtures::busybox;
 use coracle_fixtures::spec::{Spec, docker_like_seccomp};
 
+/// The directory of states of all subjects, beside theirs.
+pub(crate) const STATES: &str = "states";
+
 /// One program under measurement.
 pub(crate) struct Subject {
     pub(crate) name: String,
@@ -139,7 +142,7 @@ impl Subject {
     /// A verb without an ID.
     pub(crate) fn verb(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(self.directory.join("state"));
+        command.arg("--root").arg(self.directory.with_file_name(STATES).join(&self.name));
         command.args(self.config.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]));
         command.arg(verb);
         command
