@@ -10,7 +10,7 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, mount};
 use serde_json::{Value, json};
 
-use super::document::{EmptyDir, HostPath, ImageVolume, Pod, SecretVolume, Volume};
+use super::document::{EmptyDir, HostPath, ImageVolume, Pod, SecretVolume, Volume, VolumeMount, Whose};
 use super::network::{self, Networks};
 use super::plan::Member;
 use super::pull::pulled;
@@ -115,6 +115,7 @@ fn make_one(from: From<'_>, volumes: BorrowedFd<'_>, volume: &Volume) -> Result<
     if let Some(host) = &volume.host_path {
         return find_host_path(host);
     }
+    // Others are made by isolators, for each container.
     let secret = volume.secret.as_ref();
     secret.map_or(Ok(()), |secret| make_secret(volumes, &volume.name, (secret, from.config), group))
 }
@@ -252,6 +253,10 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
         let volume = from.pod.spec.volumes.iter().find(|volume| volume.name == wanted.name);
         let missing = || Error::new(Code::InvalidSpec, format!("there is no volume {:?}", wanted.name));
         let volume = volume.ok_or_else(missing)?;
+        if let Some(mount) = of_isolator(volume, wanted) {
+            mounts.push(mount);
+            continue;
+        }
         let source = match (&volume.host_path, &volume.image) {
             (Some(host), _) => host.path.clone(),
             (_, Some(_)) => image::volume_path(from.store, &volume_id(from.pod, &volume.name)),
@@ -275,6 +280,19 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
         mounts.push(mount);
     }
     Ok(Mounts { list: mounts, open })
+}
+
+/// The mount of a volume that an isolator provides: that of a name, and a directory of the container's own or of the one above.
+fn of_isolator(volume: &Volume, wanted: &VolumeMount) -> Option<Value> {
+    let (kind, source, option) = match (&volume.persistent_volume_claim, &volume.sandbox) {
+        (Some(claim), _) => ("volume", Path::new(&claim.claim_name), claim.read_only.then_some("ro")),
+        (_, Some(sandbox)) => {
+            ("sandbox", &*sandbox.path, Some(if sandbox.of == Whose::Parent { "parent" } else { "self" }))
+        }
+        _ => return None,
+    };
+    let options: Vec<&str> = option.into_iter().chain(wanted.read_only.then_some("ro")).collect();
+    Some(json!({ "destination": wanted.mount_path, "type": kind, "source": source, "options": options }))
 }
 
 fn map_owners(from: From<'_>, mount: &mut Value) {

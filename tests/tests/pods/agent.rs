@@ -80,6 +80,59 @@ fn a_debug_container_is_launched_by_the_api_and_goes_with_its_caller() {
     });
 }
 
+/// An agent that talks to a session on a terminal of its own size, and makes it larger meanwhile.
+const ON_TERMINAL: &str = r#"
+import array, fcntl, json, os, socket, struct, sys, termios
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+script = "stty size; read word; stty size; echo $word; tty; exit 6"
+call = {"container": "main", "args": ["sh", "-c", script], "terminal": True}
+s.sendall(json.dumps({"method": "io.coracle.Pod.LaunchDebug", "parameters": call, "more": True}).encode() + b"\0")
+reply, fds, _, _ = socket.recv_fds(s, 65536, 1)
+assert json.loads(reply[:-1])["continues"], reply
+size = lambda rows, columns: fcntl.ioctl(fds[0], termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+size(20, 40)
+said = b""
+while b"\n" not in said: said += os.read(fds[0], 4096)
+size(33, 77)
+import time; time.sleep(0.3)
+os.write(fds[0], b"hello\r")
+reply = b""
+while True:
+    try: part = os.read(fds[0], 4096)
+    except OSError: break
+    if not part: break
+    said += part
+while not reply.endswith(b"\0"): reply += s.recv(65536)
+print(said.decode().replace("\r", ""), json.dumps(json.loads(reply[:-1])))
+"#;
+
+#[test]
+fn a_debug_container_has_a_terminal_by_the_api() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("python3") {
+            return;
+        }
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]
+";
+        pods.run("web", spec);
+        let socket = "/run/coracle/.pods/web/api.sock";
+        let mut agent = Command::new("python3");
+        let said = command::run(agent.args(["-c", ON_TERMINAL, socket]), &host.directory()).succeeds().text();
+        for words in ["33 77", "hello", "/dev/pts/", "\"exitCode\": 6"] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+        let method = "io.coracle.Pod.LaunchDebug";
+        let once =
+            caller(host, &[socket, method, r#"{"container": "main", "args": ["sh"], "terminal": true}"#]);
+        assert!(once.succeeds().text().contains("it comes with the first of several replies"));
+        pods.remove("web");
+    });
+}
+
 #[test]
 fn a_host_is_asked_for_nodes_and_rid_of_images() {
     privileged(|host| {

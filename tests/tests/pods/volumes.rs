@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use coracle_tests::pod::Pods;
+use coracle_tests::pod::{IMAGE, Pods};
 use coracle_tests::privileged;
 
 #[test]
@@ -40,6 +40,71 @@ fn containers_share_the_volumes_of_their_pod() {
 }
 
 #[test]
+fn a_container_below_another_sees_what_belongs_to_that_and_no_other_does() {
+    privileged(|host| {
+        let options = format!("options = {{ state = {:?} }}", host.directory());
+        let host = host.configured(&format!("[isolator.\"volume/sandbox-path\"]\n{options}\n"));
+        let Some(pods) = Pods::new(&host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  volumes:
+  - {name: own, sandbox: {path: work/here}}
+  - {name: above, sandbox: {path: work/here, of: parent}}
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'echo of main >/own/file; exec sleep 1000'], volumeMounts: [{name: own, mountPath: /own}]}
+  - {name: other, image: IMAGE, command: [sleep, '1000'], volumeMounts: [{name: own, mountPath: /own}]}
+";
+        pods.run("web", spec);
+        assert_eq!(pods.exec("web/other", &["ls", "-A", "/own"]).succeeds().text(), "");
+        let below = "volumeMounts: [{name: above, mountPath: /above}, {name: own, mountPath: /own}]";
+        let text = format!("name: child\nimage: {IMAGE}\ncommand: [sleep, '1000']\n{below}\n");
+        let file = pods.file(&text);
+        pods.call(&["launch", "-f", file.to_str().unwrap(), "web/main"]).succeeds();
+        assert_eq!(pods.exec("web/main/child", &["cat", "/above/file"]).succeeds().text(), "of main");
+        pods.exec("web/main/child", &["sh", "-c", "echo back >/above/back; touch /own/mine"]).succeeds();
+        assert_eq!(pods.exec("web/main", &["ls", "-A", "/own"]).succeeds().lines(), ["back", "file"]);
+        pods.call(&["forget", "web/main/child"]).succeeds();
+        assert_eq!(pods.exec("web/main", &["ls", "-A", "/own"]).succeeds().lines(), ["back", "file"]);
+        pods.remove("web");
+        let wrong = spec.replace("volumeMounts: [{name: own", "volumeMounts: [{name: above");
+        pods.make("run", "web", &wrong).fails_with(&[
+            "/spec/containers/0/volumeMounts/0/name: volume \"above\" is of the container above, and there is none",
+        ]);
+        let wrong = spec.replace("path: work/here}", "path: ../here}");
+        pods.make("run", "web", &wrong)
+            .fails_with(&["/spec/volumes/0/sandbox/path: it is not a relative path without .."]);
+    });
+}
+
+#[test]
+fn a_volume_with_a_name_outlives_the_pods_that_claim_it() {
+    privileged(|host| {
+        let options = format!("options = {{ state = {:?} }}", host.directory().join("volumes"));
+        let host = host.configured(&format!("[isolator.\"volume/persistent\"]\n{options}\n"));
+        let Some(pods) = Pods::new(&host) else { return };
+        let spec = |script: &str, how: &str| {
+            format!(
+                "
+  restartPolicy: Never
+  volumes: [{{name: v, persistentVolumeClaim: {{claimName: data{how}}}}}]
+  containers:
+  - {{name: main, image: IMAGE, command: [sh, -c, '{script}'], volumeMounts: [{{name: v, mountPath: /v}}]}}
+"
+            )
+        };
+        pods.run("one", &spec("echo kept >/v/file", ""));
+        pods.call(&["wait", "one/main"]).exits(0);
+        pods.remove("one");
+        pods.run("two", &spec("cat /v/file; touch /v/other || echo read-only", ", readOnly: true"));
+        pods.call(&["wait", "two/main"]).exits(0);
+        assert!(pods.logs("two/main").starts_with("kept\n"), "{}", pods.logs("two/main"));
+        assert!(pods.logs("two/main").ends_with("read-only"), "{}", pods.logs("two/main"));
+        pods.remove("two");
+        host.call(&["volume", "rm", "data"]).succeeds();
+    });
+}
+
+#[test]
 fn a_secret_is_in_memory_and_can_not_be_written() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };
@@ -57,7 +122,7 @@ fn a_secret_is_in_memory_and_can_not_be_written() {
 ";
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{}",
-            spec.replace("IMAGE", coracle_tests::pod::IMAGE)
+            spec.replace("IMAGE", IMAGE)
         );
         let file = pods.file(&text);
         let store = pods.store.directory().to_str().unwrap();

@@ -55,7 +55,7 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
             ask(global, &target.pod, "Update", given)
         }
         PodVerb::Launch(target, path) => {
-            let launched = document::parse_container(&read(path)?)?;
+            let launched = document::parse_container(&read(path)?, None)?;
             let given = json!({ "parent": container(global, target)?, "container": launched });
             ask(global, &target.pod, "Launch", given)
         }

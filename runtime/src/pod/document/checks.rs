@@ -1,7 +1,7 @@
 //! What a document must keep to beside the shape of its fields.
 
 use std::collections::BTreeSet;
-use std::path::Component;
+use std::path::{Component, Path};
 
 use super::types::*;
 use crate::error::{Code, Error, Result};
@@ -43,7 +43,8 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
     for (list, containers) in [("initContainers", &spec.init_containers), ("containers", &spec.containers)] {
         for (index, container) in containers.iter().enumerate() {
             let at = format!("/spec/{list}/{index}");
-            check_container(container, &at, &spec.volumes)?;
+            check_container(container, &at, Some(&spec.volumes))?;
+            check_above(container, &at, &spec.volumes)?;
             if !names.insert(&container.name) {
                 return Err(invalid(&format!("{at}/name"), format!("{:?} stands twice", container.name)));
             }
@@ -111,9 +112,12 @@ fn check_volume<'v>(volume: &'v Volume, at: &str, names: &mut BTreeSet<&'v str>)
         volume.host_path.is_some(),
         volume.image.is_some(),
         volume.secret.is_some(),
+        volume.persistent_volume_claim.is_some(),
+        volume.sandbox.is_some(),
     ];
     if sources.iter().filter(|is_there| **is_there).count() != 1 {
-        return Err(invalid(at, "one of emptyDir, hostPath, image and secret must stand here"));
+        let all = "emptyDir, hostPath, image, persistentVolumeClaim, sandbox and secret";
+        return Err(invalid(at, format!("one of {all} must stand here")));
     }
     if let Some(empty) = &volume.empty_dir {
         check_empty_dir(empty, &format!("{at}/emptyDir"))?;
@@ -122,6 +126,11 @@ fn check_volume<'v>(volume: &'v Volume, at: &str, names: &mut BTreeSet<&'v str>)
         && !host.path.is_absolute()
     {
         return Err(invalid(&format!("{at}/hostPath/path"), "it is not an absolute path"));
+    }
+    if let Some(sandbox) = &volume.sandbox
+        && (sandbox.path.as_os_str().is_empty() || !is_inside(&sandbox.path))
+    {
+        return Err(invalid(&format!("{at}/sandbox/path"), NO_PART));
     }
     if let Some(secret) = &volume.secret
         && !secret.secret_name.split('.').all(is_label)
@@ -161,7 +170,8 @@ fn check_place(container: &Container, is_init: bool, at: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn check_container(container: &Container, at: &str, volumes: &[Volume]) -> Result<()> {
+/// Which volumes there are may not be known: then whoever knows checks again.
+pub(super) fn check_container(container: &Container, at: &str, volumes: Option<&[Volume]>) -> Result<()> {
     if !is_label(&container.name) {
         return Err(invalid(&format!("{at}/name"), format!("{:?} is no name", container.name))
             .hint("use lower-case letters, digits and - (not first or last), at most 63"));
@@ -197,15 +207,39 @@ pub(super) fn check_container(container: &Container, at: &str, volumes: &[Volume
     Ok(())
 }
 
-fn check_mount(mount: &VolumeMount, at: &str, volumes: &[Volume]) -> Result<()> {
-    if !volumes.iter().any(|volume| volume.name == mount.name) {
+fn check_mount(mount: &VolumeMount, at: &str, volumes: Option<&[Volume]>) -> Result<()> {
+    let of = volumes.unwrap_or_default().iter().find(|volume| volume.name == mount.name);
+    if volumes.is_some() && of.is_none() {
         return Err(invalid(&format!("{at}/name"), format!("there is no volume {:?}", mount.name)));
     }
     if !mount.mount_path.is_absolute() {
         return Err(invalid(&format!("{at}/mountPath"), "it is not an absolute path"));
     }
-    if mount.sub_path.components().any(|part| !matches!(part, Component::Normal(_))) {
-        return Err(invalid(&format!("{at}/subPath"), "it is not a relative path without .."));
+    if !is_inside(&mount.sub_path) {
+        return Err(invalid(&format!("{at}/subPath"), NO_PART));
+    }
+    let is_isolators = of.is_some_and(|v| v.sandbox.is_some() || v.persistent_volume_claim.is_some());
+    if is_isolators && !mount.sub_path.as_os_str().is_empty() {
+        return Err(invalid(&format!("{at}/subPath"), format!("volume {:?} has no parts", mount.name)));
+    }
+    Ok(())
+}
+
+const NO_PART: &str = "it is not a relative path without ..";
+
+fn is_inside(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// What belongs to the container above is mounted in containers below others alone.
+fn check_above(container: &Container, at: &str, volumes: &[Volume]) -> Result<()> {
+    for (index, mount) in container.volume_mounts.iter().enumerate() {
+        let of = volumes.iter().find(|volume| volume.name == mount.name);
+        if of.and_then(|volume| volume.sandbox.as_ref()).is_some_and(|sandbox| sandbox.of == Whose::Parent) {
+            let why = format!("volume {:?} is of the container above, and there is none", mount.name);
+            return Err(invalid(&format!("{at}/volumeMounts/{index}/name"), why)
+                .hint("containers below others can mount it; those of a pod share an emptyDir"));
+        }
     }
     Ok(())
 }

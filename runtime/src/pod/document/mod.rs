@@ -54,13 +54,14 @@ impl Pod {
     }
 }
 
-/// The one container that `text` describes, as an entry of a pod's `containers`.
+/// The one container that `text` describes, as an entry of a pod's `containers`, with mounts of the volumes of `pod` where that
+/// is known.
 ///
 /// # Errors
 /// As [`parse`].
-pub fn parse_container(text: &[u8]) -> Result<Container> {
+pub fn parse_container(text: &[u8], pod: Option<&Pod>) -> Result<Container> {
     let container: Container = read(text)?;
-    checks::check_container(&container, "", &[])?;
+    checks::check_container(&container, "", pod.map(|pod| &*pod.spec.volumes))?;
     Ok(container)
 }
 

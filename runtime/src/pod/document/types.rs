@@ -207,6 +207,45 @@ pub struct Volume {
     /// Secret files, in memory only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretVolume>,
+    /// A volume of the host with a name, which outlives the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<Claim>,
+    /// A directory of each container's own; ours, not Kubernetes'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxVolume>,
+}
+
+/// A volume of the host with a name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Claim {
+    /// The volume's name, as `coracle volume` has it.
+    pub claim_name: String,
+    /// Whether nobody in the pod can write to it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A directory that belongs to a container and goes with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SandboxVolume {
+    /// Where in what belongs to the container, a relative path, which is made.
+    pub path: PathBuf,
+    /// Whose it is.
+    #[serde(default)]
+    pub of: Whose,
+}
+
+/// Whose a directory is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Whose {
+    /// That of the container in which it is mounted.
+    #[default]
+    Own,
+    /// That of the container above it.
+    Parent,
 }
 
 /// An empty directory.

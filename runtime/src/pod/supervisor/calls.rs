@@ -318,7 +318,8 @@ impl Supervisor {
         if !matches!(member.phase, Phase::Running(_)) {
             return Err(Error::new(Code::IllegalState, format!("container {parent:?} does not run")));
         }
-        let container = document::parse_container(given.container.to_string().as_bytes())?;
+        let text = given.container.to_string();
+        let container = document::parse_container(text.as_bytes(), Some(&self.record.document))?;
         let path: Path = format!("{parent}/{}", container.name).into();
         if let Some(there) = self.members.get(&path) {
             // The same again changes nothing: a caller that did not hear the answer asks once more.
