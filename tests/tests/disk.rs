@@ -6,7 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use coracle_fixtures::small;
 use coracle_tests::command::{eventually, tool};
+use coracle_tests::image::Store;
 use coracle_tests::{Host, Outcome, Spec, privileged};
 use serde_json::json;
 
@@ -131,6 +133,25 @@ impl<'h> Quotas<'h> {
     }
 }
 
+/// A container of an image on it, which may write a MiB over the image.
+fn what_is_written_over_an_image_is_limited(quotas: &Quotas<'_>) {
+    let host = quotas.host;
+    let store = Store::at(host, &quotas.directory("store"));
+    store.import(&small::image());
+    let run = |script: &str| {
+        let store = store.directory().to_str().unwrap();
+        let options = ["--storage-opt", "size=1m", &host.name("limited"), "--", "sh", "-c", script];
+        host.call(&[&["run", "--store", store, "--image", "coracle/small:latest"][..], &options].concat())
+    };
+    // In directories of the image, too, and as often as a container is made.
+    for _ in 0..2 {
+        let wrote =
+            run("head -c 500000 /dev/zero >/etc/some && head -c 900000 /dev/zero >/more || echo refused");
+        assert_eq!(wrote.succeeds().lines(), ["refused"]);
+    }
+    run("head -c 500000 /dev/zero >/etc/some").succeeds();
+}
+
 /// What holds on any file system with project quotas.
 fn a_writer_is_stopped_at_its_limit(quotas: &Quotas<'_>) {
     let Some(host) = watchful(quotas.host) else { return };
@@ -172,7 +193,23 @@ fn ext4_stops_a_writer_at_its_limit() {
             return;
         };
         a_writer_is_stopped_at_its_limit(&quotas);
+        what_is_written_over_an_image_is_limited(&quotas);
         quotas.end();
+    });
+}
+
+#[test]
+fn a_limit_for_what_is_written_over_an_image_is_refused_where_nobody_keeps_it() {
+    privileged(|host| {
+        if !host.needs_coracle("limits for files") {
+            return;
+        }
+        let store = Store::new(host);
+        store.import(&small::image());
+        let path = store.directory().to_str().unwrap();
+        let options = ["--image", "coracle/small:latest", "--storage-opt", "size=1m", &host.name("refused")];
+        let run = host.call(&[&["run", "--store", path][..], &options].concat());
+        run.fails_with(&["keeps no project to a limit", "ext4 and XFS do, mounted with prjquota"]);
     });
 }
 
@@ -181,6 +218,7 @@ fn xfs_stops_a_writer_at_its_limit() {
     privileged(|host| {
         let Some(quotas) = Quotas::new(host, "mkfs.xfs -q") else { return };
         a_writer_is_stopped_at_its_limit(&quotas);
+        what_is_written_over_an_image_is_limited(&quotas);
         quotas.end();
     });
 }

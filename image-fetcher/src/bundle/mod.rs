@@ -9,7 +9,7 @@ mod user;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_sys::file;
+use coracle_sys::{file, quota};
 use oci_spec::runtime::Spec;
 
 use crate::error::{Context, Error, Kind, Result};
@@ -64,7 +64,7 @@ pub fn make_for(
 /// are given, than the layers have.
 ///
 /// # Errors
-/// As [`make`], and [`snapshot::mount_for`].
+/// As [`make`], and [`snapshot::mount_for`]; [`Kind::Unsupported`] where quotas are needed and there are none.
 pub fn compose(
     store: &Store,
     reference: &str,
@@ -72,6 +72,11 @@ pub fn compose(
     (options, owners): (&Options, Option<Owners<'_>>),
 ) -> Result<Bundle> {
     let image = store.image(reference)?;
+    if options.needs_quotas && !quota::is_enforced(store.snapshots())? {
+        let path = store.path().join("snapshots");
+        let why = format!("the file system of {path:?} keeps no project to a limit");
+        return Err(Error::new(Kind::Unsupported, why).hint("ext4 and XFS do, mounted with prjquota"));
+    }
     let access = if options.read_only { Access::ReadOnly } else { Access::Writable };
     let rootfs = snapshot::mount_for(store, id, &image, Purpose { access, owners, known_by })?;
     let made = || -> Result<Bundle> {
@@ -129,6 +134,23 @@ mod tests {
         remove(&scratch.store, "c1").unwrap();
         remove(&scratch.store, "c1").unwrap();
         assert!(!bundle.path.exists());
+    }
+
+    #[test]
+    fn a_store_on_a_file_system_without_quotas_limits_nothing() {
+        let scratch = scratch();
+        if quota::is_enforced(scratch.store.snapshots()).unwrap() {
+            return eprintln!(
+                "skipped: the directory for temporary files is on a file system with project quotas"
+            );
+        }
+        let options = Options { needs_quotas: true, ..Options::default() };
+        let error = make(&scratch.store, "image", "c1", &options).unwrap_err().to_string();
+        assert!(
+            error.ends_with("keeps no project to a limit; ext4 and XFS do, mounted with prjquota"),
+            "{error}"
+        );
+        assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
     }
 
     #[test]

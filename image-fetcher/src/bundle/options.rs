@@ -44,6 +44,9 @@ pub struct Options {
     pub terminal: bool,
     /// Whether the root file system is read-only.
     pub read_only: bool,
+    /// Whether the file system of the store has to be one that keeps what is written over the image to a limit (project
+    /// quotas of ext4 and XFS).
+    pub needs_quotas: bool,
     /// The network.
     pub network: Network,
     /// Which system calls the container may make.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use coracle_image::bundle::Seccomp;
+use coracle_isolator_volume::disk;
 use coracle_sys::process;
 use lexopt::prelude::*;
 
@@ -213,6 +214,7 @@ fn from_image_option(
         "--dns" => networks.wanted.dns.nameservers.push(text(parser)?),
         "--device" => device(&text(parser)?, options)?,
         "--annotation" => annotation(&text(parser)?, options)?,
+        "--storage-opt" => storage(&text(parser)?, options)?,
         "--seccomp" => options.seccomp = parse_seccomp(&text(parser)?),
         other => return Err(usage(format!("run has no option {other}")).hint(instead_of(other))),
     }
@@ -267,6 +269,17 @@ fn annotation(text: &str, options: &mut coracle_image::bundle::Options) -> Resul
     Ok(())
 }
 
+/// What may be written over the image (Docker's option, and podman's). The isolator `disk/quota` has it kept.
+fn storage(text: &str, options: &mut coracle_image::bundle::Options) -> Result<()> {
+    let most = text.strip_prefix("size=").ok_or_else(|| {
+        usage(format!("--storage-opt {text:?} is none that is known")).hint("write it like size=10g")
+    })?;
+    let most = size("storage-opt size", most)?;
+    options.annotations.insert(disk::ANNOTATION.to_owned(), most.to_string());
+    options.needs_quotas = true;
+    Ok(())
+}
+
 fn parse_seccomp(text: &str) -> Seccomp {
     match text {
         "default" => Seccomp::Default,
@@ -302,6 +315,11 @@ mod tests {
             ("--image app --cpus 0 web", "--cpus \"0\" is no number of processors"),
             ("--image app --cpus -1 web", "--cpus \"-1\" is no number of processors"),
             ("--image app --cpus nan web", "--cpus \"nan\" is no number of processors"),
+            (
+                "--image app --storage-opt dm.x=1 web",
+                "--storage-opt \"dm.x=1\" is none that is known; write it like",
+            ),
+            ("--image app --storage-opt size=big web", "--storage-opt size \"big\" is no size"),
             ("--rm web", "run has no option --rm; a container goes when it ends, unless --keep is given"),
             ("-i web", "run has no option -i; the standard input is always passed on"),
             ("--name web", "run has no option --name; the name stands after the options"),
