@@ -515,6 +515,48 @@ mod tests {
     }
 
     #[test]
+    fn owners_are_mapped_in_layers_of_either_kind_and_changed_in_none() {
+        /// A process in a user namespace whose root is 70000 on the host.
+        struct Users(std::process::Child);
+        impl Drop for Users {
+            fn drop(&mut self) {
+                self.0.kill().and_then(|()| self.0.wait()).unwrap();
+            }
+        }
+        let mut users = std::process::Command::new("unshare");
+        let users =
+            users.args(["--user", "sh", "-c", "echo; exec sleep 1000"]).stdout(std::process::Stdio::piped());
+        let mut users = Users(users.spawn().unwrap());
+        let mut said = [0];
+        std::io::Read::read_exact(users.0.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let of = |name: &str| format!("/proc/{}/{name}", users.0.id());
+        fs::write(of("uid_map"), "0 70000 1000").unwrap();
+        fs::write(of("gid_map"), "0 70000 1000").unwrap();
+        let namespace = fs::File::open(of("ns/user")).unwrap();
+        let owners = Owners { namespace: namespace.as_fd(), first: 70_000, count: 1000 };
+        both(|new| {
+            let scratch = new();
+            let owned = Tar::default().dir("d/").raw(b"", |h| {
+                h.set_uid(7);
+                h.set_gid(8);
+                h.as_old_mut().name[..3].copy_from_slice(b"d/f");
+            });
+            scratch.unpack(&[owned.end()]).unwrap();
+            let image = scratch.store.image("image").unwrap();
+            for access in [Access::ReadOnly, Access::Writable] {
+                let purpose = Purpose { access, owners: Some(owners), known_by: None };
+                let root = mount_for(&scratch.store, "web", &image, purpose).unwrap();
+                let owner = |path: &str| fs::metadata(root.join(path)).map(|m| (m.uid(), m.gid())).unwrap();
+                let seen = [owner("d"), owner("d/f"), owner("")];
+                remove(&scratch.store, "web").unwrap();
+                assert_eq!(seen, [(70_000, 70_000), (70_007, 70_008), (70_000, 70_000)]);
+            }
+            let unchanged = fs::metadata(scratch.layer_path(0).join("d/f")).unwrap();
+            assert_eq!((unchanged.uid(), unchanged.gid()), (7, 8));
+        });
+    }
+
+    #[test]
     fn a_read_only_snapshot_of_one_layer_or_none_mounts_too() {
         both(|new| {
             for layers in [&layers()[..1], &[]] {

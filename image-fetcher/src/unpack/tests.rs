@@ -462,6 +462,7 @@ fn each_limit_is_named_by_its_error() {
             (Limits { entries: 2, ..usual }, "its number of entries is over the limit of 2"),
             (Limits { bytes: 2048, ..usual }, "over the limit of 2048 bytes"),
             (Limits { header: 100, ..usual }, "the header of an entry is over the limit of 100 bytes"),
+            (Limits { names: 4, ..usual }, "the names of its entries is over the limit of 4 bytes"),
         ] {
             let options = Options { limits, ..scratch.unpacking };
             let error = unpack(&scratch.store, &image, &options).unwrap_err();
@@ -469,6 +470,25 @@ fn each_limit_is_named_by_its_error() {
             assert!(error.to_string().trim_end().contains(expected), "{error}");
             scratch.assert_clean();
         }
+    });
+}
+
+#[test]
+fn a_path_ends_at_4096_bytes_with_the_links_that_it_leads_through() {
+    both(|new| {
+        let long = |length: usize| [&b"d/".repeat(length / 2)[..], &[b'f'; 2][..length % 2 + 1]].concat();
+        let named = |path: &[u8]| tar().pax(&[("path", path)]).file("short", b"");
+        new().layer(&named(&long(4094))).unwrap();
+        assert!(new().refused(&named(&long(4096))).contains("its name is longer than 4096 bytes"));
+        let through = |length: usize| {
+            let target = b"d/".repeat(length);
+            tar()
+                .pax(&[("linkpath", &target)])
+                .link("l", "short")
+                .file(&format!("l/{}", "e/".repeat(40)), b"")
+        };
+        let said = new().refused(&through(2020));
+        assert!(said.contains("… is longer than 4096 bytes"), "{said}");
     });
 }
 
