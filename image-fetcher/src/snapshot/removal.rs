@@ -1,0 +1,100 @@
+//! Snapshots are taken away, and asked what they are made of.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, archive, mount};
+
+use super::{RECORD, Record, directory_path};
+use crate::error::{Context, Error, Result};
+use crate::store::{DOCUMENT_LIMIT, Store, check_id, is_missing};
+
+/// Unmounts the snapshot `id` and keeps what was written to it. One that is not mounted is no error.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn unmount(store: &Store, id: &str) -> Result<()> {
+    check_id(id)?;
+    let rootfs = directory_path(store, id).join("rootfs");
+    loop {
+        match mount::detach(&rootfs) {
+            Ok(()) => {}
+            // EINVAL: nothing is mounted there.
+            Err(e) if matches!(e.errno(), Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+            Err(e) => return Err(e).context(|| format!("unmounting {id:?}")),
+        }
+    }
+}
+
+/// Unmounts and removes the snapshot `id` with what was written to it. One that is not there is no error.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn remove(store: &Store, id: &str) -> Result<()> {
+    let removing = || format!("removing snapshot {id:?}");
+    unmount(store, id).context(removing)?;
+    let opened = file::open(store.snapshots(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks);
+    if is_missing(&opened) {
+        return Ok(());
+    }
+    let directory = opened.context(removing)?;
+    // rmdir(2) says EBUSY where something is mounted, in this namespace or, since it would be lost, another.
+    let rootfs = file::rmdir(directory.as_fd(), "rootfs");
+    if !is_missing(&rootfs) {
+        rootfs.context(removing)?;
+    }
+    // The record goes last: until then, its layers are in use.
+    for name in file::list(directory.as_fd()).context(removing)? {
+        if name != RECORD {
+            archive::remove_tree(directory.as_fd(), &name).context(removing)?;
+        }
+    }
+    archive::remove_tree(store.snapshots(), id).context(removing)
+}
+
+/// Removes the snapshots of whom nobody knows any more, as after the machine has started anew. Returns their IDs, and what
+/// kept others.
+///
+/// # Errors
+/// Where the store can't be read.
+pub fn remove_forgotten(store: &Store) -> Result<(Vec<String>, Vec<Error>)> {
+    let (mut gone, mut failures) = (Vec::new(), Vec::new());
+    for id in file::list(store.snapshots())?.into_iter().filter_map(|id| id.into_string().ok()) {
+        let path = std::path::Path::new(&id).join(RECORD);
+        let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
+        if is_missing(&bytes) {
+            continue; // being made, or removed
+        }
+        let record: Record = crate::image::parse(&bytes?, RECORD)?;
+        let is_gone =
+            |path: &PathBuf| is_missing(&file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host));
+        if record.known_by.as_ref().is_some_and(is_gone) {
+            match remove(store, &id) {
+                Ok(()) => gone.push(id),
+                Err(error) => failures.push(error),
+            }
+        }
+    }
+    Ok((gone, failures))
+}
+
+/// The names of the layers that snapshots are made of.
+pub(crate) fn layers_in_use(store: &Store) -> Result<BTreeSet<String>> {
+    Ok(records(store)?.into_iter().flat_map(|record| record.layers).collect())
+}
+
+/// What the snapshots are made of.
+pub(crate) fn records(store: &Store) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for id in file::list(store.snapshots())? {
+        let path = std::path::Path::new(&id).join(RECORD);
+        let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
+        // One without a record was never assembled.
+        if !is_missing(&bytes) {
+            records.push(crate::image::parse(&bytes?, "snapshot.json")?);
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,122 @@
+//! What layers say of those below them.
+
+use super::*;
+
+#[test]
+fn whiteouts_become_devices_and_opaque_directories_an_attribute() {
+    both(|new| {
+        let scratch = new();
+        let layer =
+            tar().dir("d/").file("d/.wh.gone", b"").dir("o/").file("o/.wh..wh..opq", b"").file("o/f", b"");
+        scratch.unpack(&[tar().dir("d/").dir("o/").end(), layer.end()]).unwrap();
+        let dir = scratch.layer_path(1);
+        assert!(is_whiteout(&dir.join("d/gone")));
+        assert_eq!(xattr(&dir.join("o"), "trusted.overlay.opaque").unwrap(), b"y");
+        assert!(!dir.join("o/.wh..wh..opq").exists());
+    });
+}
+
+#[test]
+fn a_whiteout_leaves_what_its_own_layer_has() {
+    both(|new| {
+        let scratch = new();
+        let before = tar().file("f", b"new").file(".wh.f", b"").dir("d/").file(".wh.d", b"");
+        let dir =
+            scratch.layer(&before.file(".wh.g", b"").file("g", b"new").file(".wh.e", b"").dir("e/")).unwrap();
+        assert_eq!((text(&dir.join("f")), text(&dir.join("g"))), ("new".to_owned(), "new".to_owned()));
+        for name in ["d", "e"] {
+            assert_eq!(xattr(&dir.join(name), "trusted.overlay.opaque").unwrap(), b"y", "{name}");
+        }
+    });
+}
+
+#[test]
+fn the_last_of_several_entries_wins_and_may_be_of_another_type() {
+    both(|new| {
+        let scratch = new();
+        let layer = tar().file("a", b"1").file("a", b"22").dir("b/").file("b/x", b"").file("b", b"file");
+        let layer = layer.file("c", b"").dir("c/").file("c/x", b"in").link("e", "a").file("e", b"no link");
+        let dir = scratch.layer(&layer).unwrap();
+        assert_eq!(text(&dir.join("a")), "22");
+        assert_eq!(text(&dir.join("b")), "file");
+        assert_eq!(text(&dir.join("c/x")), "in");
+        assert_eq!(text(&dir.join("e")), "no link");
+    });
+}
+
+#[test]
+fn a_hard_link_to_a_lower_layer_is_a_copy_with_both_names() {
+    both(|new| {
+        let scratch = new();
+        let lower = tar().dir("d/").raw(b"below", |h| {
+            h.set_mode(0o4755);
+            h.set_uid(7);
+            h.as_old_mut().name[..3].copy_from_slice(b"d/f");
+        });
+        scratch.unpack(&[lower.end(), tar().hard("h", "d/f").end()]).unwrap();
+        let dir = scratch.layer_path(1);
+        assert!(scratch.unpacked(1).contains(".chain"));
+        let meta = fs::metadata(dir.join("h")).unwrap();
+        assert_eq!((meta.nlink(), meta.uid(), meta.mode() & 0o7777), (2, 7, 0o4755));
+        assert_eq!(text(&dir.join("d/f")), "below");
+    });
+}
+
+#[test]
+fn a_directory_without_an_entry_is_like_the_one_below() {
+    both(|new| {
+        let scratch = new();
+        let lower = tar().raw(b"", |h| {
+            h.set_entry_type(EntryType::Directory);
+            h.set_mode(0o1777);
+            h.set_mtime(99);
+            h.as_old_mut().name[..4].copy_from_slice(b"tmp/");
+        });
+        scratch.unpack(&[lower.end(), tar().file("tmp/f", b"").end()]).unwrap();
+        let meta = fs::metadata(scratch.layer_path(1).join("tmp")).unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.mtime()), (0o1777, 99));
+    });
+}
+
+#[test]
+fn a_whiteout_of_nothing_makes_no_directory() {
+    both(|new| {
+        let scratch = new();
+        scratch.unpack(&[tar().dir("d/").end(), tar().file("a/b/.wh.c", b"").end()]).unwrap();
+        assert!(!scratch.layer_path(1).join("a").exists());
+    });
+}
+
+#[test]
+fn a_whiteout_of_nothing_is_not_listed_and_one_of_something_stays() {
+    both(|new| {
+        let scratch = new();
+        let upper = tar().dir("d/").file("d/.wh.f", b"").dir("new/").file("new/.wh.x", b"");
+        scratch.unpack(&[tar().dir("d/").file("d/f", b"").end(), upper.end()]).unwrap();
+        let dir = scratch.layer_path(1);
+        assert!(is_whiteout(&dir.join("d/f")));
+        assert!(!is_whiteout(&dir.join("new/x")));
+    });
+}
+
+#[test]
+fn a_layer_whose_whiteouts_hide_something_is_kept_by_diff_id() {
+    both(|new| {
+        let scratch = new();
+        let upper = tar().dir("d/").file("d/.wh.f", b"").end();
+        scratch.unpack(&[tar().dir("d/").file("d/f", b"").end(), upper.clone()]).unwrap();
+        assert!(scratch.unpacked(1).starts_with(Digest::of(&upper).hex()));
+    });
+}
+
+#[test]
+fn an_image_with_the_same_layer_twice_unpacks_it_for_each_place() {
+    both(|new| {
+        let scratch = new();
+        let (a, b) = (tar().dir("d/").file("d/f", b"1").end(), tar().hard("h", "d/f").end());
+        let c = tar().file("d/f", b"2").end();
+        scratch.unpack(&[a, b.clone(), c, b]).unwrap();
+        assert_eq!(text(&scratch.layer_path(1).join("h")), "1");
+        assert_eq!(text(&scratch.layer_path(3).join("h")), "2");
+    });
+}
