@@ -1,6 +1,9 @@
 //! A pod from its making to its removal.
 
 use std::fs;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use coracle_tests::pod::Pods;
 use coracle_tests::privileged;
@@ -160,12 +163,38 @@ fn a_pod_is_removed_in_the_middle_of_a_launch() {
         let Some(pods) = Pods::new(host) else { return };
         for wait in [0, 10, 20, 40] {
             pods.make("create", "web", TWO).succeeds();
-            let mut start = std::process::Command::new(host.runtime());
-            let mut start =
-                start.args(["pod", "start", "web"]).stderr(std::process::Stdio::null()).spawn().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(wait));
+            let mut start = Command::new(host.runtime());
+            let mut start = start.args(["pod", "start", "web"]).stderr(Stdio::null()).spawn().unwrap();
+            thread::sleep(Duration::from_millis(wait));
             pods.remove("web");
             start.wait().unwrap();
+        }
+    });
+}
+
+/// Who is begun in a container and not known yet when that ends is reaped all the same: a zombie in its PID namespace would
+/// keep its first process from ending, and its removal from being done.
+#[test]
+fn a_pod_is_removed_while_programs_are_begun_in_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]
+";
+        for round in 0..4 {
+            pods.run("web", spec);
+            let begin = || {
+                let mut exec = Command::new(host.runtime());
+                exec.args(["pod", "exec", "web/main", "sleep", "1000"]).stderr(Stdio::null());
+                exec.spawn().unwrap()
+            };
+            let begun: Vec<_> = (0..6).map(|_| begin()).collect();
+            thread::sleep(Duration::from_millis(20 * round));
+            let asked = Instant::now();
+            pods.remove("web");
+            assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+            begun.into_iter().for_each(|mut exec| assert!(!exec.wait().unwrap().success()));
         }
     });
 }
