@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use coracle_fixtures::image::Image;
 use coracle_fixtures::layer::{Compression, Entry, Layer};
@@ -285,25 +284,25 @@ fn an_erofs_image_on_a_file_system_with_verity_can_not_change() {
         if !can_run(host) || !snapshotters(host).contains(&"erofs") || !host.needs_program("mkfs.ext4") {
             return;
         }
+        // Without it ext4 is mounted all the same, and takes none.
+        if !Path::new("/sys/fs/ext4/features/verity").exists() {
+            return host.skip("this kernel has no fs-verity for ext4");
+        }
         let (disk, at) = (host.directory().join("disk"), host.directory());
         fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
         command::tool("mkfs.ext4", &["-q", "-O", "verity", disk.to_str().unwrap()]);
-        let mount = Command::new("mount").args(["-o", "loop"]).args([&disk, &at]).output().unwrap();
-        if !mount.status.success() {
-            let why = String::from_utf8_lossy(&mount.stderr);
-            return host.skip(&format!("this kernel has no fs-verity: {}", why.trim()));
-        }
+        command::tool("mount", &["-o", "loop", disk.to_str().unwrap(), at.to_str().unwrap()]);
         let (image, store) = (small::image(), Store::at(host, &at.join("store")));
         store.import(&image);
         store.call(&["unpack", "--snapshotter", "erofs", &image.name]).succeeds();
         let told = store.call(&["inspect", &image.name]).succeeds().json();
-        let digest = told["layers"][0]["verity"].as_str().unwrap().to_owned();
+        let digest = told["layers"][0]["verity"].as_str().unwrap_or_default().to_owned();
         let layer = fs::read_dir(store.directory().join("layers")).unwrap().next().unwrap().unwrap().path();
-        let refused = fs::OpenOptions::new().write(true).open(&layer).unwrap_err();
+        let refused = fs::OpenOptions::new().write(true).open(&layer).map(drop);
         let seen = mounted(&store, &image.name, |root| fs::read_dir(root).unwrap().count());
         command::tool("umount", &[&at]);
         assert!(digest.starts_with("sha256:") && digest.len() == 71, "{digest}");
-        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
         assert!(seen > 0);
     });
 }
