@@ -40,11 +40,11 @@ impl Storage {
         let socket = host.directory().join("csi.sock");
         fs::create_dir(secrets.join("key")).expect("make a directory");
         fs::write(secrets.join("key/word"), WORD).expect("write a secret");
-        // Below that of a call of a plugin, which ends its process.
-        let deadline = f64::from(patience()).min(3.0);
+        let deadline = f64::from(patience());
         let options = format!(
             "options = {{ drivers = {{ test = {socket:?} }}, definitions = {definitions:?}, secrets = {secrets:?}, \
-            state = {state:?}, deadline = {deadline:?} }}\nwritable = [{state:?}]"
+            state = {state:?}, deadline = {deadline:?} }}\nwritable = [{state:?}]\ndeadline = {:?}",
+            5.0 * deadline
         );
         let host = host.with_plugin("volume/csi", &plugin::built("coracle_isolator_csi"), &options);
         let driver = RefCell::new(started(&socket, &directory));

@@ -542,7 +542,8 @@ fn a_runtime_that_comes_later_finds_a_listener_too() {
         let host = host.configured("[isolator.\"network/ports\"]\noptions = { interval = 0.05 }\n");
         let spec = Spec::new().set("/annotations", json!({"io.coracle.ports": "80"}));
         // By a child of the first process: what counts is the container, not who began it.
-        let container = host.bundle(spec.script("nc -l -p 9000 & wait")).start();
+        let listens = format!("{{ sleep {}; nc -l -p 9000; }} & wait", patience());
+        let container = host.bundle(spec.script(&listens)).start();
         let mut events = Command::new(host.runtime());
         events.args(["events", container.id()]).stdout(std::process::Stdio::piped());
         let mut events = events.spawn().unwrap();

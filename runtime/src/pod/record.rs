@@ -304,13 +304,13 @@ impl Directory {
         file::replace(dir, name, &text, 0o600).context(|| format!("writing {name} of pod {:?}", self.name))
     }
 
-    /// Forgets the pod. The record goes last.
+    /// Forgets the pod. The record goes last, and beside it the socket: until then the supervisor may have to be asked again.
     ///
     /// # Errors
     /// Whatever unlinking says.
     pub fn remove(&self) -> Result<()> {
         for name in file::list(self.dir.as_fd())? {
-            if name != RECORD {
+            if name != RECORD && name != SOCKET {
                 remove_tree(self.dir.as_fd(), &name)?;
             }
         }

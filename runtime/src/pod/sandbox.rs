@@ -58,7 +58,7 @@ impl Sandbox {
     /// `System` where its keeper is gone.
     pub fn adopt(dir: &Directory, record: &Record, plan: &Plan) -> Result<Option<Self>> {
         let Some(keeper) = record.keeper else { return Ok(None) };
-        let Some(pidfd) = keeper.open() else { return Ok(None) };
+        let Some(pidfd) = keeper.find()? else { return Ok(None) };
         Self::open(dir, keeper.pid, pidfd, plan).map(Some)
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_isolator::Kind;
-use coracle_sys::{event, process};
+use coracle_sys::{Errno, event, process};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Place;
@@ -73,15 +73,33 @@ impl Process {
 
     /// Whether it lives; a zombie doesn't.
     pub fn is_alive(&self) -> bool {
-        process::status(self.pid)
-            .is_ok_and(|s| s.start_time == self.start_time && !matches!(s.state, 'Z' | 'X'))
+        process::status(self.pid).is_ok_and(|status| self.is_living(&status))
     }
 
-    /// A descriptor of this very process; `None` where it is gone.
+    /// A descriptor of this very process; `None` where it is gone, or can't be asked for.
     pub fn open(&self) -> Option<OwnedFd> {
-        let pidfd = process::pidfd(self.pid).ok()?;
+        self.find().ok().flatten()
+    }
+
+    /// The same for who must not take one for gone that can't be asked for.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENOMEM`.
+    pub fn find(&self) -> Result<Option<OwnedFd>> {
+        let is_gone = |e: &coracle_sys::Error| matches!(e.errno(), Errno::ESRCH | Errno::ENOENT);
+        let pidfd = match process::pidfd(self.pid) {
+            Err(e) if is_gone(&e) => return Ok(None),
+            pidfd => pidfd?,
+        };
         // Asked after opening: if it still has the start time now, the descriptor can't be another's.
-        self.is_alive().then_some(pidfd)
+        match process::status(self.pid) {
+            Err(e) if is_gone(&e) => Ok(None),
+            status => Ok(self.is_living(&status?).then_some(pidfd)),
+        }
+    }
+
+    fn is_living(&self, status: &process::Status) -> bool {
+        status.start_time == self.start_time && !matches!(status.state, 'Z' | 'X')
     }
 
     /// Kills it and waits, at most ten seconds, until it is gone. `freed` is called when it has been signalled, to
@@ -90,9 +108,9 @@ impl Process {
     /// # Errors
     /// `System` where it waits for the kernel and does not die.
     pub fn kill(&self, freed: impl FnOnce()) -> Result<()> {
-        let Some(pidfd) = self.open() else { return Ok(()) };
+        let Some(pidfd) = self.find()? else { return Ok(()) };
         match process::signal(pidfd.as_fd(), libc::SIGKILL) {
-            Err(e) if e.errno() != coracle_sys::Errno::ESRCH => return Err(e.into()),
+            Err(e) if e.errno() != Errno::ESRCH => return Err(e.into()),
             _ => freed(),
         }
         if event::readable(&[pidfd.as_fd()], Some(Duration::from_secs(10)))? == [true] {

@@ -155,7 +155,8 @@ fn a_plugin_that_fails_ends_the_start_and_what_was_begun_is_undone() {
 fn the_operator_may_say_which_networks_pods_are_on() {
     privileged(|host| {
         let Some(lan) = Lan::new(host, 30.0) else { return };
-        let configured = host.configured("[isolator.\"network/cni\"]\noptions = { pods = \"bridge\" }\n");
+        let configured =
+            host.configured("[isolator.\"network/cni\"]\noptions = { pods = \"bridge\", deadline = 30.0 }\n");
         let Some(pods) = Pods::new(&configured) else { return };
         let before = warmed(&lan, &pods);
         pods.run("web", SLEEPER);

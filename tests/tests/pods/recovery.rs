@@ -85,7 +85,7 @@ fn containers_below_others_are_found_again() {
         assert_eq!(pods.container("web", "sleeps/child")["state"], "running");
         pods.exec("web/sleeps/child", &["true"]).succeeds();
         pods.call(&["kill", "web/sleeps/child", "KILL"]).succeeds();
-        pods.call(&["wait", "web/sleeps/child"]).exits(137);
+        pods.call(&["wait", "web/sleeps/child"]).exits(ended_with(137));
         pods.remove("web");
     });
 }

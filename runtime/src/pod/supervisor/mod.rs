@@ -116,9 +116,9 @@ impl Supervisor {
             self.answer();
             if self.leaving && self.is_over() {
                 let left = launch::remove_left(&self.dir, &self.isolators);
-                match left.and_then(|()| volume::remove(self.volumes())).and_then(|()| self.dir.remove()) {
+                match left.and_then(|()| volume::remove(self.volumes())) {
                     Ok(()) => {
-                        self.farewell();
+                        self.vanish();
                         return Ok(());
                     }
                     Err(error) => self.refuse_to_end(&error),
@@ -131,6 +131,15 @@ impl Supervisor {
             self.reap();
             self.expire(Instant::now());
             self.rest(ready.is_empty());
+        }
+    }
+
+    /// Removes the pod's directory. Where that fails half-way nobody may reach this supervisor any more, so it ends all the
+    /// same: `recover` goes on with what is left.
+    fn vanish(&mut self) {
+        match self.dir.remove() {
+            Ok(()) => self.farewell(),
+            Err(error) => self.refuse_to_end(&error),
         }
     }
 

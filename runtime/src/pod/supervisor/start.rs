@@ -264,7 +264,8 @@ impl Supervisor {
         let pidfd = held.remove(&format!("{path}:process"));
         let process = record.as_ref().filter(|record| record.phase == state::Phase::Running);
         let process = process.and_then(|record| record.process);
-        let living = process.and_then(|process| Some((process.pid, process.open()?)));
+        let found = process.map_or(Ok(None), |process| process.find())?;
+        let living = process.map(|process| process.pid).zip(found);
         let (pid, pidfd) = match (living, pidfd) {
             (Some((pid, found)), held) => (pid, held.unwrap_or(found)),
             // It has ended, and the kernel may still know how.
