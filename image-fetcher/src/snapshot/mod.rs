@@ -33,7 +33,9 @@ use layers::{copy_root, map_owners, set_path, too_old, visible_layers};
 pub(crate) use layers::mount_image;
 #[cfg(feature = "unpack")]
 pub(crate) use layers::view;
-pub(crate) use removal::{layers_in_use, records};
+pub(crate) use removal::layers_in_use;
+#[cfg(feature = "unpack")]
+pub(crate) use removal::records;
 pub use removal::{remove, remove_forgotten, unmount};
 
 /// Whether a snapshot can be written to.
