@@ -134,6 +134,7 @@ test-clients: build ## Run containers through podman, containerd, Docker and bui
 lint: ## Check format and lints of every crate
 	@cargo fmt --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+	@cargo metadata --quiet --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	@if [ -d "$$(rustc --print target-libdir --target $(OTHER))" ] || rustup target add $(OTHER) >/dev/null 2>&1; then \
 		cargo clippy --quiet --target $(OTHER) -p coracle -p coracle-isolator-host -- -D warnings; \
 	else echo "not checked: $(OTHER), which rustc does not have and rustup can't get"; fi

@@ -27,9 +27,11 @@ impl Turns<'_> {
     pub(crate) fn sweep(&self) {
         let Self { host, bundle, verb, fault, follow, .. } = self;
         let trace = host.directory().join("trace");
+        let clean = host.snapshot();
         traced(host, bundle, &format!("{follow} -o {}", trace.display()), verb);
         host.call(&["delete", "--force", bundle.id()]).succeeds();
-        assert_eq!((self.left)(), None);
+        // Also waits for a process that is still about to go.
+        assert_eq!((self.left)().or_else(|| host.difference(&clean)), None);
         let steps = fault.steps(&trace);
         let (mut faults, mut turns, mut failed) = (Vec::new(), 0, 0);
         for step in taken(&steps, self.every) {
