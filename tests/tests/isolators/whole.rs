@@ -124,12 +124,14 @@ fn recover_tells_of_what_is_known_and_cleans_up_what_was_cut_off() {
         fs::write(&log, "").unwrap();
         assert_eq!(both.call(&["recover"]).succeeds().lines(), [bundle.id()]);
         let text = fs::read_to_string(&log).unwrap();
-        assert_eq!(calls(&log), ["configure", "recover", "cleanup"], "{text}");
+        // Who looks for limits of the one that lives is started again, and calls the plugin when it comes to that.
+        let told = || calls(&log).into_iter().filter(|call| !["configure", "watch"].contains(&&**call));
+        assert_eq!(told().collect::<Vec<_>>(), ["recover", "cleanup"], "{text}");
         assert!(text.contains("recover {\"states\":[{\"id\":\"known\""), "{text}");
         assert!(text.contains(&format!("cleanup {}\n", bundle.id())), "{text}");
         fs::write(&log, "").unwrap();
         assert_eq!(both.call(&["recover"]).succeeds().text(), "");
-        assert_eq!(calls(&log), ["configure", "recover"]);
+        assert_eq!(told().collect::<Vec<_>>(), ["recover"]);
         assert_eq!(known.status(), "running");
         known.remove();
     });
