@@ -50,6 +50,12 @@ fn caller(host: &Host, args: &[&str]) -> Outcome {
     command::run(Command::new("python3").args(["-c", CALLER]).args(args), &host.directory())
 }
 
+/// A pod to look into.
+const SLEEPER: &str = "
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]
+";
+
 #[test]
 fn a_debug_container_is_launched_by_the_api_and_goes_with_its_caller() {
     privileged(|host| {
@@ -57,11 +63,7 @@ fn a_debug_container_is_launched_by_the_api_and_goes_with_its_caller() {
         if !host.needs_program("python3") {
             return;
         }
-        let spec = "
-  terminationGracePeriodSeconds: 0
-  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]
-";
-        pods.run("web", spec);
+        pods.run("web", SLEEPER);
         let (socket, method) = ("/run/coracle/.pods/web/api.sock", "io.coracle.Pod.LaunchDebug");
         let looks = r#"{"container": "main", "args": ["sh", "-c", "tr '\\0' ' ' </proc/1/cmdline; exit 5"], "stdout": 0}"#;
         let said = caller(host, &[socket, method, looks]).succeeds();
@@ -114,11 +116,7 @@ fn a_debug_container_has_a_terminal_by_the_api() {
         if !host.needs_program("python3") {
             return;
         }
-        let spec = "
-  terminationGracePeriodSeconds: 0
-  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]
-";
-        pods.run("web", spec);
+        pods.run("web", SLEEPER);
         let socket = "/run/coracle/.pods/web/api.sock";
         let mut agent = Command::new("python3");
         let said = command::run(agent.args(["-c", ON_TERMINAL, socket]), &host.directory()).succeeds().text();
