@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::SystemTime;
 
-use coracle_sys::process::memory_file;
+use coracle_sys::memfd;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, MediaType};
 
 use crate::digest::Digest;
@@ -17,7 +17,7 @@ use crate::unpack::Limits;
 pub fn layer(bytes: &[u8]) {
     let limits =
         Limits { entries: 10_000, bytes: 16 << 20, header: 64 << 10, names: 1 << 20, ..Limits::default() };
-    if let Ok(file) = memory_file("layer", b"") {
+    if let Ok(file) = memfd::with_content("layer", b"") {
         // What is wrong with it is not the question.
         let _ = crate::unpack::make_image(bytes, File::from(file), &limits);
     }

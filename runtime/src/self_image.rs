@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, attr};
-use coracle_sys::process;
+use coracle_sys::{descriptor, memfd, process};
 
 use crate::error::{Code, Context, Error, Result};
 
@@ -34,7 +34,7 @@ pub const UMASK: u32 = 0o022;
 /// # Errors
 /// `System` where the kernel allows neither way.
 pub fn protect(preserve: &[i32], read: Option<&Path>, variables: &[String]) -> Result<()> {
-    process::open_streams()?;
+    descriptor::open_streams()?;
     coracle_sys::identity::set_umask(UMASK);
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_PATH, 0, Resolve::Host)
         .context(|| "opening the runtime's own executable")?;
@@ -42,13 +42,13 @@ pub fn protect(preserve: &[i32], read: Option<&Path>, variables: &[String]) -> R
     let is_protected = is_protected(own.as_fd())?;
     if is_protected && was_executed_again {
         // The kept ones, too: hooks get none of them, and the container's process asks for them by number.
-        process::close_on_exec_from(3)?;
+        descriptor::close_on_exec_from(3)?;
         return Ok(process::undumpable()?);
     }
-    process::close_on_exec_from(3)?;
-    let read = read.and_then(descriptor).filter(|fd| process::is_open(*fd));
+    descriptor::close_on_exec_from(3)?;
+    let read = read.and_then(named_descriptor).filter(|fd| descriptor::is_open(*fd));
     for fd in preserve.iter().copied().chain(read) {
-        process::keep_on_exec(fd)?;
+        descriptor::keep_on_exec(fd)?;
     }
     if was_executed_again {
         return Err(Error::new(Code::System, "the runtime's own executable can still be written to"));
@@ -66,7 +66,7 @@ pub fn protect(preserve: &[i32], read: Option<&Path>, variables: &[String]) -> R
 }
 
 /// The descriptor that `path` is a name of.
-fn descriptor(path: &Path) -> Option<i32> {
+fn named_descriptor(path: &Path) -> Option<i32> {
     let number = ["/dev/fd", "/proc/self/fd"].iter().find_map(|dir| path.strip_prefix(dir).ok())?;
     number.to_str()?.parse().ok().filter(|fd| *fd > 2)
 }
@@ -77,7 +77,7 @@ fn is_protected(own: BorrowedFd<'_>) -> Result<bool> {
 
 fn sealed_self() -> bool {
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_RDONLY, 0, Resolve::Host);
-    own.is_ok_and(|own| process::is_sealed(own.as_fd()))
+    own.is_ok_and(|own| memfd::is_sealed(own.as_fd()))
 }
 
 fn read_only(own: BorrowedFd<'_>) -> coracle_sys::Result<OwnedFd> {
@@ -89,7 +89,7 @@ fn read_only(own: BorrowedFd<'_>) -> coracle_sys::Result<OwnedFd> {
 
 fn sealed() -> coracle_sys::Result<OwnedFd> {
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_RDONLY, 0, Resolve::Host)?;
-    process::sealed_copy(own.as_fd(), "coracle")
+    memfd::sealed_copy(own.as_fd(), "coracle")
 }
 
 /// The path that the runtime was started from: the programs that belong to it are beside it.

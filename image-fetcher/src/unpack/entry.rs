@@ -6,7 +6,6 @@
 //! differently (CVE-2025-62518, CVE-2026-33055) has to be refused rather than decided.
 
 use coracle_sys::archive::Time;
-use coracle_sys::file;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::header::{kind, metadata, pick};
@@ -215,7 +214,7 @@ impl<'a> Entries<'a> {
         }
         self.left = 0;
         if what != "PAX header" {
-            let length = file::until_nul(&bytes).len();
+            let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
             bytes.truncate(length);
         }
         *into = Some(bytes);

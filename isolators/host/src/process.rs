@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use coracle_isolator::{Error, Result};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process::{self, Child, Exit};
-use coracle_sys::{event, identity, signal, socket};
+use coracle_sys::{descriptor, event, identity, signal, socket};
 
 use crate::config::Settings;
 use crate::wire::{Asked, Broken, Channel, Reply};
@@ -31,17 +31,17 @@ impl Process {
     /// Starts `program`, confined to what `granted` grants; unconfined without.
     pub(crate) fn start(program: &Path, granted: Option<&Settings>) -> Result<Self> {
         let (ours, theirs) = socket::stream_pair().map_err(failed)?;
-        let (words, their_words) = process::pipe().map_err(failed)?;
+        let (words, their_words) = descriptor::pipe().map_err(failed)?;
         let nothing = file::open(file::CWD, "/dev/null", libc::O_RDONLY, 0, Resolve::Host).map_err(failed)?;
         let path = c_string(program.as_os_str().as_bytes())?;
         let args = arguments(&path, theirs.as_raw_fd(), granted)?;
         // What it leaves running ends with the first process of a PID namespace.
         let own_pids = granted.is_some_and(|granted| granted.programs) && identity::caller() == 0;
         let child = process::spawn(if own_pids { libc::CLONE_NEWPID } else { 0 }, None, || {
-            let prepared = process::set_stream(nothing.as_fd(), 0)
-                .and_then(|()| process::set_stream(their_words.as_fd(), 1))
-                .and_then(|()| process::set_stream(their_words.as_fd(), 2))
-                .and_then(|()| process::keep_on_exec(theirs.as_raw_fd()))
+            let prepared = descriptor::set_stream(nothing.as_fd(), 0)
+                .and_then(|()| descriptor::set_stream(their_words.as_fd(), 1))
+                .and_then(|()| descriptor::set_stream(their_words.as_fd(), 2))
+                .and_then(|()| descriptor::keep_on_exec(theirs.as_raw_fd()))
                 // Signals of the caller's terminal are not for it.
                 .and_then(|()| process::new_session())
                 .and_then(|()| signal::reset_signals())

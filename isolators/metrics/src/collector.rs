@@ -10,7 +10,7 @@ use std::time::Duration;
 use coracle_sys::file::{self, CWD, Resolve};
 use coracle_sys::identity::{self, Capabilities};
 use coracle_sys::landlock::{self, Ruleset, access};
-use coracle_sys::{Result, event, namespace, process, signal, socket};
+use coracle_sys::{Result, descriptor, event, namespace, process, signal, socket};
 use nix::libc;
 
 use crate::series::{Limits, Series};
@@ -56,12 +56,12 @@ pub(crate) fn start(id: &str, held: Held<'_>, limits: Limits) -> Result<()> {
 
 /// Gives up what is not needed.
 fn settle(keep: &[i32]) -> Result<()> {
-    process::close_all_but(keep)?;
+    descriptor::close_all_but(keep)?;
     process::new_session()?;
     signal::unblock()?;
     namespace::change_dir(std::path::Path::new("/"))?;
     let null = file::open(CWD, "/dev/null", libc::O_RDWR, 0, Resolve::Host)?;
-    (0..3).try_for_each(|stream| process::set_stream(null.as_fd(), stream))?;
+    (0..3).try_for_each(|stream| descriptor::set_stream(null.as_fd(), stream))?;
     drop(null);
     let _ = process::forget_image();
     identity::set_capabilities(&Capabilities::default())?;

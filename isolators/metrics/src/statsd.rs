@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Kind, Result, States, pointer};
 use coracle_sys::file::{self, CWD, Resolve};
-use coracle_sys::{Errno, event, namespace, socket};
+use coracle_sys::{Errno, descriptor, event, namespace, socket};
 use nix::libc;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
@@ -278,7 +278,7 @@ impl<'a> Network<'a> {
 /// What the collector `name` has; nothing where it is gone.
 fn ask(dir: BorrowedFd<'_>, name: &str) -> Result<Option<Told>> {
     let Some(caller) = say(dir, name, TELL)? else { return Ok(None) };
-    let text = file::set_nonblocking(caller.as_fd())
+    let text = descriptor::set_nonblocking(caller.as_fd())
         .and_then(|()| file::read_pipe(caller.as_fd(), LONGEST, PATIENCE))
         .map_err(|e| failed(&e))?;
     let told = serde_json::from_slice(&text);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use coracle_image::bundle::Seccomp;
 use coracle_isolator_volume::disk;
-use coracle_sys::process;
+use coracle_sys::descriptor;
 use lexopt::prelude::*;
 
 use super::network::Networks;
@@ -174,7 +174,7 @@ fn open_fds(number: u32) -> Result<Vec<i32>> {
     let few = i32::try_from(number).ok().filter(|_| number <= MOST_FDS);
     let few =
         few.ok_or_else(|| usage(format!("--preserve-fds {number} is more than a process can have open")))?;
-    Ok((3..3 + few).filter(|fd| process::is_open(*fd)).collect())
+    Ok((3..3 + few).filter(|fd| descriptor::is_open(*fd)).collect())
 }
 
 fn arg_name(arg: &lexopt::Arg<'_>) -> String {

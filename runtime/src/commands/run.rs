@@ -6,7 +6,7 @@ use std::path::Path;
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Exit};
-use coracle_sys::{file, identity};
+use coracle_sys::{descriptor, identity};
 
 use crate::cgroup::{Place, Tree};
 use crate::cli::{self, Global, ImageRun};
@@ -61,7 +61,7 @@ pub(super) fn wait(
     let place = state.record()?.and_then(|record| record.cgroup);
     let cgroup = place.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
     let spec = spec::parse(&state.config()?)?;
-    let pidfd = file::duplicate(running.child.pidfd.as_fd())?;
+    let pidfd = descriptor::duplicate(running.child.pidfd.as_fd())?;
     let container = Handles { id, pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
     let tell = |words| global.warn([words]);
     let limits = isolators.watch_to_end(&container).map_err(Error::from);

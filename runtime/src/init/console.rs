@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{mount, process, socket, tty};
+use coracle_sys::{descriptor, mount, socket, tty};
 
 use super::Birth;
 use crate::error::{Code, Context, Error, Result};
@@ -85,7 +85,7 @@ const DEVPTS_SUPER_MAGIC: file::FsType = file::FsType(0x1cd1);
 fn become_terminal(peer: OwnedFd) -> Result<()> {
     tty::make_controlling(peer.as_fd())?;
     for stream in 0..3 {
-        process::set_stream(peer.as_fd(), stream)?;
+        descriptor::set_stream(peer.as_fd(), stream)?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::landlock::Ruleset;
-use coracle_sys::{identity, namespace, net, process, signal};
+use coracle_sys::{descriptor, identity, namespace, net, process, signal};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Hook;
 
@@ -124,7 +124,7 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
     let kept: Vec<i32> = preserved.chain(given).chain([word.descriptor()]).collect();
     let host = birth.host.iter().flat_map(Host::descriptors);
     let for_now = host.chain(birth.mounts_of.iter().map(|joined| joined.fd.as_raw_fd()));
-    process::close_all_but(&kept.iter().copied().chain(for_now).collect::<Vec<_>>())?;
+    descriptor::close_all_but(&kept.iter().copied().chain(for_now).collect::<Vec<_>>())?;
     let labels = Labels::open(&launch.process)?;
     if let Some(host) = &birth.host {
         host.leave(launch)?;
@@ -136,7 +136,7 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
         mounts.join(libc::CLONE_NEWNS)?;
     }
     // What leads back to the host is not held a moment longer than needed.
-    process::close_all_but(&kept.into_iter().chain(labels.descriptors()).collect::<Vec<_>>())?;
+    descriptor::close_all_but(&kept.into_iter().chain(labels.descriptors()).collect::<Vec<_>>())?;
     if launch.namespaces.new_cgroup {
         namespace::unshare(libc::CLONE_NEWCGROUP)?;
     }
@@ -266,9 +266,9 @@ fn own_state(launch: &Launch, birth: &Birth<'_>) -> serde_json::Value {
 fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared, word: &Executing) -> Result<Error> {
     program::own_streams(&launch.process)?;
     signal::reset_signals()?;
-    process::close_on_exec_from(3)?;
+    descriptor::close_on_exec_from(3)?;
     for fd in &birth.options.preserve_fds {
-        process::keep_on_exec(*fd).context(|| "keeping the descriptors of --preserve-fds")?;
+        descriptor::keep_on_exec(*fd).context(|| "keeping the descriptors of --preserve-fds")?;
     }
     let (args, env) = (
         program::strings(&launch.process.args)?,

@@ -4,8 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_sys::file;
-use coracle_sys::{Errno, identity, mount, namespace, process};
+use coracle_sys::{Errno, descriptor, file, identity, mount, namespace, process};
 
 use super::mounts;
 use super::root::Root;
@@ -26,7 +25,7 @@ pub enum Change {
 pub fn run(change: &Change, first: BorrowedFd<'_>, kinds: i32, word: Waiting) -> i32 {
     // The runtime's own end of the conversation, too: its end is told by the end of the last copy.
     let keep = [word.descriptor(), first.as_raw_fd()];
-    if process::die_with_parent(true).and_then(|()| process::close_all_but(&keep)).is_err() {
+    if process::die_with_parent(true).and_then(|()| descriptor::close_all_but(&keep)).is_err() {
         return 1;
     }
     let Ok(Some(building)) = word.wait() else { return 1 };

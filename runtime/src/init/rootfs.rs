@@ -5,7 +5,7 @@ use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, Propagation, attr};
-use coracle_sys::{Errno, namespace};
+use coracle_sys::{Errno, descriptor, namespace};
 
 use super::bare;
 use super::root::Root;
@@ -35,7 +35,7 @@ pub(super) fn attach(inside: &Inside, opened: Option<&OwnedFd>) -> Result<OwnedF
     mount::set_attributes(host.as_fd(), only(propagation), true)?;
     let rootfs = &inside.rootfs;
     let root = match opened {
-        Some(opened) => file::duplicate(opened.as_fd())?,
+        Some(opened) => descriptor::duplicate(opened.as_fd())?,
         None => clone_root(rootfs)?,
     };
     if propagation == Propagation::Shared {

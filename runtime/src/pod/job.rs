@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Child};
-use coracle_sys::socket;
+use coracle_sys::{descriptor, socket};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -55,7 +55,7 @@ impl Job {
         let mut keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_raw_fd()]).collect();
         keep.extend(isolators.iter().flat_map(|isolators| isolators.files()));
         let child = process::spawn(0, None, || {
-            let begun = process::die_with_parent(true).and_then(|()| process::close_all_but(&keep));
+            let begun = process::die_with_parent(true).and_then(|()| descriptor::close_all_but(&keep));
             isolators.inspect(|isolators| isolators.after_fork());
             let mouth = Mouth { socket: theirs };
             let done = begun.map_err(Error::from).and_then(|()| work(&mouth));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use coracle_sys::process::{self, Child};
-use coracle_sys::{event, file, identity, namespace, net, signal, socket};
+use coracle_sys::{descriptor, event, file, identity, namespace, net, signal, socket};
 use serde::{Deserialize, Serialize};
 
 use super::plan::Shared;
@@ -51,7 +51,7 @@ pub fn start(
     let empty = file::mkdir_all(dir, "empty", 0o755)?;
     let keep = [listener.as_raw_fd(), theirs.as_raw_fd(), empty.as_raw_fd()];
     let child = process::spawn(flags, None, || {
-        let _ = process::close_all_but(&keep);
+        let _ = descriptor::close_all_but(&keep);
         let is_wanted = || matches!(socket::receive(theirs.as_fd(), 1), Ok(Some(_)));
         if !is_wanted() {
             return 1; // whoever started it is gone
@@ -61,7 +61,7 @@ pub fn start(
         if socket::send(theirs.as_fd(), &told, &[]).is_err() || ready.is_err() || !is_wanted() {
             return 1;
         }
-        let _ = process::close_all_but(&[listener.as_raw_fd()]);
+        let _ = descriptor::close_all_but(&[listener.as_raw_fd()]);
         keep_for_ever(&listener);
         1
     });
@@ -88,7 +88,7 @@ fn settle(empty: BorrowedFd<'_>, shared: &Shared, flags: i32) -> Result<()> {
     process::new_session()?;
     for stream in 0..3 {
         let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-        process::set_stream(null.as_fd(), stream)?;
+        descriptor::set_stream(null.as_fd(), stream)?;
     }
     if flags & libc::CLONE_NEWUSER != 0 {
         identity::set_group(0)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use coracle_image::bundle::Bundle;
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
-use coracle_sys::{process, signal};
+use coracle_sys::{descriptor, signal};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ pub fn start(order: Order<'_>, member: &Member, streams: Streams, isolators: &Re
     Job::start(WITHIN, &keep, Some(isolators), |mouth| {
         signal::unblock()?;
         for (number, fd) in (0..).zip(&streams.fds) {
-            process::set_stream(fd.as_fd(), number)?;
+            descriptor::set_stream(fd.as_fd(), number)?;
         }
         launch(order, member, isolators, mouth)
     })

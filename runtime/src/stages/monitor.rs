@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use coracle_sys::process::{self, Child};
-use coracle_sys::{event, file, socket, tty};
+use coracle_sys::{descriptor, event, file, socket, tty};
 use nix::sys::termios::Termios;
 
 use crate::error::{Context, Result};
@@ -39,7 +39,7 @@ impl Monitor {
         let (word, theirs) = socket::pair()?;
         let stdin = std::io::stdin();
         let terminal = tty::settings(stdin.as_fd())
-            .map(|before| file::duplicate(stdin.as_fd()).map(|fd| (fd, before)))
+            .map(|before| descriptor::duplicate(stdin.as_fd()).map(|fd| (fd, before)))
             .transpose()?;
         let child =
             process::spawn(0, None, || i32::from(watch_over(&theirs, terminal.as_ref(), ends).is_err()));
@@ -63,10 +63,10 @@ fn watch_over(word: &OwnedFd, terminal: Option<&(OwnedFd, Termios)>, ends: &Ends
     let descriptors = [word.as_raw_fd()].into_iter();
     let descriptors = descriptors.chain(terminal.map(|(fd, _)| fd.as_raw_fd()));
     let kept: Vec<i32> = descriptors.chain(ends.target.map(|fd| fd.as_raw_fd())).collect();
-    process::close_all_but(&kept)?;
+    descriptor::close_all_but(&kept)?;
     process::new_session()?;
     let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-    (0..3).try_for_each(|stream| process::set_stream(null.as_fd(), stream))?;
+    (0..3).try_for_each(|stream| descriptor::set_stream(null.as_fd(), stream))?;
     let both: Vec<BorrowedFd<'_>> = [word.as_fd()].into_iter().chain(ends.target).collect();
     let mut has_word = event::readable(&both, None)?.first() == Some(&true);
     while !has_word {

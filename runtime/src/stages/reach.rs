@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, Propagation};
-use coracle_sys::{namespace, process, socket};
+use coracle_sys::{descriptor, namespace, process, socket};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{LONGEST, LONGEST_TEXT};
@@ -48,7 +48,7 @@ pub fn reach(target: Reached<'_>, wanted: &[&str]) -> Result<Reach> {
     let child = process::spawn(0, None, || {
         let kept = [theirs.as_raw_fd(), target.pidfd.as_raw_fd(), root.as_raw_fd()];
         let cloned = process::die_with_parent(true)
-            .and_then(|()| process::close_all_but(&kept))
+            .and_then(|()| descriptor::close_all_but(&kept))
             .map_err(Error::from)
             .and_then(|()| clone_all(target.pidfd, root.as_fd(), wanted, theirs.as_fd()));
         cloned.map_or_else(|error| tell(theirs.as_fd(), error), |()| 0)

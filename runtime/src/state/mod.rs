@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coracle_sys::Errno;
 use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, descriptor};
 
 pub use record::{Phase, Record, Status};
 
@@ -193,7 +193,7 @@ impl State {
         let names = file::list(self.root.as_fd())?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
         let children = names.filter(|name| name.starts_with(&prefix)).map(|name| {
-            let (root, id) = (file::duplicate(self.root.as_fd())?, name.replace('~', "/"));
+            let (root, id) = (descriptor::duplicate(self.root.as_fd())?, name.replace('~', "/"));
             let dir = open_locked(root.as_fd(), &id)?;
             Ok(Self { root, dir, id })
         });

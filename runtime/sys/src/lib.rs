@@ -12,7 +12,9 @@
 
 pub mod error;
 pub mod event;
+pub mod descriptor;
 pub mod file;
+pub mod memfd;
 pub mod archive;
 pub mod mount;
 pub mod verity;

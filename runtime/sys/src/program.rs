@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Error, Result};
-use crate::process;
 use crate::signal;
+use crate::{memfd, process};
 
 /// What came of a program.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ const PIPE: usize = 65536;
 /// What keeps it from being started; `EFBIG` where it writes more than 4 MiB.
 pub fn run(command: &mut Command, input: &[u8], limit: Option<Duration>) -> Result<Outcome> {
     // A file, not a pipe: it holds an input of any size, and who does not read it keeps nobody waiting.
-    command.stdin(Stdio::from(process::memory_file("input", input)?)).process_group(0);
+    command.stdin(Stdio::from(memfd::with_content("input", input)?)).process_group(0);
     signal::bind_to_runtime(command);
     let name = format!("execve({:?})", command.get_program());
     let mut child = command.spawn().map_err(|e| failed(&name, &e))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::{event, file, process, socket};
+use crate::{descriptor, event, file, process, socket};
 
 /// The longest answer, in bytes.
 const LONGEST: u64 = 1 << 20;
@@ -27,7 +27,7 @@ pub fn within(
     let (mine, theirs) = socket::stream_pair()?;
     let keep: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).chain([theirs.as_raw_fd()]).collect();
     let helper = process::spawn(0, None, || {
-        let settled = process::die_with_parent(true).and_then(|()| process::close_all_but(&keep));
+        let settled = process::die_with_parent(true).and_then(|()| descriptor::close_all_but(&keep));
         let told = match settled.and_then(|()| work()) {
             Ok(answer) => [b"=", &answer[..]].concat(),
             Err(e) => format!("!{} {}", e.errno() as i32, e.call()).into_bytes(),
@@ -35,7 +35,7 @@ pub fn within(
         i32::from(file::write_all(theirs.as_fd(), &told).is_err())
     })?;
     drop(theirs);
-    file::set_nonblocking(mine.as_fd())?;
+    descriptor::set_nonblocking(mine.as_fd())?;
     let told = file::read_pipe(mine.as_fd(), LONGEST, limit);
     if told.is_err() {
         let _ = process::signal(helper.pidfd.as_fd(), libc::SIGKILL);

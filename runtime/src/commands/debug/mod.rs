@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
 use coracle_sys::mount::{Attributes, attr};
-use coracle_sys::{Errno, file, identity};
+use coracle_sys::{Errno, descriptor, file, identity};
 use serde_json::{Value, json};
 
 use self::compose::Session;
@@ -206,7 +206,7 @@ fn open(prepared: &mut prepare::Prepared, target: &Target, options: &cli::Debug)
     let launch = &mut prepared.launch;
     let Some(first) = &target.first else { return Opened::by_plan(launch) };
     let joined = first.kinds & options.join;
-    let root = file::duplicate(first.reach.root.as_fd())?;
+    let root = descriptor::duplicate(first.reach.root.as_fd())?;
     if options.files == Files::Target {
         if let Some(inside) = &mut launch.inside {
             // Nothing is made in files that are the target's.
@@ -225,7 +225,7 @@ fn open(prepared: &mut prepare::Prepared, target: &Target, options: &cli::Debug)
     }
     for (name, tree) in &first.reach.files {
         let plan = shown("a file of the target", &name.to_string_lossy(), attr::RDONLY);
-        opened.mount(launch, plan, file::duplicate(tree.as_fd())?);
+        opened.mount(launch, plan, descriptor::duplicate(tree.as_fd())?);
     }
     Ok(opened)
 }

@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use coracle_sys::file;
 use coracle_sys::process::{self, Child};
-use coracle_sys::{Errno, event, signal, socket};
+use coracle_sys::{Errno, descriptor, event, file, signal, socket};
 
 use crate::cli::{Global, Listen};
 use crate::error::{Code, Context, Error, Result};
@@ -44,7 +43,7 @@ pub(super) fn serve(global: &Global, listen: &Listen) -> Result<u8> {
         listeners.push(listen_at(path).context(|| format!("listening on {path:?}"))?);
     }
     // One that has no words for a caller left: of a call that was given up.
-    listeners.iter().try_for_each(|listener| file::set_nonblocking(listener.as_fd()))?;
+    listeners.iter().try_for_each(|listener| descriptor::set_nonblocking(listener.as_fd()))?;
     let mut answering: Vec<Answering> = Vec::new();
     while !is_asked_to_end(signals.as_fd(), &listeners, &mut answering)? {
         for listener in &listeners {
@@ -133,7 +132,7 @@ fn is_socket(dir: BorrowedFd<'_>, name: &str) -> bool {
 /// Answers one caller.
 fn answer(global: &Global, caller: BorrowedFd<'_>) -> Result<()> {
     // The sockets are the server's: when it is gone, nobody is to find them taken.
-    process::close_all_but(&[caller.as_raw_fd()])?;
+    descriptor::close_all_but(&[caller.as_raw_fd()])?;
     process::die_with_parent(true)?;
     signal::unblock()?;
     // A caller that never asks is ended by whoever waits for this.

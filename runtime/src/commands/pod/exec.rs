@@ -50,7 +50,7 @@ fn code(ended: &Value) -> u8 {
 /// Joins the caller's terminal to the program's until that ends.
 fn on_terminal(client: &mut Client, master: &OwnedFd, with_input: bool) -> Result<u8> {
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
-    coracle_sys::file::set_nonblocking(master.as_fd())?;
+    coracle_sys::descriptor::set_nonblocking(master.as_fd())?;
     let mut ways = vec![Way::out(master.as_fd(), stdout.as_fd())];
     if with_input {
         ways.push(Way::into(stdin.as_fd(), master.as_fd()));

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use coracle_isolator::Handles;
-use coracle_sys::{file, process, tty};
+use coracle_sys::{descriptor, file, process, tty};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -419,7 +419,7 @@ pub(super) fn streams([stdin, stdout, stderr]: [Option<usize>; 3], fds: &[OwnedF
         };
         let missing =
             || Error::new(Code::Usage, format!("{name} is descriptor {number}, and {} came", fds.len()));
-        Ok(file::duplicate(fds.get(number).ok_or_else(missing)?.as_fd())?)
+        Ok(descriptor::duplicate(fds.get(number).ok_or_else(missing)?.as_fd())?)
     };
     Ok(Streams { fds: [one(stdin, "stdin")?, one(stdout, "stdout")?, one(stderr, "stderr")?] })
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coracle_sys::{file, process, signal, tty};
+use coracle_sys::{descriptor, file, process, signal, tty};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -95,7 +95,7 @@ impl Supervisor {
         }
         let opened = file::open_dir("/dev/pts").and_then(|devpts| {
             let (master, peer) = tty::open_pair(devpts.as_fd())?;
-            let fds = [file::duplicate(peer.as_fd())?, file::duplicate(peer.as_fd())?, peer];
+            let fds = [descriptor::duplicate(peer.as_fd())?, descriptor::duplicate(peer.as_fd())?, peer];
             Ok((master, Streams { fds }))
         });
         opened.context(|| "opening a terminal for the session")

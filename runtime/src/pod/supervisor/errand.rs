@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use coracle_sys::process::{self, Exit};
-use coracle_sys::{file, namespace, signal};
+use coracle_sys::{descriptor, file, namespace, signal};
 
 use super::health::Which;
 use super::member::{End, Phase};
@@ -321,10 +321,10 @@ fn program(args: &[String]) -> cli::Exec {
 pub(super) fn set_streams(streams: Option<&Streams>) -> Result<()> {
     for number in 0..3 {
         match streams {
-            Some(streams) => process::set_stream(streams.fds[number as usize].as_fd(), number)?,
+            Some(streams) => descriptor::set_stream(streams.fds[number as usize].as_fd(), number)?,
             None => {
                 let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-                process::set_stream(null.as_fd(), number)?;
+                descriptor::set_stream(null.as_fd(), number)?;
             }
         }
     }

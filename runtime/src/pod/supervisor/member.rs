@@ -3,8 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use coracle_sys::process;
-use coracle_sys::{Errno, file};
+use coracle_sys::{Errno, descriptor, file};
 use serde_json::{Value, json};
 
 use super::attach::Attached;
@@ -193,14 +192,14 @@ impl Member {
             return Ok(Streams { fds: [null()?, null()?, null()?] });
         }
         let input = if self.plan.container.stdin {
-            let (ours, theirs) = process::stream_pipe(true)?;
+            let (ours, theirs) = descriptor::stream_pipe(true)?;
             self.pipes.input = Some(ours);
             theirs
         } else {
             null()?
         };
         let mut output = |stream| -> Result<OwnedFd> {
-            let (ours, theirs) = process::stream_pipe(false)?;
+            let (ours, theirs) = descriptor::stream_pipe(false)?;
             self.pipes.outputs.push((stream, ours));
             Ok(theirs)
         };
@@ -212,8 +211,8 @@ impl Member {
     /// # Errors
     /// None that a kernel is known to give.
     pub(super) fn take_terminal(&mut self, master: OwnedFd) -> Result<()> {
-        file::set_nonblocking(master.as_fd())?;
-        self.pipes.input = Some(file::duplicate(master.as_fd())?);
+        descriptor::set_nonblocking(master.as_fd())?;
+        self.pipes.input = Some(descriptor::duplicate(master.as_fd())?);
         self.pipes.outputs = vec![(Stream::Stdout, master)];
         Ok(())
     }

@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use coracle_sys::process;
-use coracle_sys::{Errno, file, signal, socket};
+use coracle_sys::{Errno, descriptor, file, process, signal, socket};
 
 use super::member::{End, Member, Phase, Running};
 use super::{Path, Supervisor};
@@ -135,7 +134,7 @@ fn spawn(global: &Global, dir: Directory, record: Record, plan: Plan) -> Result<
     let keep: Vec<i32> = dir.descriptors().into_iter().chain([theirs.as_raw_fd()]).collect();
     // Twice, so that it is nobody's child: the caller does not wait for it.
     let between = process::spawn(0, None, || {
-        let _ = process::close_all_but(&keep);
+        let _ = descriptor::close_all_but(&keep);
         let spawned = process::spawn(0, None, || supervise(global, dir, (record, plan), theirs));
         i32::from(spawned.is_err())
     })?;
@@ -176,7 +175,7 @@ fn settle() -> Result<()> {
     coracle_sys::namespace::change_dir(std::path::Path::new("/"))?;
     for stream in 0..3 {
         let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-        process::set_stream(null.as_fd(), stream)?;
+        descriptor::set_stream(null.as_fd(), stream)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use coracle_sys::{event, file, socket};
+use coracle_sys::{descriptor, event, socket};
 use serde_json::Value;
 
 use super::{Call, Connection, Reply};
@@ -41,7 +41,7 @@ impl Client {
         more: bool,
     ) -> Result<()> {
         let call = Call { method: method.to_owned(), parameters, more, oneway: false, upgrade: false };
-        let fds = fds.iter().map(|fd| file::duplicate(*fd)).collect::<coracle_sys::Result<_>>()?;
+        let fds = fds.iter().map(|fd| descriptor::duplicate(*fd)).collect::<coracle_sys::Result<_>>()?;
         self.connection.send(&call, fds)?;
         while self.connection.owes() {
             event::writable(self.connection.fd(), None)?;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use coracle_sys::file;
+use coracle_sys::descriptor;
 
 use super::owners::Owners;
 use super::{joins, sources};
@@ -71,7 +71,7 @@ impl Opened {
 fn joins_of(process: BorrowedFd<'_>, kinds: i32) -> Result<Vec<Joined>> {
     let parts = [kinds & !libc::CLONE_NEWUSER, kinds & libc::CLONE_NEWUSER];
     let joined = |kinds| {
-        Ok(Joined { kinds, fd: file::duplicate(process)?, name: "the target's namespaces".to_owned() })
+        Ok(Joined { kinds, fd: descriptor::duplicate(process)?, name: "the target's namespaces".to_owned() })
     };
     parts.into_iter().filter(|kinds| *kinds != 0).map(joined).collect()
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{Errno, mount, process, socket};
+use coracle_sys::{Errno, descriptor, mount, process, socket};
 
 use crate::error::{Code, Context, Error, Result};
 
@@ -45,7 +45,7 @@ pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     // It holds the namespace until this end of the pair is closed, and be it by this process's death.
     let child = process::spawn(libc::CLONE_NEWUSER, None, || {
         let waited =
-            process::close_all_but(&[give.as_raw_fd()]).and_then(|()| socket::receive(give.as_fd(), 0));
+            descriptor::close_all_but(&[give.as_raw_fd()]).and_then(|()| socket::receive(give.as_fd(), 0));
         i32::from(waited.is_err())
     });
     let child = child.context(|| "cloning a process for a user namespace")?;

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::mount::{self, Attributes, Propagation};
-use coracle_sys::{file, identity};
+use coracle_sys::{descriptor, identity};
 
 use super::devices;
 use super::owners::{self, Owners};
@@ -71,7 +71,7 @@ fn mounting(plan: &MountPlan) -> String {
 fn owners(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> Result<Option<Owners>> {
     let Some(map) = &plan.id_map else { return Ok(None) };
     let namespace = match (&map.users, joined) {
-        (None, Some(joined)) => file::duplicate(joined)?,
+        (None, Some(joined)) => descriptor::duplicate(joined)?,
         (None, None) => {
             let Namespaces { uid_map, gid_map, .. } = &launch.namespaces;
             owners::user_namespace(uid_map, gid_map)?

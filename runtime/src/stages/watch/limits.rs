@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use coracle_isolator::Handles;
 use coracle_isolator_host::Watched;
-use coracle_sys::{Errno, file, process};
+use coracle_sys::{Errno, descriptor, file, process};
 
 use crate::error::Result;
 
@@ -33,7 +33,7 @@ impl<'a> Limits<'a> {
     ) -> Result<Self> {
         for one in &watched {
             // A plugin's descriptor must not keep the runtime waiting.
-            file::set_nonblocking(one.fd.as_fd())?;
+            descriptor::set_nonblocking(one.fd.as_fd())?;
         }
         Ok(Self { watched: watched.into_iter().map(Some).collect(), container: Some(container), tell })
     }

@@ -39,7 +39,7 @@ impl Terminal {
         let received =
             socket::receive(socket.as_fd(), 64).context(|| "receiving the container's terminal")?;
         let master = received.and_then(|(_, master)| master).ok_or_else(missing)?;
-        coracle_sys::file::set_nonblocking(master.as_fd())?;
+        coracle_sys::descriptor::set_nonblocking(master.as_fd())?;
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
         let before = tty::is_terminal(stdin.as_fd()).then(|| tty::make_raw(stdin.as_fd())).transpose()?;
         let (typed, shown) = (Flow::default(), Flow::default());

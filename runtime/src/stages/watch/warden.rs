@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{Errno, event, process, signal};
+use coracle_sys::{Errno, descriptor, event, process, signal};
 
 use super::Limits;
 use crate::cgroup::{Place, Tree};
@@ -65,12 +65,12 @@ fn watch_over(
 ) -> Result<()> {
     let Some(place) = take_place(&container.state)? else { return Ok(()) };
     // Sockets and locks are those of who launches: that their copies are closed is waited for.
-    process::close_all_but(&[&[first.as_raw_fd(), place.as_raw_fd()][..], &isolators.files()].concat())?;
+    descriptor::close_all_but(&[&[first.as_raw_fd(), place.as_raw_fd()][..], &isolators.files()].concat())?;
     isolators.after_fork();
     process::new_session()?;
     signal::unblock()?;
     let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, Resolve::Host)?;
-    (0..3).try_for_each(|stream| process::set_stream(null.as_fd(), stream))?;
+    (0..3).try_for_each(|stream| descriptor::set_stream(null.as_fd(), stream))?;
     drop(null);
     let cgroup =
         container.record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use coracle_isolator_abi::table::{Call, Cgroup, Handles, WithHandles, WithText};
 use coracle_isolator_abi::{Given, Verb};
 use coracle_isolator_host::wire::{MOST_RETURNED, Reply, Request};
-use coracle_sys::process;
+use coracle_sys::descriptor;
 
 use crate::table::{Plugin, has};
 
@@ -136,7 +136,7 @@ fn returned(verb: Verb, result: i32, sink: Sink, fd: i32) -> Reply {
     if sink.is_full {
         return failed(&format!("it returned more than {MOST_RETURNED} bytes"));
     }
-    if fd >= 0 && !process::is_open(fd) {
+    if fd >= 0 && !descriptor::is_open(fd) {
         return failed(&format!("{} set descriptor {fd}, which is not open", verb.name()));
     }
     // SAFETY: it is open, and the plugin gives it away, the contract says.

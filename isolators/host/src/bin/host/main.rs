@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use coracle_isolator_abi::Verb;
 use coracle_isolator_host::wire::{Broken, Channel, OPEN, Reply, Request};
-use coracle_sys::{identity, process};
+use coracle_sys::{descriptor, identity};
 
 use confine::Grants;
 use table::Plugin;
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     // SAFETY: the runtime says that this descriptor is the socket, and nothing else here knows it.
     let channel = Channel::new(unsafe { OwnedFd::from_raw_fd(socket) });
     // What a caller of the runtime left open is none of a plugin's business.
-    let confined = process::close_all_but(&[socket])
+    let confined = descriptor::close_all_but(&[socket])
         .and_then(|()| identity::set_limit("RLIMIT_CORE", 0, 0))
         .and_then(|()| grants.map_or(Ok(()), |grants| confine::confine(&grants)));
     let refused = confined.err().map(|e| format!("confining the plugin: {e}"));
