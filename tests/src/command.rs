@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -150,8 +150,13 @@ pub fn tool<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
 
 /// Whether a program is installed.
 pub fn is_installed(program: &str) -> bool {
+    installed(program).is_some()
+}
+
+/// Where a program is installed, by its name or its path.
+pub fn installed(program: impl AsRef<Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    std::env::split_paths(&path).map(|directory| directory.join(&program)).find(|file| file.is_file())
 }
 
 /// Waits until `what` holds, at most thirty seconds, times [`patience`].

@@ -1,9 +1,12 @@
 //! Measuring: wall time of commands, alternating; rates of many at once; peak memory; waits for grace periods.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use coracle_tests::command::installed;
 
 use crate::report::Row;
 use crate::subject::Subject;
@@ -75,10 +78,16 @@ pub(crate) fn rate(
     Ok(f64::from(count) / begin.elapsed().as_secs_f64())
 }
 
-/// The largest resident set of a command and of all it waited for, in MiB, by `fixtures/peak.c`.
+/// The largest resident set of a command and of all it waited for, in MiB, by `fixtures/peak.c`. A fresh copy of the
+/// program runs: how much of a file is mapped at a fault depends on the folios, small or large, in which the kernel holds
+/// it, and so on how it came to the disk.
 pub(crate) fn peak_memory(peak: &Path, command: &Command) -> Result<f64, String> {
+    let program = command.get_program();
+    let installed = installed(program).ok_or_else(|| format!("{} is not there", program.display()))?;
+    let copy = peak.with_file_name("measured");
+    fs::copy(&installed, &copy).map_err(|error| format!("copy {}: {error}", installed.display()))?;
     let output = Command::new(peak)
-        .arg(command.get_program())
+        .arg(&copy)
         .args(command.get_args())
         .stdin(Stdio::null())
         .output()
@@ -107,7 +116,7 @@ pub(crate) fn grace_periods(directory: &Path, command: &Command) -> Result<BTree
         .stderr(Stdio::null())
         .output()
         .map_err(|error| format!("perf script: {error}"))?;
-    let _ = std::fs::remove_file(&data);
+    let _ = fs::remove_file(&data);
     Ok(count_waits(&String::from_utf8_lossy(&script.stdout)))
 }
 
