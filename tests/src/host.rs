@@ -41,7 +41,7 @@ pub struct Host {
 /// When the test fails or leaves anything behind.
 pub fn privileged<F: FnOnce(&Host)>(test: F) {
     if cgroup::is_made_by_systemd() {
-        return with_systemd(test);
+        return on_host(&["--systemd"], Caller::Root, test);
     }
     // crun 1.8 refuses a machine whose unified hierarchy has any controller beside version 1.
     let without_unified = runtime_path().ends_with("crun") && !cgroup::is_unified();
@@ -82,16 +82,11 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     if !Path::new("/run/systemd/private").exists() {
         return record_skip(&name, "systemd does not run here");
     }
-    let programs = Path::new(WORK).join(&name).join("bin");
-    fs::create_dir_all(&programs).expect("make a directory for the runtime");
-    let runtime = programs.join("coracle");
-    let script = format!("#!/bin/sh\nexec {} --systemd-cgroup \"$@\"\n", runtime_path().display());
-    fs::write(&runtime, script).expect("write the runtime's script");
-    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    let runtime = making_scopes(&Path::new(WORK).join(&name));
     // Tests share the machine: each has names of its own.
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let first = u64::from(std::process::id()) * 1_000_000 + NEXT.fetch_add(1000, Ordering::Relaxed);
-    let host = Host { runtime, count: Cell::new(first), name, owner: None, executes: None };
+    let count = Cell::new(own_names() + NEXT.fetch_add(1000, Ordering::Relaxed));
+    let host = Host { runtime, count, name, owner: None, executes: None };
     // What one of them makes would be left by another.
     static ONE: Mutex<()> = Mutex::new(());
     let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,9 +97,24 @@ pub fn with_systemd<F: FnOnce(&Host)>(test: F) {
     }
 }
 
+/// The runtime, told to leave cgroups to systemd: a script in `directory`.
+fn making_scopes(directory: &Path) -> PathBuf {
+    let runtime = directory.join("bin/coracle");
+    fs::create_dir_all(directory.join("bin")).expect("make a directory for the runtime");
+    let script = format!("#!/bin/sh\nexec {} --systemd-cgroup \"$@\"\n", runtime_path().display());
+    fs::write(&runtime, script).expect("write the runtime's script");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    runtime
+}
+
+/// Where the names of this process's hosts begin: all scopes are in one tree.
+fn own_names() -> u64 {
+    u64::from(std::process::id()) * 1_000_000
+}
+
 fn on_host<F: FnOnce(&Host)>(options: &[&str], caller: Caller, test: F) {
     let name = name_of(&test);
-    if !options.is_empty() && cgroup::is_unified() {
+    if options == ["--v1-only"] && cgroup::is_unified() {
         return record_skip(&name, "this machine has no version 1 controllers");
     }
     match std::env::var(INSIDE) {
@@ -142,8 +152,11 @@ fn inside_host<F: FnOnce(&Host)>(name: String, caller: Caller, test: F) {
     fs::create_dir_all(WORK).expect("make the test's directory");
     plant_canary();
     make_state_roots();
-    let runtime = caller.calling(runtime_path(), Path::new(WORK));
-    let host = Host { runtime, count: Cell::new(0), name, owner: caller.owner(), executes: None };
+    let (runtime, first) = match cgroup::is_made_by_systemd() {
+        true => (making_scopes(Path::new(WORK)), own_names()),
+        false => (caller.calling(runtime_path(), Path::new(WORK)), 0),
+    };
+    let host = Host { runtime, count: Cell::new(first), name, owner: caller.owner(), executes: None };
     let before = host.snapshot();
     test(&host);
     if let Some(difference) = host.difference(&before) {

@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, Metadata};
 use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::cgroup::is_made_by_systemd;
 
 /// What the kernel tears down after the last user has gone may take this long.
 const SETTLING: Duration = Duration::from_secs(2);
@@ -15,8 +18,9 @@ const SETTLING: Duration = Duration::from_secs(2);
 const PRIVATE: [&str; 2] = ["/run", "/var/lib"];
 /// Directories of the machine itself, compared by their entries' attributes.
 const SHARED: [&str; 3] = ["/", "/etc", "/dev"];
-/// What changes without any leak: the tests' own files; terminals of other people; places everyone writes to.
-const IGNORED: [&str; 6] = ["/run/test", "/dev/pts", "/dev/shm", "/dev/ptmx", "/dev/tty", "/tmp"];
+/// What changes without any leak: the tests' own files; systemd's, where a host has it; terminals of other people; places everyone writes to.
+const IGNORED: [&str; 8] =
+    ["/run/test", "/run/systemd", "/run/dbus", "/dev/pts", "/dev/shm", "/dev/ptmx", "/dev/tty", "/tmp"];
 
 /// All that a test host holds at one moment, a line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,11 +32,15 @@ impl Snapshot {
     /// Takes stock. `binary` is the runtime under test, which nobody may write to either.
     pub fn take(binary: &Path) -> Self {
         let mut lines = BTreeSet::new();
-        processes(&mut lines);
+        own_processes().into_iter().for_each(|pid| describe_process(&pid, &mut lines));
         mounts(&mut lines);
         interfaces(&mut lines);
         for directory in cgroup_hierarchies() {
             cgroups(&directory, &mut lines);
+        }
+        if is_made_by_systemd() {
+            // Its services come and go as they like.
+            lines.retain(|line| !line.starts_with("cgroup ") || line.contains(".scope"));
         }
         for directory in PRIVATE {
             files(Path::new(directory), &mut lines);
@@ -82,19 +90,43 @@ fn entries(directory: &Path) -> Vec<DirEntry> {
     fs::read_dir(directory).map(|list| list.flatten().collect()).unwrap_or_default()
 }
 
-fn processes(lines: &mut BTreeSet<String>) {
-    for entry in entries(Path::new("/proc")) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
-            continue;
-        }
-        // One that has ended since the directory was read is not there.
-        let Ok(command) = fs::read_to_string(entry.path().join("comm")) else { continue };
-        lines.insert(format!("process {name} {}", command.trim_end()));
-        for namespace in entries(&entry.path().join("ns")) {
-            if let Ok(target) = fs::read_link(namespace.path()) {
-                lines.insert(format!("namespace {}", target.display()));
-            }
+/// The processes of this host: all, or, beside systemd, those below the one that made it.
+fn own_processes() -> Vec<String> {
+    if is_made_by_systemd() {
+        return descendants(parent_id()).iter().map(i32::to_string).collect();
+    }
+    let names =
+        entries(Path::new("/proc")).into_iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).collect()
+}
+
+/// All processes that come from this one.
+pub fn descendants(ancestor: u32) -> Vec<i32> {
+    let children = |pid: i32| {
+        let tasks = entries(Path::new(&format!("/proc/{pid}/task")));
+        let lists = tasks
+            .into_iter()
+            .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+        lists.collect::<Vec<_>>().join(" ")
+    };
+    let mut found = Vec::new();
+    let mut next = vec![i32::try_from(ancestor).expect("a process ID fits 32 bits")];
+    while let Some(pid) = next.pop() {
+        let below: Vec<i32> = children(pid).split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+        found.extend(&below);
+        next.extend(below);
+    }
+    found
+}
+
+fn describe_process(pid: &str, lines: &mut BTreeSet<String>) {
+    let directory = Path::new("/proc").join(pid);
+    // One that has ended since it was found is not there.
+    let Ok(command) = fs::read_to_string(directory.join("comm")) else { return };
+    lines.insert(format!("process {pid} {}", command.trim_end()));
+    for namespace in entries(&directory.join("ns")) {
+        if let Ok(target) = fs::read_link(namespace.path()) {
+            lines.insert(format!("namespace {}", target.display()));
         }
     }
 }

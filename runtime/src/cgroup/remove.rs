@@ -53,13 +53,27 @@ impl Place {
             });
             first_failure = first_failure.and(removed);
             for parent in site.path.ancestors().skip(1).take(site.depth() - site.keep - 1) {
-                if file::rmdir(root.as_fd(), Path::new(&site.hierarchy.name).join(parent)).is_err() {
+                if !is_parent_gone(root.as_fd(), &Path::new(&site.hierarchy.name).join(parent)) {
                     break; // another container is in it
                 }
             }
         }
         first_failure
     }
+}
+
+/// Removes a cgroup that was made for one below it, unless that is in use. Nobody comes back for it, so where the kernel can't at
+/// this moment (it may lack memory), it is asked again.
+fn is_parent_gone(root: BorrowedFd<'_>, path: &Path) -> bool {
+    for _ in 0..2 {
+        match file::rmdir(root, path) {
+            Ok(()) => return true,
+            Err(e) if is_absent(e.errno()) => return true,
+            Err(e) if e.errno() == Errno::EBUSY => return false,
+            Err(_) => {}
+        }
+    }
+    false
 }
 
 /// Removes a cgroup and all below it. A process that has been killed is gone from its cgroup a moment after

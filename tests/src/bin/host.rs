@@ -1,11 +1,16 @@
-//! `coracle-test-host [--v1-only] COMMAND…` runs a command on a host of its own: new namespaces,
+//! `coracle-test-host [--v1-only | --systemd] COMMAND…` runs a command on a host of its own: new namespaces,
 //! empty `/run`, `/var/lib` and `/dev/shm`, an own cgroup in every hierarchy. What it leaves is removed, what it prints and its
 //! exit code are handed on.
+//!
+//! With `--systemd` it has the machine's processes and cgroups, and systemd to talk to: that one knows processes by their
+//! numbers in its own PID namespace, and cgroups by their paths in its own tree.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stderr, reason = "a program that says why it could not")]
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
@@ -16,9 +21,10 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use nix::sys::wait::{WaitStatus, wait};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, wait, waitpid};
+use nix::unistd::Pid;
 
 use coracle_tests::command::code;
 
@@ -32,16 +38,48 @@ fn main() -> ExitCode {
         command.first().is_some_and(|first| first == flag).then(|| command.remove(0)).is_some()
     };
     let inside = take(&mut command, "--init").then(|| command.remove(0));
-    let v1_only = take(&mut command, "--v1-only");
-    let result = match inside {
-        Some(name) => init(&name, v1_only, &command),
-        None => outer(v1_only, &command),
+    let kind = match () {
+        () if take(&mut command, "--v1-only") => Kind::Version1,
+        () if take(&mut command, "--systemd") => Kind::Systemd,
+        () => Kind::Whole,
+    };
+    let result = match (inside, kind) {
+        (Some(name), _) => init(&name, kind, &command),
+        (None, Kind::Systemd) => beside_systemd(&command),
+        (None, _) => outer(kind, &command),
     };
     result.unwrap_or_else(|reason| {
         eprintln!("coracle-test-host: {reason}");
         ExitCode::FAILURE
     })
 }
+
+/// What the host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Processes and cgroups of its own.
+    Whole,
+    /// The same, without the unified tree.
+    Version1,
+    /// Those of the machine, with its systemd.
+    Systemd,
+}
+
+impl Kind {
+    /// The option that asks for it.
+    fn flag(self) -> Option<&'static str> {
+        match self {
+            Self::Whole => None,
+            Self::Version1 => Some("--v1-only"),
+            Self::Systemd => Some("--systemd"),
+        }
+    }
+}
+
+/// The namespaces of every host, beside those of mounts and cgroups: these are made inside, as the process outside must
+/// go on seeing the cgroups that it removes.
+const NAMESPACES: CloneFlags =
+    CloneFlags::CLONE_NEWNET.union(CloneFlags::CLONE_NEWIPC).union(CloneFlags::CLONE_NEWUTS);
 
 /// One hierarchy of cgroups: where it is mounted, as what, and where in it this process is.
 #[derive(Clone, Debug)]
@@ -100,7 +138,7 @@ fn place(line: &str, kind: &str, options: &str) -> Option<String> {
 }
 
 /// Makes cgroups and namespaces, runs the rest inside, and removes the cgroups again.
-fn outer(v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
+fn outer(kind: Kind, command: &[String]) -> Result<ExitCode, String> {
     let hierarchies = hierarchies();
     hierarchies.iter().for_each(sweep);
     let name = format!("{PREFIX}{}", std::process::id());
@@ -108,21 +146,77 @@ fn outer(v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
         make_cgroup(hierarchy, &name)
             .map_err(|error| format!("make a cgroup in {}: {error}", hierarchy.point.display()))?;
     }
-    // The namespaces of mounts and cgroups are made inside: this process must go on seeing the cgroups that it removes.
-    let namespaces = CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS;
-    unshare(namespaces).map_err(|errno| format!("unshare: {errno}"))?;
-    let executable = std::env::current_exe().map_err(|error| error.to_string())?;
-    let flags = ["--init", &name].into_iter().chain(v1_only.then_some("--v1-only"));
-    let child = Command::new(executable).args(flags).args(command).spawn();
-    let result =
-        child.map_err(|error| format!("start inside: {error}")).and_then(|child| limited(child, limit()));
+    unshare(NAMESPACES | CloneFlags::CLONE_NEWPID).map_err(|errno| format!("unshare: {errno}"))?;
+    let result = start(&name, kind, command).and_then(|child| limited(child, limit()));
     for hierarchy in &hierarchies {
         remove(&hierarchy.here.join(&name));
     }
     result
+}
+
+/// Starts the rest inside.
+fn start(name: &str, kind: Kind, command: &[String]) -> Result<Child, String> {
+    let executable = std::env::current_exe().map_err(|error| error.to_string())?;
+    let child = Command::new(executable).args(["--init", name]).args(kind.flag()).args(command).spawn();
+    child.map_err(|error| format!("start inside: {error}"))
+}
+
+/// Makes namespaces, runs the rest inside, and ends what it leaves: processes, by which their scopes end.
+fn beside_systemd(command: &[String]) -> Result<ExitCode, String> {
+    prctl::set_child_subreaper(true).map_err(|errno| format!("prctl: {errno}"))?;
+    unshare(NAMESPACES).map_err(|errno| format!("unshare: {errno}"))?;
+    let before = scopes();
+    let result = start("systemd", Kind::Systemd, command).and_then(|child| limited(child, limit()));
+    end_descendants();
+    forget_scopes(&before);
+    result
+}
+
+/// Kills and reaps until nobody is left below this process.
+fn end_descendants() {
+    let own = std::process::id();
+    loop {
+        for pid in coracle_tests::oracle::descendants(own) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Err(Errno::ECHILD) => return,
+            Ok(WaitStatus::StillAlive) => thread::sleep(Duration::from_millis(5)),
+            _ => {}
+        }
+    }
+}
+
+/// The cgroups that are scopes of systemd.
+fn scopes() -> BTreeSet<PathBuf> {
+    fn look(directory: &Path, found: &mut BTreeSet<PathBuf>) {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "scope") {
+                found.insert(path);
+            } else if path.is_dir() {
+                look(&path, found);
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    look(Path::new("/sys/fs/cgroup"), &mut found);
+    found
+}
+
+/// Waits until systemd has let go of all scopes but these, which the next test would find; stops those that do not go.
+fn forget_scopes(before: &BTreeSet<PathBuf>) {
+    for turn in 0.. {
+        let now = scopes();
+        let mut left = now.difference(before).filter_map(|path| path.file_name()).peekable();
+        if left.peek().is_none() || turn > 1000 {
+            return;
+        }
+        if turn == 200 {
+            let _ = Command::new("systemctl").args(["stop", "--"]).args(left).status();
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Makes the host's cgroup. A cpuset has no CPUs until it is given some (cgroups(7)).
@@ -218,12 +312,16 @@ fn exit_code(code: i32) -> ExitCode {
 }
 
 /// The first process inside: builds the host, runs the command, reaps whatever loses its parent.
-fn init(name: &str, v1_only: bool, command: &[String]) -> Result<ExitCode, String> {
+fn init(name: &str, kind: Kind, command: &[String]) -> Result<ExitCode, String> {
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| format!("prctl: {errno}"))?;
     let hierarchies = hierarchies();
-    enter_cgroups(&hierarchies, name)?;
+    if kind == Kind::Systemd {
+        prctl::set_child_subreaper(true).map_err(|errno| format!("prctl: {errno}"))?;
+    } else {
+        enter_cgroups(&hierarchies, name)?;
+    }
     unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| format!("unshare: {errno}"))?;
-    build(v1_only, &hierarchies).map_err(|(what, errno)| format!("mount {what}: {errno}"))?;
+    build(kind, &hierarchies).map_err(|(what, errno)| format!("mount {what}: {errno}"))?;
     let loopback = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();
     loopback.map_err(|error| format!("busybox ip (install busybox-static): {error}"))?;
     let (program, args) = command.split_first().ok_or("no command")?;
@@ -242,7 +340,7 @@ fn init(name: &str, v1_only: bool, command: &[String]) -> Result<ExitCode, Strin
     }
 }
 
-fn build(v1_only: bool, hierarchies: &[Hierarchy]) -> Result<(), (String, Errno)> {
+fn build(kind: Kind, hierarchies: &[Hierarchy]) -> Result<(), (String, Errno)> {
     let attach = |kind: &str, point: &Path, options: &str| {
         mount(Some(kind), point, Some(kind), MsFlags::empty(), Some(options))
             .map_err(|errno| (format!("{kind} on {}", point.display()), errno))
@@ -250,22 +348,43 @@ fn build(v1_only: bool, hierarchies: &[Hierarchy]) -> Result<(), (String, Errno)
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .map_err(|errno| ("/ as private".to_owned(), errno))?;
+    let kept = if kind == Kind::Systemd { of_systemd() } else { Vec::new() };
     attach("proc", Path::new("/proc"), "")?;
     attach("sysfs", Path::new("/sys"), "")?;
     attach("tmpfs", Path::new("/run"), "mode=755,size=4g")?;
     attach("tmpfs", Path::new("/var/lib"), "mode=755,size=4g")?;
     attach("tmpfs", Path::new("/dev/shm"), "mode=1777,size=1g")?;
     own_null().map_err(|errno| ("a null device of its own on /dev/null".to_owned(), errno))?;
+    if kind == Kind::Systemd {
+        return keep(&kept);
+    }
     let unified = hierarchies.iter().any(|hierarchy| hierarchy.point == Path::new("/sys/fs/cgroup"));
     if !unified {
         attach("tmpfs", Path::new("/sys/fs/cgroup"), "mode=755")?;
     }
     for hierarchy in hierarchies {
-        if v1_only && hierarchy.kind == "cgroup2" {
+        if kind == Kind::Version1 && hierarchy.kind == "cgroup2" {
             continue;
         }
         let _ = fs::create_dir(&hierarchy.point);
         attach(&hierarchy.kind, &hierarchy.point, &hierarchy.options)?;
+    }
+    Ok(())
+}
+
+/// What is left where it is beside systemd: its sockets, and its tree as it mounted it (to mount it anew is to change how
+/// it is mounted everywhere).
+fn of_systemd() -> Vec<(&'static Path, File)> {
+    let paths = ["/run/systemd", "/run/dbus", "/sys/fs/cgroup"].map(Path::new);
+    paths.into_iter().filter_map(|path| Some((path, File::open(path).ok()?))).collect()
+}
+
+fn keep(kept: &[(&Path, File)]) -> Result<(), (String, Errno)> {
+    for (path, file) in kept {
+        let _ = fs::create_dir(path);
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        mount(Some(source.as_str()), *path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|errno| (path.display().to_string(), errno))?;
     }
     Ok(())
 }

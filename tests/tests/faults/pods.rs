@@ -111,9 +111,13 @@ impl<'p, 'h> Sweep<'p, 'h> {
         Some(difference)
     }
 
-    /// Takes away what is left, and tells what does not go. The kills go on, so it may take a few turns.
+    /// Takes away what is left, and tells what does not go. The kills go on, so it may take a few turns; what is refused to
+    /// each job anew can't be done before the debugger has gone.
     fn clear(&self) -> Option<String> {
-        for _ in 0..20 {
+        for turn in 0..20 {
+            if turn == 10 {
+                self.host().shell("busybox killall -q -9 strace");
+            }
             let recovered = self.host().call(&["recover"]);
             let removed = self.pods.call(&["rm", "--force", "web"]);
             let left = self.pods.call(&["ls", "--quiet"]);
