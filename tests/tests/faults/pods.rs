@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use coracle_tests::oracle::Snapshot;
 use coracle_tests::pod::Pods;
@@ -114,10 +115,13 @@ impl<'p, 'h> Sweep<'p, 'h> {
     /// Takes away what is left, and tells what does not go. The kills go on, so it may take a few turns; what is refused to
     /// each job anew can't be done before the debugger has gone.
     fn clear(&self) -> Option<String> {
-        for turn in 0..20 {
-            if turn == 10 {
+        let end = Instant::now() + Duration::from_secs(patience().into());
+        let mut turns = 0;
+        while turns < 20 || Instant::now() < end {
+            if turns == 10 {
                 self.host().shell("busybox killall -q -9 strace");
             }
+            turns += 1;
             let recovered = self.host().call(&["recover"]);
             let removed = self.pods.call(&["rm", "--force", "web"]);
             let left = self.pods.call(&["ls", "--quiet"]);
