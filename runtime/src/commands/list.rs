@@ -1,5 +1,7 @@
 //! `list`: prints all containers.
 
+use std::collections::BTreeMap;
+
 use coracle_sys::file::{self, Resolve};
 use serde_json::Value;
 
@@ -15,12 +17,13 @@ const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"]
 /// # Errors
 /// Where the directory of states can't be read.
 pub fn list(global: &Global, options: &List) -> crate::error::Result<u8> {
-    let mut found = Vec::new();
+    let (mut found, mut names) = (Vec::new(), BTreeMap::new());
     for id in state::ids(&global.root)? {
         // One that is removed meanwhile is not listed.
         let Ok(state) = State::open_unlocked(&global.root, &id) else { continue };
         let record = state.record().ok().flatten().unwrap_or_else(|| Record::new(&id, None));
-        found.push((record, state.owner().map_or_else(|_| String::new(), user_name)));
+        let name = |uid| names.entry(uid).or_insert_with(|| user_name(uid)).clone();
+        found.push((record, state.owner().map_or_else(|_| String::new(), name)));
     }
     let mut told: Vec<Told<'_>> = found.iter().map(|(record, _)| record.told()).collect();
     for (told, (_, owner)) in told.iter_mut().zip(&found) {
