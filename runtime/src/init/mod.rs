@@ -205,10 +205,10 @@ fn build_inside(
 
 fn name_host(inside: &Inside) -> Result<()> {
     if let Some(name) = &inside.hostname {
-        namespace::set_hostname(name).context(|| "setting hostname")?;
+        namespace::set_hostname(name).context(|| "setting /hostname")?;
     }
     if let Some(name) = &inside.domainname {
-        namespace::set_domainname(name).context(|| "setting domainname")?;
+        namespace::set_domainname(name).context(|| "setting /domainname")?;
     }
     Ok(())
 }

@@ -13,10 +13,13 @@ use super::linux;
 use super::namespaces::{clone_flag, name_of, path_of};
 use crate::error::Result;
 
+/// The longest host name or domain name of Linux, in bytes (sethostname(2)).
+const LONGEST_HOST_NAME: usize = 64;
+
 pub(super) const CHECKS: &[Check] = &[
     covers_have_their_namespace,
     namespaces_are_named_once,
-    host_name_has_its_namespace,
+    host_name_is_sound,
     id_mappings_have_their_namespace,
     ids_are_mapped,
     time_offsets_have_their_namespace,
@@ -78,16 +81,20 @@ fn namespaces_are_named_once(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn host_name_has_its_namespace(spec: &Spec) -> Result<()> {
-    let names = [("hostname", spec.hostname()), ("domainname", spec.domainname())];
-    let named = names.iter().find(|(_, name)| name.as_ref().is_some_and(|name| !name.is_empty()));
-    match named {
-        Some((field, _)) if !has_own(spec, LinuxNamespaceType::Uts) => {
-            Err(invalid(format!("/{field} is set but /linux/namespaces has no \"uts\""))
-                .hint("add it, or the host would be renamed"))
+fn host_name_is_sound(spec: &Spec) -> Result<()> {
+    for (field, name) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
+        let length = name.as_ref().map_or(0, String::len);
+        if length > LONGEST_HOST_NAME {
+            return Err(invalid(format!(
+                "/{field} has {length} bytes, more than the {LONGEST_HOST_NAME} of Linux"
+            )));
         }
-        _ => Ok(()),
+        if length > 0 && !has_own(spec, LinuxNamespaceType::Uts) {
+            return Err(invalid(format!("/{field} is set but /linux/namespaces has no \"uts\""))
+                .hint("add it, or the host would be renamed"));
+        }
     }
+    Ok(())
 }
 
 fn id_mappings_have_their_namespace(spec: &Spec) -> Result<()> {
