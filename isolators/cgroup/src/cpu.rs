@@ -1,6 +1,6 @@
 //! `cgroups/cpu`: how much processor time a container gets.
 
-use coracle_isolator::{Cgroup, CgroupVersion, CpuUsage, Result, Usage};
+use coracle_isolator::{Cgroup, CgroupVersion, CpuUsage, Errno, Error, Result, Usage};
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
 use crate::limit::{Controller, Setting, not_on};
@@ -33,6 +33,13 @@ impl Controller for Cpu {
             (Some(cpu), CgroupVersion::V1) => version_1(cpu, group),
             (Some(cpu), CgroupVersion::V2) => version_2(cpu, group),
         }
+    }
+
+    fn hint(&self, error: &Error) -> Option<&'static str> {
+        let is_of_bandwidth = ["cpu.cfs_", "cpu.max"].iter().any(|file| error.to_string().contains(file));
+        (is_of_bandwidth && error.errno() == Some(Errno::EINVAL)).then_some(
+            "a period is 1000 to 1000000 microseconds, a quota at least 1000 and at most the parent's, a burst at most the quota",
+        )
     }
 
     fn usage(&self, group: &Cgroup) -> Result<Usage> {
@@ -171,6 +178,16 @@ mod tests {
         assert_eq!(written(&Cpu, CgroupVersion::V1, json!({ "cpu": cpu })), one);
         let two = ["cpu.weight=59", "cpu.max=50000 100000", "cpu.max.burst=10"];
         assert_eq!(written(&Cpu, CgroupVersion::V2, json!({ "cpu": cpu })), two);
+    }
+
+    #[test]
+    fn a_quota_that_can_not_be_is_hinted_at() {
+        for (call, is_hinted) in
+            [("write(\"cpu.cfs_quota_us\", \"5\")", true), ("write(\"cpu.shares\", \"x\")", false)]
+        {
+            let hint = Cpu.hint(&Error::failed(call, Errno::EINVAL));
+            assert_eq!(hint.is_some_and(|hint| hint.contains("a quota at least 1000")), is_hinted, "{call}");
+        }
     }
 
     #[test]

@@ -49,7 +49,13 @@ impl Controller for Memory {
     }
 
     fn hint(&self, error: &Error) -> Option<&'static str> {
-        (error.errno() == Some(Errno::EBUSY)).then_some("memory limit too low?")
+        match error.errno() {
+            Some(Errno::EBUSY) => Some("memory limit too low?"),
+            Some(Errno::EINVAL) if error.to_string().contains("memory.memsw") => {
+                Some("it counts memory and swap together, so it is at least the limit of memory")
+            }
+            _ => None,
+        }
     }
 
     fn usage(&self, group: &Cgroup) -> Result<Usage> {
@@ -324,8 +330,10 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_group_is_hinted_at() {
+    fn limits_that_can_not_be_are_hinted_at() {
         let error = Error::failed("write(\"memory.limit_in_bytes\", \"1\")", Errno::EBUSY);
         assert_eq!(Memory.hint(&error), Some("memory limit too low?"));
+        let error = Error::failed("write(\"memory.memsw.limit_in_bytes\", \"1\")", Errno::EINVAL);
+        assert!(Memory.hint(&error).unwrap().contains("memory and swap together"));
     }
 }
