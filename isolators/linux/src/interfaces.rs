@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use coracle_isolator::{Error, Handles, Isolator, NetworkUsage, Result, Usage};
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::process;
+use coracle_sys::{Errno, process};
 use oci_spec::runtime::LinuxNamespaceType;
 
 /// Reads `/proc/PID/net/dev` (proc_pid_net(5)) of a container's first process, where the container has a network
@@ -26,6 +26,8 @@ impl Isolator for Interfaces {
         // Asked after reading: a PID is another's only once its process has ended.
         let network = match (told, process::signal(pidfd, 0)) {
             (Ok(text), Ok(())) => interfaces(&String::from_utf8_lossy(&text)),
+            // One that ends lets go of its namespaces before it has ended.
+            (Err(e), Ok(())) if e.errno() == Errno::ENOENT => BTreeMap::new(),
             (Err(e), Ok(())) => return Err(Error::failed(e.call(), e.errno())),
             (_, Err(_)) => BTreeMap::new(),
         };
@@ -61,7 +63,27 @@ fn interfaces(text: &str) -> BTreeMap<String, NetworkUsage> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    use coracle_isolator::{Cgroup, CgroupVersion};
+    use oci_spec::runtime::Spec;
+
     use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test's process that nobody awaits yet")]
+    fn one_that_ends_meanwhile_has_none() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let pidfd = process::pidfd(pid).unwrap();
+        coracle_sys::event::readable(&[pidfd.as_fd()], None).unwrap();
+        // With a network namespace of its own, as the default is. Nobody has awaited the process.
+        let (cgroup, spec) = (Cgroup::new(CgroupVersion::V2, Vec::new()), Spec::default());
+        let handles = Handles { id: "x", pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
+        assert!(Interfaces.usage(&handles).unwrap().network.is_empty());
+        child.wait().unwrap();
+    }
 
     #[test]
     fn each_interface_is_told_by_name() {

@@ -76,11 +76,6 @@ impl Kind {
     }
 }
 
-/// The namespaces of every host, beside those of mounts and cgroups: these are made inside, as the process outside must
-/// go on seeing the cgroups that it removes.
-const NAMESPACES: CloneFlags =
-    CloneFlags::CLONE_NEWNET.union(CloneFlags::CLONE_NEWIPC).union(CloneFlags::CLONE_NEWUTS);
-
 /// One hierarchy of cgroups: where it is mounted, as what, and where in it this process is.
 #[derive(Clone, Debug)]
 struct Hierarchy {
@@ -146,7 +141,12 @@ fn outer(kind: Kind, command: &[String]) -> Result<ExitCode, String> {
         make_cgroup(hierarchy, &name)
             .map_err(|error| format!("make a cgroup in {}: {error}", hierarchy.point.display()))?;
     }
-    unshare(NAMESPACES | CloneFlags::CLONE_NEWPID).map_err(|errno| format!("unshare: {errno}"))?;
+    // The namespaces of mounts and cgroups are made inside: this process must go on seeing the cgroups that it removes.
+    let namespaces = CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    unshare(namespaces).map_err(|errno| format!("unshare: {errno}"))?;
     let result = start(&name, kind, command).and_then(|child| limited(child, limit()));
     for hierarchy in &hierarchies {
         remove(&hierarchy.here.join(&name));
@@ -161,10 +161,11 @@ fn start(name: &str, kind: Kind, command: &[String]) -> Result<Child, String> {
     child.map_err(|error| format!("start inside: {error}"))
 }
 
-/// Makes namespaces, runs the rest inside, and ends what it leaves: processes, by which their scopes end.
+/// Runs the rest with a network and mounts of its own, and ends what it leaves: processes, by which their scopes end.
 fn beside_systemd(command: &[String]) -> Result<ExitCode, String> {
     prctl::set_child_subreaper(true).map_err(|errno| format!("prctl: {errno}"))?;
-    unshare(NAMESPACES).map_err(|errno| format!("unshare: {errno}"))?;
+    // In the others it is at home where the first process is, as it would be without systemd.
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| format!("unshare: {errno}"))?;
     let before = scopes();
     let result = start("systemd", Kind::Systemd, command).and_then(|child| limited(child, limit()));
     end_descendants();
