@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
-use super::types::*;
+use super::{
+    Container, EmptyDir, ExecAction, Handler, Lifecycle, Pod, Port, PortRef, Probe, Resources, RestartPolicy,
+    Volume, VolumeMount, Whose,
+};
 use crate::error::{Code, Error, Result};
 use crate::pod::{network, plan};
 

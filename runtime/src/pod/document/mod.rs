@@ -1,14 +1,28 @@
-//! A pod's document: a Kubernetes `v1.Pod`, as YAML or as JSON. What is not honoured is refused by its JSON pointer.
+//! A pod's document: a Kubernetes `v1.Pod`, as YAML or as JSON.
+//!
+//! The types have the fields that are honoured, by the names that Kubernetes gives them. Any other field is refused by its
+//! JSON pointer.
 
+mod pod;
+mod container;
+mod resources;
+mod volumes;
+mod handlers;
+mod security;
 mod checks;
-mod quantity;
-mod types;
 
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::json;
 
 pub(crate) use checks::is_label;
-pub use types::*;
+pub use container::{Container, EnvVar, Port, PullPolicy};
+pub use handlers::{ExecAction, Handler, HttpGet, Lifecycle, PortRef, Probe, Sleep, TcpSocket};
+pub use pod::{HostAlias, Metadata, Pod, PodSpec, RestartPolicy};
+pub use resources::{Amounts, Quantity, Resources};
+pub use security::{Capabilities, PodSecurity, SeccompKind, SeccompProfile, Security};
+pub use volumes::{
+    Claim, EmptyDir, HostPath, ImageVolume, SandboxVolume, SecretVolume, Volume, VolumeMount, Whose,
+};
 
 /// The largest document that is read, in bytes.
 pub const LARGEST: u64 = 1 << 20;

@@ -1,7 +1,43 @@
-//! Quantities, as Kubernetes writes them: a number and a suffix (`500m`, `64Mi`, `2G`).
+//! Limits and requests, in quantities as Kubernetes writes them: a number and a suffix (`500m`, `64Mi`, `2G`).
 
-use super::types::Quantity;
+use serde::{Deserialize, Serialize};
 
+/// Limits (what may be used at most) and requests (what is to be had when others want it, too).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Resources {
+    /// The most.
+    pub limits: Amounts,
+    /// The least.
+    pub requests: Amounts,
+}
+
+/// Amounts, as Kubernetes writes quantities.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Amounts {
+    /// Processors: `500m` is a half.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Bytes: `64Mi`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
+    /// Processes and threads; ours, not Kubernetes'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<Quantity>,
+}
+
+/// A quantity: a number, or a string of a number and a suffix.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Quantity {
+    /// Plain.
+    Number(f64),
+    /// With a suffix.
+    Text(String),
+}
+
+/// What each suffix multiplies by. Two letters stand before one, which is the end of some.
 const SUFFIXES: [(&str, f64); 12] = [
     ("Ki", 1024.0),
     ("Mi", 1048576.0),
