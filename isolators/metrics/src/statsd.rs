@@ -199,6 +199,10 @@ impl Isolator for Statsd {
         self.begin(container, first, Network::of(container.spec, first))
     }
 
+    fn has_beside(&self, config: &Config<'_>) -> bool {
+        is_told(config.spec, &self.variables(config.id))
+    }
+
     fn resume(&self, container: &Handles<'_>) -> Result<()> {
         let (name, dir) = (self.name_of(container.id), self.open()?);
         // The socket's file is there also where the collector was killed.

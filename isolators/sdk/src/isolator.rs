@@ -65,9 +65,16 @@ pub trait Isolator {
         Ok(())
     }
 
-    /// Called after `recover` for each container that lives, and for one that was restored from a checkpoint: the isolator
-    /// starts again what it has beside the container, where that is gone. Built-in isolators alone are asked: plugins are told
-    /// of the containers by `recover`.
+    /// Whether the isolator will have something beside the container of the final plan `config` that may have to be started
+    /// [again](Self::resume). Built-in isolators alone are asked.
+    fn has_beside(&self, config: &Config<'_>) -> bool {
+        let _ = config;
+        false
+    }
+
+    /// Called after `recover` for each container that lives and has something [beside](Self::has_beside) it, and for one that
+    /// was restored from a checkpoint: the isolator starts again what it has there, where that is gone. Built-in isolators
+    /// alone are asked: plugins are told of the containers by `recover`.
     ///
     /// # Errors
     /// Where it can't. The runtime reports it and goes on.

@@ -29,13 +29,15 @@ pub fn recover(global: &Global) -> Result<u8> {
     crate::print(&pods.iter().map(|name| format!("{name}\n")).collect::<String>());
     let isolators = isolators::all(global)?;
     let members = host::members(&global.root)?;
-    let (mut found, mut known, mut cut_off) = (States::default(), Vec::new(), Vec::new());
+    // What the record tells decides, so that the configuration of a container that has nothing beside it is not read.
+    let may_resume = |record: &Record| record.has_beside || isolators.has_watching_plugin();
+    let (mut found, mut watched, mut cut_off) = (States::default(), Vec::new(), Vec::new());
     for id in state::ids(&global.root)? {
         let Some(state) = State::open_idle(&global.root, &id)? else { continue };
         match state.record() {
             Ok(Some(record)) if !record.is_orphan() => {
                 found.states.push(told(&record));
-                known.push(id);
+                watched.extend(may_resume(&record).then(|| (global.root.clone(), id)));
             }
             Ok(_) => {
                 found.orphans.push(id);
@@ -44,13 +46,14 @@ pub fn recover(global: &Global) -> Result<u8> {
             Err(unreadable) => global.warn([unreadable.to_string()]),
         }
     }
-    for (states, name) in &members {
-        let record = State::open_unlocked(states, name).and_then(|state| state.record());
-        found.states.extend(record.ok().flatten().as_ref().map(told));
+    for (states, name) in members {
+        let record = State::open_unlocked(&states, &name).and_then(|state| state.record());
+        let Ok(Some(record)) = record else { continue };
+        found.states.push(told(&record));
+        watched.extend(may_resume(&record).then_some((states, name)));
     }
     global.warn(isolators.recover(&found).iter().map(ToString::to_string));
-    let alone = known.into_iter().map(|id| (global.root.clone(), id));
-    for (states, name) in alone.chain(members) {
+    for (states, name) in watched {
         let resumed = resume(global, (&states, &name), &isolators);
         failures.extend(resumed.context(|| format!("looking after container {name:?}")).err());
     }
@@ -77,6 +80,9 @@ pub fn recover(global: &Global) -> Result<u8> {
 fn resume(global: &Global, (states, name): (&Path, &str), isolators: &Registry) -> Result<()> {
     let Some(state) = State::open_idle(states, name)? else { return Ok(()) };
     let Some(record) = state.record()?.filter(|record| !record.is_orphan()) else { return Ok(()) };
+    if !record.has_beside && warden::take_place(&state)?.is_none() {
+        return Ok(());
+    }
     let Some(first) = record.process.and_then(|first| first.open()) else { return Ok(()) };
     let container = Container { spec: spec::parse(&state.config()?)?, state, record };
     let place = container.record.cgroup.as_ref();

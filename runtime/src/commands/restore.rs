@@ -76,7 +76,7 @@ fn begin(
         if options.detach {
             warden::start(&container, first, isolators, &|words| global.warn([words]))?;
         }
-        Ok(Running { child, console: None, notify: None })
+        Ok(Running { child, console: None, notify: None, has_beside: container.record.has_beside })
     })
 }
 

@@ -53,7 +53,7 @@ pub(super) fn wait(
     isolators: &Registry,
     (watch, running): (Watch, Running),
 ) -> Result<Exit> {
-    if !isolators.is_watched() {
+    if !running.has_beside && !isolators.has_watching_plugin() {
         return watch.watch(running, Limits::none());
     }
     let state = State::open_unlocked(&global.root, id)?;

@@ -23,6 +23,8 @@ pub struct Running {
     pub console: Option<OwnedFd>,
     /// Where it says that it is ready, and somebody wants to know.
     pub notify: Option<Notify>,
+    /// For a container's first process: whether isolators may have something beside the container.
+    pub has_beside: bool,
 }
 
 /// Releases the container's first process. The container's lock ends with it.
@@ -32,7 +34,7 @@ pub struct Running {
 pub fn release(isolated: Isolated) -> Result<Running> {
     let Isolated { mut container, ready: ReadyProcess { child, word, console } } = isolated;
     start(&mut container, word)?;
-    Ok(Running { child, console, notify: None })
+    Ok(Running { child, console, notify: None, has_beside: container.record.has_beside })
 }
 
 /// Says Exec to the first process of `container` and runs the hooks that follow.
@@ -69,7 +71,7 @@ fn deliver(container: &Container, filter: OwnedFd) -> Result<()> {
 pub fn release_process(ready: ReadyProcess, record: &Record, spec: &Spec) -> Result<Running> {
     let ReadyProcess { child, word, console } = ready;
     match word.exec(|filter| seccomp_agent::deliver(spec, filter, child.pid, &record.to_state())) {
-        Ok(()) => Ok(Running { child, console, notify: None }),
+        Ok(()) => Ok(Running { child, console, notify: None, has_beside: false }),
         Err(error) => Err(reaped(&child, error)),
     }
 }

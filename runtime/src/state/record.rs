@@ -168,6 +168,14 @@ pub struct Record {
     /// Whether there may be containers below it (`web/debug-1`), which go before it.
     #[serde(default)]
     pub has_children: bool,
+    /// Whether isolators may have something beside it that is to be started again where it was killed. Earlier versions did
+    /// not write it down.
+    #[serde(default = "is_unknown")]
+    pub has_beside: bool,
+}
+
+fn is_unknown() -> bool {
+    true
 }
 
 impl Record {
@@ -191,6 +199,7 @@ impl Record {
             client: None,
             is_nested: false,
             has_children: false,
+            has_beside: false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use coracle_isolator::{Handles, Limitation, Result};
+use coracle_isolator::{Config, Handles, Isolator, Limitation, Result};
 use coracle_isolator_abi::Verb;
 use oci_spec::runtime::Spec;
 
@@ -43,23 +43,25 @@ impl Registry {
         Ok(watched)
     }
 
-    /// Whether somebody is to be asked while a container is waited for: a plugin that watches, or a built-in isolator
-    /// that ends the container whose plan was made last.
-    pub fn is_watched(&self) -> bool {
-        self.is_enforced.get() || self.has_watching_plugin()
+    /// Whether somebody is to be asked while a container with the specification `spec` is waited for: a plugin that
+    /// watches, or a built-in isolator that ends the container at a limit.
+    pub fn is_watched(&self, spec: &Spec) -> bool {
+        self.has_watching_plugin() || self.built_in().any(|isolator| isolator.enforces(spec))
     }
 
-    /// The same for a container with the specification `spec`, whoever has made its plan.
-    pub fn is_watched_with(&self, spec: &Spec) -> bool {
-        self.is_enforced_in(spec) || self.has_watching_plugin()
-    }
-
-    pub(super) fn is_enforced_in(&self, spec: &Spec) -> bool {
-        self.entries.iter().any(|entry| !entry.is_plugin() && entry.isolator.enforces(spec))
-    }
-
-    fn has_watching_plugin(&self) -> bool {
+    /// Whether there is a plugin that watches, which it does all containers.
+    pub fn has_watching_plugin(&self) -> bool {
         self.entries.iter().any(|entry| entry.is_plugin() && entry.implements(Verb::Watch))
+    }
+
+    /// Whether a built-in isolator will have something beside the container of the final plan `config`, or end it at a
+    /// limit: what `recover` may have to start again.
+    pub fn has_beside(&self, config: &Config<'_>) -> bool {
+        self.built_in().any(|isolator| isolator.has_beside(config) || isolator.enforces(config.spec))
+    }
+
+    fn built_in(&self) -> impl Iterator<Item = &dyn Isolator> {
+        self.entries.iter().filter(|entry| !entry.is_plugin()).map(|entry| &*entry.isolator)
     }
 
     /// What plugins watch of a container, and the built-in isolators that end it at a limit.
@@ -67,16 +69,9 @@ impl Registry {
     /// # Errors
     /// Where one fails.
     pub fn watch_to_end(&self, container: &Handles<'_>) -> Result<Vec<Watched<'_>>> {
-        self.watched_by(container, |entry| entry.is_plugin() || entry.isolator.enforces(container.spec))
-    }
-
-    fn watched_by(
-        &self,
-        container: &Handles<'_>,
-        is_asked: impl Fn(&Entry) -> bool,
-    ) -> Result<Vec<Watched<'_>>> {
         let mut watched = Vec::new();
-        for entry in self.entries.iter().filter(|entry| is_asked(entry) && !entry.is_out()) {
+        let is_asked = |entry: &Entry| entry.is_plugin() || entry.isolator.enforces(container.spec);
+        for entry in self.entries.iter().filter(|entry| !entry.is_out() && is_asked(entry)) {
             let watch = entry.call("watch", |isolator| isolator.watch(container)).map(|fd| {
                 watched.extend(fd.map(|fd| Watched { fd, entry }));
             });

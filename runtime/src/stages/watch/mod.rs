@@ -53,7 +53,7 @@ impl Watch {
     /// # Errors
     /// Where its terminal does not come, or waiting fails.
     pub fn watch(self, running: Running, limits: Limits<'_>) -> Result<Exit> {
-        let Running { child, console, notify } = running;
+        let Running { child, console, notify, .. } = running;
         let terminal = console.map(|socket| Terminal::receive(&socket)).transpose()?;
         self.relay(child.pidfd.as_fd(), terminal, limits, notify)
     }

@@ -25,7 +25,7 @@ pub fn start(
     isolators: &Registry,
     tell: &dyn Fn(String),
 ) -> Result<()> {
-    if !isolators.is_watched_with(&container.spec) {
+    if !isolators.is_watched(&container.spec) {
         return Ok(());
     }
     let watch = || watch_over(container, first, isolators, tell);
