@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use coracle_tests::command::{eventually, patience, tool};
+use coracle_tests::command::{eventually, patience, tool, wait};
 use coracle_tests::pod::Pods;
 use coracle_tests::{Host, Spec, privileged};
 use serde_json::json;
@@ -168,6 +168,30 @@ fn who_shares_a_namespace_is_not_taken_for_another() {
         let run = host.bundle(own.script("sleep 1")).run().succeeds();
         assert_eq!(run.stderr, "");
         other.remove();
+    });
+}
+
+#[test]
+fn who_follows_a_container_is_told_of_a_listener_that_another_found() {
+    privileged(|host| {
+        let Some(host) = looking(host) else { return };
+        let spec = Spec::new().set("/annotations", json!({"io.coracle.ports": "80"}));
+        let script = "until [ -e /tmp/go ]; do sleep 0.01; done; nc -l -p 9000";
+        let container = host.bundle(spec.script(script)).start();
+        let told = host.directory().join("told");
+        let mut events = Command::new(host.runtime());
+        events.args(["events", "--interval", "20ms", container.id()]);
+        let mut events = events.stdout(fs::File::create(&told).unwrap()).spawn().unwrap();
+        let told = || fs::read_to_string(&told).unwrap();
+        eventually("it is followed", || told().contains("stats"));
+        let pid = events.id().to_string();
+        tool("kill", &["-STOP", &pid]);
+        container.exec(&["touch", "/tmp/go"]).succeeds();
+        container.becomes("stopped");
+        tool("kill", &["-CONT", &pid]);
+        assert!(wait(&mut events, "events").success());
+        assert_eq!(told().matches("\"type\":\"ports\"").count(), 1, "{}", told());
+        container.call("delete").succeeds();
     });
 }
 

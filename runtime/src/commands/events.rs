@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use coracle_isolator::{Cgroup, CgroupVersion, Handles, IoUsage, MemoryUsage, Usage};
 use coracle_isolator_host::Registry;
 use coracle_sys::event;
+use coracle_sys::file::{self, Resolve};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
 use crate::isolators;
 use crate::stages::spec;
-use crate::state::{State, Status};
+use crate::state::{State, Status, WATCHED};
 
 /// Prints events until the container ends, or with `--stats` one and is done.
 ///
@@ -36,16 +37,16 @@ pub fn events(global: &Global, options: &cli::Events) -> Result<u8> {
         if options.once {
             return print_stats(&isolators, &handles);
         }
-        follow(&isolators, &handles, options.interval)
+        follow(&isolators, &handles, &state, options.interval)
     };
     attempt().context(|| format!("following container {id:?}"))?;
     Ok(0)
 }
 
-fn follow(isolators: &Registry, handles: &Handles<'_>, interval: Duration) -> Result<()> {
+fn follow(isolators: &Registry, handles: &Handles<'_>, state: &State, interval: Duration) -> Result<()> {
     let watched = isolators.watch(handles)?;
     let fds: Vec<_> = handles.pidfd.into_iter().chain(watched.iter().map(AsFd::as_fd)).collect();
-    let mut told = Vec::new();
+    let mut told = Told::new();
     let mut next = Instant::now() + interval;
     // Version 1 wakes us before the kernel has counted what we are woken for: until then it is looked for again.
     let mut awaited: Option<Instant> = None;
@@ -60,7 +61,7 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, interval: Duration) -> Re
             awaited = None;
         }
         if ready[0] {
-            return Ok(());
+            return print_end(state, handles.id, &told);
         }
         if Instant::now() >= next {
             match print_stats(isolators, handles) {
@@ -73,17 +74,31 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, interval: Duration) -> Re
     }
 }
 
+/// The limitations that were told: reasons and messages.
+type Told = Vec<(String, String)>;
+
 /// Prints the limitations that are not in `told` yet; whether there were any. A cgroup that went with its container has
 /// none.
-fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Vec<String>) -> bool {
+fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Told) -> bool {
     let before = told.len();
     for (_, limitation) in isolators.limitations(handles).unwrap_or_default() {
-        if !told.contains(&limitation.message) {
-            print(&limitation.reason, handles.id, None);
-            told.push(limitation.message);
+        let limitation = (limitation.reason, limitation.message);
+        if !told.contains(&limitation) {
+            print(&limitation.0, handles.id, None);
+            told.push(limitation);
         }
     }
     told.len() > before
+}
+
+/// Prints why the container was ended, where another has found it at a limit before this one could.
+fn print_end(state: &State, id: &str, told: &Told) -> Result<()> {
+    let noted = file::read(state.dir(), WATCHED, 255, Resolve::BeneathNoLinks).unwrap_or_default();
+    let reason = String::from_utf8_lossy(&noted);
+    if !reason.is_empty() && told.iter().all(|(known, _)| *known != reason) {
+        print(&reason, id, None);
+    }
+    Ok(())
 }
 
 fn print_stats(isolators: &Registry, handles: &Handles<'_>) -> Result<()> {

@@ -57,7 +57,7 @@ pub(super) fn wait(
         return watch.watch(running, Limits::none());
     }
     let state = State::open_unlocked(&global.root, id)?;
-    let _watched_here = warden::take_place(&state)?;
+    let alone = warden::take_place(&state)?;
     let place = state.record()?.and_then(|record| record.cgroup);
     let cgroup = place.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
     let spec = spec::parse(&state.config()?)?;
@@ -66,7 +66,7 @@ pub(super) fn wait(
     let tell = |words| global.warn([words]);
     let limits = isolators.watch_to_end(&container).map_err(Error::from);
     match limits.and_then(|watched| Limits::new(&container, watched, &tell)) {
-        Ok(limits) => watch.watch(running, limits),
+        Ok(limits) => watch.watch(running, limits.noting(alone.as_ref().map(AsFd::as_fd))),
         Err(error) => {
             let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
             watch.watch(running, Limits::none()).and(Err(error))

@@ -13,13 +13,15 @@ pub struct Limits<'a> {
     /// None in the place of one that watches no more.
     watched: Vec<Option<Watched<'a>>>,
     container: Option<&'a Handles<'a>>,
+    /// Where is written why the container is ended, for those who follow it.
+    note: Option<BorrowedFd<'a>>,
     tell: &'a dyn Fn(String),
 }
 
 impl<'a> Limits<'a> {
     /// For a container that no plugin watches.
     pub fn none() -> Self {
-        Self { watched: Vec::new(), container: None, tell: &|_| {} }
+        Self { watched: Vec::new(), container: None, note: None, tell: &|_| {} }
     }
 
     /// What `watched` watch of `container`; `tell` tells people.
@@ -35,7 +37,17 @@ impl<'a> Limits<'a> {
             // A plugin's descriptor must not keep the runtime waiting.
             descriptor::set_nonblocking(one.fd.as_fd())?;
         }
-        Ok(Self { watched: watched.into_iter().map(Some).collect(), container: Some(container), tell })
+        Ok(Self {
+            watched: watched.into_iter().map(Some).collect(),
+            container: Some(container),
+            note: None,
+            tell,
+        })
+    }
+
+    /// The same, with a file for the reason of an end that a limit brings.
+    pub fn noting(self, note: Option<BorrowedFd<'a>>) -> Self {
+        Self { note, ..self }
     }
 
     /// The descriptors to wait for, each with its index.
@@ -58,6 +70,9 @@ impl<'a> Limits<'a> {
                 let (id, message) = (container.id, limitation.message);
                 (self.tell)(format!("container {id:?}: isolator {isolator}: {message}; {outcome}"));
                 if let (true, Some(pidfd)) = (ends, container.pidfd) {
+                    if let Some(note) = self.note {
+                        let _ = file::write_all(note, limitation.reason.as_bytes());
+                    }
                     let _ = process::signal(pidfd, libc::SIGKILL);
                 }
                 true

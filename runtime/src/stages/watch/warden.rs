@@ -39,7 +39,7 @@ pub fn start(
 }
 
 /// Takes the place of the one process that watches over the container of `state`, for as long as what is returned stays
-/// open; `None` where it is taken.
+/// open; `None` where it is taken. What is written there is why the container was ended.
 ///
 /// # Errors
 /// `ENOSPC`.
@@ -76,7 +76,8 @@ fn watch_over(
         container.record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
     let handles =
         Handles { id: &container.record.id, pidfd: Some(first), cgroup: &cgroup, spec: &container.spec };
-    let mut limits = Limits::new(&handles, isolators.watch_to_end(&handles)?, tell)?;
+    let limits = Limits::new(&handles, isolators.watch_to_end(&handles)?, tell)?;
+    let mut limits = limits.noting(Some(place.as_fd()));
     let _ = process::forget_image();
     loop {
         let (indices, fds): (Vec<usize>, Vec<BorrowedFd<'_>>) = limits.fds().unzip();
