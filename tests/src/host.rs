@@ -152,7 +152,7 @@ fn inside_host<F: FnOnce(&Host)>(name: String, caller: Caller, test: F) {
     fs::create_dir_all(WORK).expect("make the test's directory");
     plant_canary();
     make_state_roots();
-    let (runtime, first) = match cgroup::is_made_by_systemd() {
+    let (runtime, first) = match caller == Caller::Root && cgroup::is_made_by_systemd() {
         true => (making_scopes(Path::new(WORK)), own_names()),
         false => (caller.calling(runtime_path(), Path::new(WORK)), 0),
     };
