@@ -45,12 +45,27 @@ pub fn of(spec: &Spec, stage: &str) -> Vec<Hook> {
 /// # Errors
 /// `Hook` for the first that fails or takes too long; those after it are not run.
 pub fn run(stage: &str, hooks: &[Hook], state: &serde_json::Value, dir: &Path) -> Result<()> {
-    for (index, hook) in hooks.iter().enumerate() {
+    each(stage, hooks, state, dir).collect()
+}
+
+/// Runs the hooks as [`run`] does, but all of them: one that fails keeps none after it from running. Returns what
+/// failed.
+pub fn run_all(stage: &str, hooks: &[Hook], state: &serde_json::Value, dir: &Path) -> Vec<Error> {
+    each(stage, hooks, state, dir).filter_map(Result::err).collect()
+}
+
+/// How each hook came out; it runs when it is asked for.
+fn each(
+    stage: &str,
+    hooks: &[Hook],
+    state: &serde_json::Value,
+    dir: &Path,
+) -> impl Iterator<Item = Result<()>> {
+    hooks.iter().enumerate().map(move |(index, hook)| {
         run_one(hook, state, dir).map_err(|e| e.code_is(Code::Hook)).context(|| {
             format!("error running {stage} hook #{index}: /hooks/{stage}/{index} ({:?})", hook.path())
-        })?;
-    }
-    Ok(())
+        })
+    })
 }
 
 fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {

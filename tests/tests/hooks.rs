@@ -136,6 +136,28 @@ fn a_failing_poststop_hook_does_not_keep_the_container() {
 }
 
 #[test]
+fn a_failing_poststop_hook_keeps_no_other_from_running() {
+    privileged(|host| {
+        // runc leaves out those after it, against runtime-spec's step 13.
+        if !host.needs_coracle("poststop hooks after one that fails") {
+            return;
+        }
+        let log = log(host);
+        let hook = |then: &str| format!("echo hook >> {}; {then}", log.display());
+        let spec = ["true", "exit 4", "exit 5", "true"]
+            .iter()
+            .fold(Spec::new(), |spec, then| spec.hook("poststop", &["/bin/sh", "-c", &hook(then)]));
+        let container = host.bundle(spec).start();
+        container.becomes("stopped");
+        let deleted = container.call("delete").succeeds();
+        for told in ["/hooks/poststop/1", "exit status: 4", "/hooks/poststop/2", "exit status: 5"] {
+            assert!(deleted.stderr.contains(told), "{}", deleted.stderr);
+        }
+        assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), 4);
+    });
+}
+
+#[test]
 fn a_hook_that_takes_too_long_is_killed() {
     privileged(|host| {
         let hook = json!({"path": "/bin/sleep", "args": ["sleep", "1003"], "timeout": 1});

@@ -42,7 +42,7 @@ pub fn undo_on_failure<T>(
 }
 
 /// Removes the container, those below it first: kills what is left of it, lets the isolators clean up, removes cgroups, snapshot and
-/// state, and runs the poststop hooks. A poststop hook that fails doesn't keep the container; what it says is
+/// state, and runs the poststop hooks. A poststop hook that fails keeps neither the container nor the hooks after it; what it says is
 /// returned (runtime-spec 1.3, runtime.md, "Lifecycle", step 13). With `force`, a record that can't be read doesn't
 /// keep it either: what such a container must have made is removed. Nor does an isolator that can't clean up: that is
 /// returned, too.
@@ -85,7 +85,7 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
     }
     let poststop = run_poststop(&state, &record);
     state.remove()?;
-    warnings.extend(poststop.err().map(|error| error.to_string()));
+    warnings.extend(poststop.iter().map(ToString::to_string));
     Ok(warnings)
 }
 
@@ -131,11 +131,15 @@ fn unmount(record: &Record) -> Result<()> {
     }
 }
 
-fn run_poststop(state: &State, record: &Record) -> Result<()> {
-    let spec = spec::parse(&state.config()?)?;
+/// Returns what could not be done of it.
+fn run_poststop(state: &State, record: &Record) -> Vec<Error> {
+    let spec = match state.config().and_then(|text| spec::parse(&text)) {
+        Ok(spec) => spec,
+        Err(unreadable) => return vec![unreadable],
+    };
     let hooks = hooks::of(&spec, "poststop");
     if hooks.is_empty() {
-        return Ok(());
+        return Vec::new();
     }
-    hooks::run("poststop", &hooks, &record.to_state(), &record.bundle)
+    hooks::run_all("poststop", &hooks, &record.to_state(), &record.bundle)
 }
