@@ -10,7 +10,7 @@ use crate::time;
 impl Global {
     /// Prints a failure, and writes it to the log where there is one: clients of runc read the log.
     pub fn tell(&self, error: &Error) {
-        print(&error.to_string());
+        print(&format!("error: {error}"));
         let json = error.to_json(&time::now());
         self.log("error", json["msg"].as_str().unwrap_or_default(), &json);
     }
@@ -54,7 +54,7 @@ impl Global {
         #[expect(clippy::disallowed_methods, reason = "the operator named the log's path")]
         let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
         if let Err(failure) = log.and_then(|mut log| log.write_all(format!("{line}\n").as_bytes())) {
-            print(&format!("the log {path:?} can't be written: {failure}"));
+            print(&format!("error: the log {path:?} can't be written: {failure}"));
         }
     }
 }

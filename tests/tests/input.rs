@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 fn one_line(run: &Outcome) {
     assert_eq!(run.stderr.trim_end().lines().count(), 1, "{}", run.stderr);
-    assert!(run.stderr.starts_with("coracle: "), "{}", run.stderr);
+    assert!(run.stderr.starts_with("coracle: error: "), "{}", run.stderr);
 }
 
 #[test]
@@ -27,6 +27,23 @@ fn a_missing_config_is_named() {
 fn a_bundle_that_is_not_there_is_named() {
     privileged(|host| {
         host.call(&["run", "--bundle", "/no/such/bundle", "nobody"]).fails_with(&["/no/such/bundle"]);
+    });
+}
+
+#[test]
+fn an_empty_id_is_no_reason_to_take_the_next_word_for_it() {
+    privileged(|host| {
+        if !host.needs_coracle("what an empty ID is called") {
+            return;
+        }
+        let container = host.bundle(Spec::new().args(["sleep", "1000"])).start();
+        for command in ["kill", "delete", "state", "exec", "update", "events", "checkpoint", "start"] {
+            let run = host.call(&[command, "", container.id()]);
+            run.fails_with(&["the container's ID is empty"]);
+            one_line(&run);
+        }
+        assert_eq!(container.status(), "running");
+        container.remove();
     });
 }
 

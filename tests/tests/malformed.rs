@@ -58,7 +58,7 @@ fn wrong(row: &Row, told: &Outcome) -> Option<String> {
     let message = told.stderr.trim_end();
     let after = if row.pointer.is_empty() { Some(message) } else { after_pointer(message, &row.pointer) };
     let right = told.code != 0
-        && message.starts_with("coracle: ")
+        && message.starts_with("coracle: error: ")
         && message.lines().count() == 1
         && after.is_some_and(|after| after.contains(&row.cause))
         && (row.hint.is_empty() || message.contains(&format!("; {}", row.hint)));

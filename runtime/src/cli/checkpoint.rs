@@ -6,7 +6,7 @@ use lexopt::prelude::*;
 
 use super::Launch;
 use super::launch::{is_shared, shared};
-use super::words::{need_id, text, usage};
+use super::words::{self, need_id, text, usage};
 use crate::error::Result;
 
 /// The options of `checkpoint`, and those of `restore` that it has in common with it.
@@ -73,7 +73,7 @@ pub(super) fn checkpoint(parser: &mut lexopt::Parser) -> Result<Checkpoint> {
             Long("pre-dump") => checkpoint.pre_dump = true,
             Long("page-server") => checkpoint.passed.extend(page_server(&text(parser)?)?),
             Long(name) if is_common(name) => common(name.to_owned().as_str(), parser, &mut checkpoint)?,
-            Value(id) if checkpoint.id.is_empty() => checkpoint.id = id.string()?,
+            Value(id) if checkpoint.id.is_empty() => checkpoint.id = words::id(id)?,
             other => return Err(other.unexpected().into()),
         }
     }
@@ -92,7 +92,7 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<(Launch, Checkpoint
             Long("no-subreaper") => {}
             Long(name) if is_shared(name) => shared(name.to_owned().as_str(), parser, &mut launch)?,
             Long(name) if is_common(name) => common(name.to_owned().as_str(), parser, &mut from)?,
-            Value(id) if launch.id.is_empty() => launch.id = id.string()?,
+            Value(id) if launch.id.is_empty() => launch.id = words::id(id)?,
             other => return Err(other.unexpected().into()),
         }
     }

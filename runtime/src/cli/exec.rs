@@ -6,7 +6,7 @@ use lexopt::prelude::*;
 
 use super::Launch;
 use super::launch::{is_shared, shared};
-use super::words::{need_id, rest, text, usage};
+use super::words::{self, need_id, rest, text, usage};
 use crate::error::Result;
 
 /// The options of `exec`.
@@ -64,7 +64,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Exec> {
             Long("ignore-paused") => exec.ignore_paused = true,
             Long(name) if is_shared(name) => shared(name.to_owned().as_str(), parser, &mut exec.launch)?,
             Value(id) => {
-                exec.id = id.string()?;
+                exec.id = words::id(id)?;
                 exec.args = rest(parser)?;
             }
             other => return Err(other.unexpected().into()),

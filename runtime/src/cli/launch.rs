@@ -8,7 +8,7 @@ use coracle_sys::descriptor;
 use lexopt::prelude::*;
 
 use super::network::Networks;
-use super::words::{need_id, parsed, rest, size, text, usage};
+use super::words::{self, need_id, parsed, rest, size, text, usage};
 use crate::error::Result;
 
 /// The options of `create` and `run`.
@@ -107,7 +107,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launc
                 only_for_images.get_or_insert(name);
             }
             Value(id) if launch.id.is_empty() => {
-                launch.id = id.string()?;
+                launch.id = words::id(id)?;
                 if from_image {
                     image.options.args = rest(parser)?;
                 }

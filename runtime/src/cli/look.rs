@@ -7,7 +7,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 
 use super::Command;
-use super::words::{need_id, rest, text, usage};
+use super::words::{self, need_id, rest, text, usage};
 use crate::error::Result;
 
 /// The options of `ps`.
@@ -108,7 +108,7 @@ pub(super) fn events(parser: &mut lexopt::Parser) -> Result<Events> {
         match arg {
             Long("stats") => events.once = true,
             Long("interval") => events.interval = interval(&text(parser)?)?,
-            Value(id) if events.id.is_empty() => events.id = id.string()?,
+            Value(id) if events.id.is_empty() => events.id = words::id(id)?,
             other => return Err(other.unexpected().into()),
         }
     }

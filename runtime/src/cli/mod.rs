@@ -269,7 +269,7 @@ fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
         match arg {
             Short('a') | Long("all") => kill.all = true,
             Short('r') | Long("regex") => kill.regex = true,
-            Value(id) if kill.id.is_empty() => kill.id = id.string()?,
+            Value(id) if kill.id.is_empty() => kill.id = words::id(id)?,
             Value(signal) if !has_signal => {
                 kill.signal = words::signal(&signal.string()?)?;
                 has_signal = true;
@@ -332,7 +332,7 @@ fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
         match arg {
             Short('f') | Long("force") => force = true,
             Short('r') | Long("regex") => regex = true,
-            Value(value) if id.is_empty() => id = value.string()?,
+            Value(value) if id.is_empty() => id = words::id(value)?,
             other => return Err(other.unexpected().into()),
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 use serde_json::{Map, Value as Json};
 
-use super::words::{need_id, parsed, size, text};
+use super::words::{self, need_id, parsed, size, text};
 use crate::error::Result;
 
 /// The options of `update`.
@@ -70,7 +70,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Update> {
                     all.entry(section).or_insert_with(|| Map::new().into())[key] = value;
                 }
             }
-            Value(id) if update.id.is_empty() => update.id = id.string()?,
+            Value(id) if update.id.is_empty() => update.id = words::id(id)?,
             other => return Err(other.unexpected().into()),
         }
     }

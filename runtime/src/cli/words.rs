@@ -12,11 +12,21 @@ pub(super) fn only_id(parser: &mut lexopt::Parser, command: &str) -> Result<Stri
     let mut id = String::new();
     while let Some(arg) = parser.next()? {
         match arg {
-            Value(value) if id.is_empty() => id = value.string()?,
+            Value(value) if id.is_empty() => id = self::id(value)?,
             other => return Err(other.unexpected().into()),
         }
     }
     need_id(&id, command)?;
+    Ok(id)
+}
+
+/// A container's ID. An empty one is refused at once, for the word after it would be taken for the ID: `kill "$id" web`
+/// with an unset variable means no container of the name `web`.
+pub(super) fn id(value: OsString) -> Result<String> {
+    let id = value.string()?;
+    if id.is_empty() {
+        return Err(usage("the container's ID is empty").hint("is a variable unset?"));
+    }
     Ok(id)
 }
 
