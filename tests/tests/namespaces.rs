@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use coracle_tests::{Spec, command, privileged};
+use coracle_tests::{Host, Spec, command, privileged};
 use serde_json::json;
 
 const ALL: [(&str, &str); 6] = [
@@ -299,27 +299,50 @@ fn a_container_in_the_hosts_mount_namespace_has_its_own_root_and_leaves_no_mount
     });
 }
 
+/// Hands `test` the path of a mount namespace that another process has.
+fn with_other_mounts(host: &Host, test: impl FnOnce(&str)) {
+    let script = "unshare -m sh -c 'echo $$ >pid; exec sleep 1000' & while ! [ -s pid ]; do :; done; cat pid";
+    let pid = host.shell(script).succeeds().text();
+    test(&format!("/proc/{pid}/ns/mnt"));
+    command::tool("kill", &[pid]);
+}
+
 #[test]
 fn a_containers_mount_namespace_can_be_joined_by_path() {
     privileged(|host| {
-        let script =
-            "unshare -m sh -c 'echo $$ >pid; exec sleep 1000' & while ! [ -s pid ]; do :; done; cat pid";
-        let pid = host.shell(script).succeeds().text();
-        let path = format!("/proc/{pid}/ns/mnt");
-        let expected = fs::read_link(&path).unwrap().to_string_lossy().into_owned();
-        let spec = sharing_mounts().join("mount", &path).script("readlink /proc/self/ns/mnt; ls /");
-        let run = host.bundle(spec).run().succeeds();
-        assert_eq!(run.lines()[0], expected);
-        assert!(!run.text().contains("host-canary"), "{}", run.text());
-        command::tool("kill", &[pid]);
+        with_other_mounts(host, |path| {
+            let expected = fs::read_link(path).unwrap().to_string_lossy().into_owned();
+            let spec = sharing_mounts().join("mount", path).script("readlink /proc/self/ns/mnt; ls /");
+            let run = host.bundle(spec).run().succeeds();
+            assert_eq!(run.lines()[0], expected);
+            assert!(!run.text().contains("host-canary"), "{}", run.text());
+        });
     });
 }
 
 #[test]
-fn masks_without_a_mount_namespace_are_refused() {
+fn paths_are_masked_and_read_only_in_a_mount_namespace_joined_by_path() {
     privileged(|host| {
-        let run = host.bundle(Spec::new().without_namespace("mount")).run();
-        run.fails_with(&["/linux/maskedPaths", "no new \"mount\"", "unable to restrict sys entries"]);
+        with_other_mounts(host, |path| {
+            let spec = Spec::new()
+                .join("mount", path)
+                .set("/linux/maskedPaths", json!(["/proc/version"]))
+                .set("/linux/readonlyPaths", json!(["/proc/sys"]))
+                .script("wc -c </proc/version; echo name >/proc/sys/kernel/domainname || echo refused");
+            let run = host.bundle(spec).run().succeeds();
+            assert_eq!(run.lines(), ["0", "refused"]);
+            assert!(run.stderr.contains("Read-only file system"), "{run:?}");
+        });
+    });
+}
+
+#[test]
+fn masks_in_the_runtimes_own_mount_namespace_are_refused() {
+    privileged(|host| {
+        for spec in [Spec::new().without_namespace("mount"), Spec::new().join("mount", "/proc/self/ns/mnt")] {
+            let run = host.bundle(spec).run();
+            run.fails_with(&["/linux/maskedPaths", "no \"mount\"", "unable to restrict sys entries"]);
+        }
     });
 }
 
