@@ -6,8 +6,8 @@ use oci_spec::runtime::LinuxResources;
 use crate::limit::{Controller, Setting};
 use crate::statistics::number;
 
-/// `linux.resources.pids.limit`: a number of tasks, none where negative. Zero is a limit since runtime-spec 1.3:
-/// the first process runs and can't fork.
+/// `linux.resources.pids.limit`: a number of tasks, none where negative. Zero is a limit since runtime-spec 1.3,
+/// and means one task, as systemd has it, too: the first process runs and can't fork.
 #[derive(Debug)]
 pub(crate) struct Pids;
 
@@ -17,6 +17,7 @@ impl Controller for Pids {
     fn settings(&self, _: &Cgroup, resources: &LinuxResources) -> Result<Vec<Setting>> {
         let limit = resources.pids().map(|pids| match pids.limit() {
             limit if limit < 0 => "max".to_owned(),
+            0 => "1".to_owned(),
             limit => limit.to_string(),
         });
         Ok(limit.map(|limit| Setting::new("pids", "pids.max", limit, "pids.limit")).into_iter().collect())
@@ -39,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_negative_limit_is_none_and_zero_is_one() {
-        for (limit, wanted) in [(-1, "pids.max=max"), (0, "pids.max=0"), (7, "pids.max=7")] {
+        for (limit, wanted) in [(-1, "pids.max=max"), (0, "pids.max=1"), (7, "pids.max=7")] {
             let resources = json!({"pids": {"limit": limit}});
             assert_eq!(written(&Pids, CgroupVersion::V1, resources), [wanted]);
         }
