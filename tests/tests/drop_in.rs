@@ -38,7 +38,7 @@ fn unknown_capabilities_are_told_and_passed_over() {
         assert!(run.text().ends_with("0000000000000020"), "{}", run.text());
         if host.needs_coracle("the warning") {
             assert!(
-                run.stderr.contains("ignoring unknown or unavailable capabilities: CAP_FLY"),
+                run.stderr.contains("ignoring unknown or unavailable capabilities: [CAP_FLY]"),
                 "{}",
                 run.stderr
             );

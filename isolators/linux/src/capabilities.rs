@@ -32,7 +32,13 @@ impl Isolator for Capabilities {
         sets.bounding &= here;
         sets.permitted &= here;
         sets.inheritable &= here;
-        // capset(2) and PR_CAP_AMBIENT_RAISE refuse anything else with EPERM.
+        // capset(2) and PR_CAP_AMBIENT_RAISE refuse anything else with EPERM, and not before `start`.
+        warn(&mut adjustment.warnings, sets.inheritable & !sets.bounding, |names| {
+            format!(
+                "can't make {names} inheritable: operation not permitted for what is not bounding, left out"
+            )
+        });
+        sets.inheritable &= sets.bounding;
         warn(&mut adjustment.warnings, sets.effective & here & !sets.permitted, |names| {
             format!("{names} is effective but not permitted, left out")
         });
@@ -168,6 +174,7 @@ mod tests {
     #[test]
     fn ambient_is_part_of_permitted_and_inheritable() {
         let asked = json!({
+            "bounding": ["CAP_KILL"],
             "permitted": ["CAP_KILL", "CAP_CHOWN"],
             "inheritable": ["CAP_KILL"],
             "ambient": ["CAP_KILL", "CAP_CHOWN"],
@@ -175,6 +182,16 @@ mod tests {
         let (sets, warnings) = adjusted(&asked, true);
         assert_eq!(sets.ambient, KILL);
         let told = "can't raise ambient capability CAP_CHOWN: not permitted and inheritable, left out";
+        assert_eq!(warnings, [told]);
+    }
+
+    #[test]
+    fn inheritable_is_part_of_bounding() {
+        let asked = json!({"bounding": ["CAP_KILL"], "inheritable": ["CAP_KILL", "CAP_CHOWN"]});
+        let (sets, warnings) = adjusted(&asked, true);
+        assert_eq!(sets.inheritable, KILL);
+        let told =
+            "can't make CAP_CHOWN inheritable: operation not permitted for what is not bounding, left out";
         assert_eq!(warnings, [told]);
     }
 

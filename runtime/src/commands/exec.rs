@@ -170,7 +170,7 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Vec<String> {
     for name in names {
         match serde_json::from_value::<Capability>(name.clone().into()) {
             Ok(capability) => add(&mut sets, capability),
-            Err(_) => warnings.push(format!("ignoring unknown or unavailable capabilities: {name}")),
+            Err(_) => warnings.push(format!("ignoring unknown or unavailable capabilities: [{name}]")),
         }
     }
     process.set_capabilities(Some(sets));
@@ -214,7 +214,7 @@ mod tests {
         let mut process = Process::default();
         process.set_capabilities(None);
         let warnings = add_capabilities(&mut process, &["CAP_KILL", "CAP_FLY"].map(str::to_owned));
-        assert_eq!(warnings, ["ignoring unknown or unavailable capabilities: CAP_FLY"]);
+        assert_eq!(warnings, ["ignoring unknown or unavailable capabilities: [CAP_FLY]"]);
         let sets = process.capabilities().clone().unwrap();
         assert_eq!(sets.effective().as_ref().unwrap().len(), 1);
         assert_eq!((sets.inheritable(), sets.ambient()), (&None, &None));

@@ -25,7 +25,7 @@ pub(super) fn repaired(text: &[u8], base: &str) -> Option<(Vec<u8>, Vec<String>)
     if document == before {
         return None;
     }
-    let warning = format!("ignoring unknown or unavailable capabilities: {}", unknown.join(", "));
+    let warning = format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" "));
     let warnings = if unknown.is_empty() { Vec::new() } else { vec![warning] };
     Some((document.to_string().into_bytes(), warnings))
 }
@@ -147,7 +147,7 @@ mod tests {
         let text = r#"{"user": {"uid": 0, "gid": 0}, "cwd": "/", "capabilities":
             {"bounding": ["CAP_KILL", "CAP_FLY"], "permitted": ["FLY"], "effective": ["CAP_FLY"]}}"#;
         let (process, warnings) = read::<Process>(text.as_bytes(), "/process").unwrap();
-        assert_eq!(warnings, ["ignoring unknown or unavailable capabilities: CAP_FLY, FLY"]);
+        assert_eq!(warnings, ["ignoring unknown or unavailable capabilities: [CAP_FLY FLY]"]);
         let sets = process.capabilities().clone().unwrap();
         let counts =
             [sets.bounding(), sets.permitted(), sets.effective()].map(|set| set.as_ref().unwrap().len());
