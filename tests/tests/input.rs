@@ -39,8 +39,8 @@ fn an_empty_id_is_no_reason_to_take_the_next_word_for_it() {
         let container = host.bundle(Spec::new().args(["sleep", "1000"])).start();
         for command in ["kill", "delete", "state", "exec", "update", "events", "checkpoint", "start"] {
             let run = host.call(&[command, "", container.id()]);
-            run.fails_with(&["the container's ID is empty"]);
             one_line(&run);
+            run.fails_with(&["the container's ID is empty"]);
         }
         assert_eq!(container.status(), "running");
         container.remove();
