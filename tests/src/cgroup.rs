@@ -21,7 +21,7 @@ pub fn wanted(id: &str) -> String {
 /// Where the cgroup at `path` is in its hierarchy.
 fn place(path: &str) -> String {
     let path = path.trim_start_matches('/');
-    if !is_made_by_systemd() || path.is_empty() {
+    if !is_made_by_systemd() || path.is_empty() || path.contains(".slice/") {
         return path.to_owned();
     }
     let (id, below) = path.split_once('/').unwrap_or((path, ""));

@@ -17,6 +17,26 @@ pub struct Store<'h> {
     _disk: Option<tempfile::TempDir>,
 }
 
+/// The version of the kernel.
+pub fn kernel() -> (u32, u32) {
+    let release = release();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Whether overlayfs takes layers one by one here, as images need it; records a skipped test where not.
+pub fn stacks_layers(host: &Host) -> bool {
+    let is_new = kernel() >= (6, 5);
+    if !is_new {
+        host.skip("images need Linux 6.5");
+    }
+    is_new
+}
+
 /// What layers can be unpacked into here; records a skipped test where that is no EROFS image.
 pub fn snapshotters(host: &Host) -> Vec<&'static str> {
     match why_no_erofs() {
@@ -30,16 +50,12 @@ pub fn snapshotters(host: &Host) -> Vec<&'static str> {
 
 /// Why EROFS images in the directory for temporary files can't be layers of a snapshot.
 fn why_no_erofs() -> Option<String> {
-    let release = nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned());
-    let release = release.unwrap_or_default();
-    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
-    let version = (numbers.next(), numbers.next());
     let types = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let on = rustix::fs::statfs(std::env::temp_dir()).map(|stat| stat.f_type).unwrap_or_default();
     // ext4, XFS and btrfs have pages of files to read, which a tmpfs has not.
     let can_back = [0xef53, 0x5846_5342, 0x9123_683e].contains(&on);
-    if version < (Some(6), Some(15)) {
-        return Some(format!("Linux {release} takes no detached mount as a layer"));
+    if kernel() < (6, 15) {
+        return Some(format!("Linux {} takes no detached mount as a layer", release()));
     }
     if !types.contains("\terofs\n") {
         return Some("the kernel has no EROFS".to_owned());

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::command::{Outcome, eventually};
 use crate::host::Host;
-use crate::image::Store;
+use crate::image::{Store, stacks_layers};
 
 /// The image of every container that names none.
 pub const IMAGE: &str = "coracle/small:latest";
@@ -22,9 +22,9 @@ pub struct Pods<'h> {
 }
 
 impl<'h> Pods<'h> {
-    /// A store with the small image; `None`, recorded as skipped, for another runtime.
+    /// A store with the small image; `None`, recorded as skipped, for another runtime, and where images can't be mounted.
     pub fn new(host: &'h Host) -> Option<Self> {
-        if !host.needs_coracle("pods") {
+        if !host.needs_coracle("pods") || !stacks_layers(host) {
             return None;
         }
         let pods = Self { host, store: Store::new(host) };

@@ -9,7 +9,7 @@ use coracle_fixtures::image::Image;
 use coracle_fixtures::layer::{Compression, Entry, Layer};
 use coracle_fixtures::many::{self, Reader};
 use coracle_fixtures::small;
-use coracle_tests::image::{Store, snapshotters};
+use coracle_tests::image::{Store, snapshotters, stacks_layers};
 use coracle_tests::tree::{difference, tree};
 use coracle_tests::{Host, command, privileged};
 
@@ -29,6 +29,10 @@ fn mounted<T>(store: &Store<'_>, name: &str, look: impl FnOnce(&Path) -> T) -> T
 
 fn can_run(host: &Host) -> bool {
     host.needs_coracle("an image store")
+}
+
+fn can_unpack(host: &Host) -> bool {
+    can_run(host) && stacks_layers(host)
 }
 
 /// The image in each form in which it travels, as paths to import.
@@ -51,7 +55,7 @@ fn forms(host: &Host, image: &Image) -> Vec<PathBuf> {
 #[test]
 fn each_form_of_an_image_gives_the_same_tree() {
     privileged(|host| {
-        if !can_run(host) {
+        if !can_unpack(host) {
             return;
         }
         for image in [small::image(), many::image(Reader::Full)] {
@@ -72,7 +76,7 @@ fn each_form_of_an_image_gives_the_same_tree() {
 #[test]
 fn the_tree_is_the_one_that_umoci_unpacks() {
     privileged(|host| {
-        if !can_run(host) || !host.needs_program("umoci") {
+        if !can_unpack(host) || !host.needs_program("umoci") {
             return;
         }
         let image = many::image(Reader::Umoci);
@@ -94,7 +98,7 @@ fn the_tree_is_the_one_that_umoci_unpacks() {
 #[test]
 fn what_lower_layers_had_and_upper_ones_took_away_is_gone() {
     privileged(|host| {
-        if !can_run(host) {
+        if !can_unpack(host) {
             return;
         }
         let image = many::image(Reader::Full);
@@ -125,7 +129,7 @@ fn what_lower_layers_had_and_upper_ones_took_away_is_gone() {
 #[test]
 fn a_mounted_image_can_be_written_and_stays_what_it_was() {
     privileged(|host| {
-        if !can_run(host) {
+        if !can_unpack(host) {
             return;
         }
         let image = small::image();
@@ -146,7 +150,7 @@ fn a_mounted_image_can_be_written_and_stays_what_it_was() {
 #[test]
 fn ls_inspect_and_rm_tell_and_remove() {
     privileged(|host| {
-        if !can_run(host) {
+        if !can_unpack(host) {
             return;
         }
         for store in snapshotters(host).into_iter().map(|snapshotter| Store::of(host, snapshotter)) {
@@ -168,7 +172,7 @@ fn ls_inspect_and_rm_tell_and_remove() {
 #[test]
 fn images_that_share_layers_keep_them_until_the_last_is_removed() {
     privileged(|host| {
-        if !can_run(host) {
+        if !can_unpack(host) {
             return;
         }
         let store = Store::new(host);
@@ -223,7 +227,7 @@ fn what_is_not_there_is_named() {
 #[test]
 fn an_export_is_read_by_skopeo_and_umoci_and_by_ourselves() {
     privileged(|host| {
-        if !can_run(host) || !host.needs_program("skopeo") || !host.needs_program("umoci") {
+        if !can_unpack(host) || !host.needs_program("skopeo") || !host.needs_program("umoci") {
             return;
         }
         // This umoci knows no zstd.
@@ -333,7 +337,7 @@ fn the_same_layer_becomes_the_same_erofs_image() {
 #[test]
 fn three_hundred_layers_are_mounted_one_over_the_other() {
     privileged(|host| {
-        if !can_run(host) {
+        if !can_unpack(host) {
             return;
         }
         let file = |n: usize| Entry::file(format!("d/{n}"), n.to_string());
@@ -359,7 +363,7 @@ fn three_hundred_layers_are_mounted_one_over_the_other() {
 #[test]
 fn tag_history_df_and_gc_tell_and_keep_what_is_used() {
     privileged(|host| {
-        if !can_run(host) {
+        if !can_unpack(host) {
             return;
         }
         let (store, image) = (Store::new(host), small::image());

@@ -400,6 +400,18 @@ fn the_root_of_a_user_namespace_runs_containers() {
 }
 
 #[test]
+fn what_root_has_on_record_keeps_no_user_from_running_containers() {
+    namespaced(|host| {
+        if !host.needs_coracle("records of isolators") {
+            return;
+        }
+        host.shell("mkdir -p /var/lib/coracle/disk/du && chmod 700 /var/lib/coracle").succeeds();
+        host.bundle(without_groups(Spec::new()).args(["true"])).run().succeeds();
+        fs::remove_dir_all("/var/lib/coracle").unwrap();
+    });
+}
+
+#[test]
 fn containers_of_the_root_of_a_user_namespace_live_as_roots_do() {
     namespaced(|host| {
         let container = sleeper(host, without_groups(Spec::new()));

@@ -5,25 +5,10 @@
 use std::fs;
 
 use coracle_fixtures::small;
-use coracle_tests::image::Store;
+use coracle_tests::image::{Store, kernel, stacks_layers};
 use coracle_tests::{Host, Outcome, cgroup, command, privileged};
 
 const IMAGE: &str = "coracle/small:latest";
-
-/// Whether overlayfs takes layers one by one here.
-fn stacks_layers(host: &Host) -> bool {
-    let is_new = kernel() >= (6, 5);
-    if !is_new {
-        host.skip("images need Linux 6.5");
-    }
-    is_new
-}
-
-fn kernel() -> (u32, u32) {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
 
 #[test]
 fn a_kernel_that_is_too_old_for_images_is_told() {

@@ -26,6 +26,7 @@ mod differential;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::num::NonZero;
@@ -170,7 +171,14 @@ impl<'a> Batch<'a> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{TEMPORARY}{}-{count}", std::process::id());
         file::mkdir(store.layers(), &name, 0o700)?;
-        let directory = file::open(store.layers(), &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+        let begun = Self::begin_in(store, &name);
+        let directory = begun.inspect_err(|_| drop(archive::remove_tree(store.layers(), &name)))?;
+        Ok(Self { store, blobs, options, name, directory })
+    }
+
+    /// Makes a new directory what layers can be unpacked in.
+    fn begin_in(store: &Store, name: &str) -> Result<OwnedFd> {
+        let directory = file::open(store.layers(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
         file::lock(directory.as_fd(), true)?;
         // Without a set-group-ID bit that a parent's would have brought.
         file::chmod(directory.as_fd(), 0o700)?;
@@ -178,7 +186,7 @@ impl<'a> Batch<'a> {
         // (its `recently_deleted`) whenever it makes one: more work than all else that the kernel does here.
         archive::spread_directories(directory.as_fd());
         file::mkdir(directory.as_fd(), EMPTY, 0o700)?;
-        Ok(Self { store, blobs, options, name, directory })
+        Ok(directory)
     }
 
     fn remove(&self) -> Result<()> {
@@ -281,19 +289,32 @@ impl<'a> Batch<'a> {
         }
         archive::sync_file_system(self.directory.as_fd())?;
         self.make_unchangeable()?;
+        let mut named = Vec::new();
+        let result =
+            self.give_names(&chained, &mut named).and_then(|()| Ok(archive::sync(self.store.layers())?));
+        // Names that may not outlive a crash are not promised: the next unpacking would not sync them either.
+        result.inspect_err(|_| {
+            for name in &named {
+                let _ = archive::remove_tree(self.store.layers(), name);
+            }
+        })
+    }
+
+    /// Moves the layers to where they are kept; `named` are the names that they got. Those of `chained` are kept by chain ID.
+    fn give_names(&self, chained: &[&Layer], named: &mut Vec<OsString>) -> Result<()> {
         for name in file::list(self.directory.as_fd())?.into_iter().filter(|name| name != EMPTY) {
             let chain = chained.iter().find(|l| name.to_str() == Some(&self.name_of(l)));
             let by_chain = |l: &&&Layer| {
                 self.name_of(l).replace(l.diff_id.hex(), &format!("{}.chain", l.chain_id.hex()))
             };
-            let named = chain.as_ref().map_or_else(|| name.clone(), |l| by_chain(l).into());
-            match file::rename(self.directory.as_fd(), &name, self.store.layers(), &named) {
+            let kept = chain.as_ref().map_or_else(|| name.clone(), |l| by_chain(l).into());
+            match file::rename(self.directory.as_fd(), &name, self.store.layers(), &kept) {
                 // A layer of that name is there already, which can't happen while its lock is held.
                 Err(e) if e.errno() == Errno::ENOTEMPTY => {}
-                other => other?,
+                other => named.push(other.map(|()| kept)?),
             }
         }
-        Ok(archive::sync(self.store.layers())?)
+        Ok(())
     }
 
     /// Where the file system has fs-verity, EROFS images can't change any more, and what changed below is found when it

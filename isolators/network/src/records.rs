@@ -117,7 +117,8 @@ impl Records {
     /// Opens the records in `path`, as one of several at a time. `None` where there are none.
     pub(crate) fn open(path: &Path) -> Result<Option<Self>> {
         match file::open(CWD, path, libc::O_DIRECTORY, 0, Resolve::Host) {
-            Err(e) if e.errno() == Errno::ENOENT => Ok(None),
+            // Who may not look has put nothing there.
+            Err(e) if [Errno::ENOENT, Errno::EACCES].contains(&e.errno()) => Ok(None),
             dir => Self::locked(dir.map_err(|e| failed(&e))?, file::lock_shared).map(Some),
         }
     }

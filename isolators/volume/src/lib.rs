@@ -12,6 +12,7 @@ mod tmpfs;
 use std::path::{Path, PathBuf};
 
 use coracle_isolator::{Error, Isolator, Result};
+use coracle_sys::Errno;
 use coracle_sys::file::{self, CWD, Resolve};
 use oci_spec::runtime::{Mount, Spec};
 use serde_json::{Map, Value};
@@ -130,10 +131,11 @@ fn made(path: &Path) -> coracle_sys::Result<std::os::fd::OwnedFd> {
     file::open_dir(path)
 }
 
-/// Opens the directory `path` of the host where it is there.
+/// Opens the directory `path` of the host where it is there. Who may not look has put nothing there: it is root's, and the
+/// caller the root of a user namespace.
 fn opened(path: &Path) -> Result<Option<std::os::fd::OwnedFd>> {
     match file::open_dir(path) {
-        Err(e) if e.errno() == coracle_sys::Errno::ENOENT => Ok(None),
+        Err(e) if [Errno::ENOENT, Errno::EACCES].contains(&e.errno()) => Ok(None),
         dir => dir.map(Some).map_err(|e| failed(&e)),
     }
 }
@@ -141,5 +143,5 @@ fn opened(path: &Path) -> Result<Option<std::os::fd::OwnedFd>> {
 /// Whether the owner at `path` is there.
 fn is_owned(path: &Path) -> bool {
     let found = file::open(CWD, path, nix::libc::O_PATH, 0, Resolve::Host);
-    !matches!(found, Err(e) if e.errno() == coracle_sys::Errno::ENOENT)
+    !matches!(found, Err(e) if e.errno() == Errno::ENOENT)
 }

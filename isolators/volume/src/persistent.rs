@@ -11,7 +11,7 @@ use nix::libc;
 use oci_spec::runtime::Spec;
 use serde_json::{Map, Value};
 
-use crate::{bound, failed, has_users, is_name, known_by, mounted_in, owner};
+use crate::{bound, failed, has_users, is_name, known_by, mounted_in, opened, owner};
 
 /// The type of a mount whose source is the name of a volume.
 pub const TYPE: &str = "volume";
@@ -88,10 +88,7 @@ impl Persistent {
     }
 
     fn open(&self) -> Result<Option<OwnedFd>> {
-        match file::open(CWD, &self.state, libc::O_DIRECTORY, 0, Resolve::Host) {
-            Err(e) if e.errno() == Errno::ENOENT => Ok(None),
-            dir => dir.map(Some).map_err(|e| failed(&e)),
-        }
+        opened(&self.state)
     }
 
     /// The names of the volumes that the final specification of a container mounts.

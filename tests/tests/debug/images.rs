@@ -3,7 +3,7 @@
 use std::fs;
 
 use coracle_fixtures::small;
-use coracle_tests::image::Store;
+use coracle_tests::image::{Store, stacks_layers};
 use coracle_tests::{Host, Outcome, Spec, privileged};
 
 use crate::{Session, can_debug, from_scratch, in_user_namespace};
@@ -16,7 +16,7 @@ struct Tools<'h> {
 
 impl<'h> Tools<'h> {
     fn new(host: &'h Host) -> Option<Self> {
-        if !can_debug(host) {
+        if !can_debug(host) || !stacks_layers(host) {
             return None;
         }
         let tools = Self { host, store: Store::new(host) };

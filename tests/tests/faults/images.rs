@@ -221,11 +221,10 @@ fn full(host: &Host, verb: &str, every: usize) {
         return;
     }
     let turns = Turns::new(host, verb, None);
-    let (steps, whole) = turns.steps(Fault::Refused);
-    turns.reset();
     // The first call on a store may make its lock and its directories.
     turns.store.call(&["df"]).succeeds();
     turns.copy(turns.store.directory(), &turns.pristine);
+    let (steps, whole) = turns.steps(Fault::Refused);
     let before = listed(&turns.pristine);
     let (mut wrong, mut number) = (String::new(), 0);
     let writes: Vec<Step> = steps.into_iter().filter(|(call, _)| WRITES.contains(&call.as_str())).collect();

@@ -47,14 +47,16 @@ pub(crate) const ERRORS: [&str; 7] = ["EPERM", "ENOMEM", "ENOSPC", "EMFILE", "EI
 const CAN_NOT_FAIL: [&str; 8] =
     ["exit", "exit_group", "rt_sigreturn", "restart_syscall", "close", "umask", "futex", "brk"];
 /// What a C library and Rust's own start do before `main`; where they can't go on, they end with 127 or by a signal.
-const START_UP: [&str; 11] = [
+const START_UP: [&str; 13] = [
     "arch_prctl",
     "getrandom",
     "mmap",
     "mprotect",
     "munmap",
+    "newfstatat",
     "openat",
     "poll",
+    "pread64",
     "read",
     "rt_sigaction",
     "sigaltstack",

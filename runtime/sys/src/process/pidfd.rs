@@ -14,7 +14,11 @@ use crate::file::{self, CWD, Resolve};
 pub fn pidfd(pid: i32) -> Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
     let ret = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    check_fd(ret, || format!("pidfd_open({pid})"))
+    check_fd(ret, || format!("pidfd_open({pid})")).map_err(|e| match e.errno() {
+        // What older kernels (6.1) say of one that was awaited this very moment.
+        Errno::EINVAL if pid > 0 => Error::new(e.call(), Errno::ESRCH),
+        _ => e,
+    })
 }
 
 /// The PID of the process of `pidfd` in the caller's PID namespace (`/proc/self/fdinfo`, Linux 5.4). It stays its own
