@@ -71,7 +71,7 @@ impl Definition {
         let path = directory.join(format!("{name}.json"));
         let text = file::read(file::CWD, &path, LONGEST, Resolve::Host).map_err(|e| match e.errno() {
             Errno::ENOENT => Error::new(format!("there is no volume {name:?} ({})", path.display())),
-            _ => failed(&e),
+            _ => failed(e),
         })?;
         serde_json::from_slice(&text).map_err(|e| Error::new(format!("{}: {e}", path.display())))
     }
@@ -100,7 +100,7 @@ impl Definition {
             }
             Ok(secrets)
         };
-        read().map_err(|e| failed(&e).on_path(directory.join(name).to_string_lossy()))
+        read().map_err(|e| failed(e).on_path(directory.join(name).to_string_lossy()))
     }
 }
 
@@ -143,15 +143,15 @@ impl Volume {
     pub(crate) fn names(state: &Path) -> Result<Vec<String>> {
         let dir = match file::open_dir(state) {
             Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
-            dir => dir.map_err(|e| failed(&e))?,
+            dir => dir.map_err(failed)?,
         };
-        let names = file::list(dir.as_fd()).map_err(|e| failed(&e))?;
+        let names = file::list(dir.as_fd()).map_err(failed)?;
         Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
     /// Whether the volume `name` is on record as one of the container `id`'s, now.
     pub(crate) fn is_used(state: &Path, name: &str, id: &str) -> Result<bool> {
-        let dir = file::open_dir(state.join(name)).map_err(|e| failed(&e))?;
+        let dir = file::open_dir(state.join(name)).map_err(failed)?;
         Ok(read(&dir, name)?.is_some_and(|record| record.users.contains(&key(id))))
     }
 
@@ -197,7 +197,7 @@ impl Volume {
 
     fn keep(&self) -> Result<()> {
         let text = serde_json::to_vec(&self.record).map_err(|e| Error::new(e.to_string()))?;
-        file::replace(self.dir.as_fd(), RECORD, &text, 0o600).map_err(|e| failed(&e))
+        file::replace(self.dir.as_fd(), RECORD, &text, 0o600).map_err(failed)
     }
 
     /// Shows the volume to the container `id`. What a driver is about to be asked is on record before.
@@ -274,7 +274,7 @@ impl Volume {
     }
 
     fn make(&self, name: &str) -> Result<()> {
-        file::mkdir_all_no_links(self.dir.as_fd(), name, 0o700).map(drop).map_err(|e| failed(&e))
+        file::mkdir_all_no_links(self.dir.as_fd(), name, 0o700).map(drop).map_err(failed)
     }
 
     /// Removes an empty directory, where it is there.
@@ -284,7 +284,7 @@ impl Volume {
             .and_then(|dir| file::rmdir(dir.as_fd(), name));
         match removed {
             Err(e) if e.errno() != Errno::ENOENT => {
-                Err(failed(&e).on_path(self.path.join(path).to_string_lossy()))
+                Err(failed(e).on_path(self.path.join(path).to_string_lossy()))
             }
             _ => Ok(()),
         }
@@ -292,14 +292,14 @@ impl Volume {
 
     /// Takes the volume off the record. Its directory stays with the lock that others may wait for.
     fn forget(&self) -> Result<()> {
-        file::unlink(self.dir.as_fd(), RECORD).map_err(|e| failed(&e))
+        file::unlink(self.dir.as_fd(), RECORD).map_err(failed)
     }
 }
 
 /// The directory of the volume `name`, and what keeps others from it.
 fn lock(state: &Path, name: &str) -> Result<(OwnedFd, OwnedFd)> {
     let parent = file::open_dir(state)
-        .map_err(|e| failed(&e).with_hint("make the directory, and name it in writable"))?;
+        .map_err(|e| failed(e).with_hint("make the directory, and name it in writable"))?;
     let open = || -> coracle_sys::Result<(OwnedFd, OwnedFd)> {
         let dir = file::mkdir_all_no_links(parent.as_fd(), name, 0o700)?;
         let flags = libc::O_RDONLY | libc::O_CREAT;
@@ -307,14 +307,14 @@ fn lock(state: &Path, name: &str) -> Result<(OwnedFd, OwnedFd)> {
         file::lock(lock.as_fd(), true)?;
         Ok((dir, lock))
     };
-    open().map_err(|e| failed(&e).on_path(state.join(name).to_string_lossy()))
+    open().map_err(|e| failed(e).on_path(state.join(name).to_string_lossy()))
 }
 
 /// The record of the volume `name` in `dir`.
 fn read(dir: &OwnedFd, name: &str) -> Result<Option<Record>> {
     match file::read(dir.as_fd(), RECORD, LONGEST, Resolve::BeneathNoLinks) {
         Err(e) if e.errno() == Errno::ENOENT => Ok(None),
-        text => serde_json::from_slice(&text.map_err(|e| failed(&e))?)
+        text => serde_json::from_slice(&text.map_err(failed)?)
             .map(Some)
             .map_err(|e| Error::new(format!("the record of volume {name:?} is malformed: {e}"))),
     }
@@ -325,6 +325,6 @@ fn key(id: &str) -> String {
     id.replace('/', "~")
 }
 
-fn failed(error: &coracle_sys::Error) -> Error {
+fn failed(error: coracle_sys::Error) -> Error {
     Error::failed(error.call(), error.errno())
 }

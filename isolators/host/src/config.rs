@@ -14,6 +14,8 @@ use coracle_sys::{Errno, identity};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::process::failed;
+
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
 
@@ -74,12 +76,12 @@ impl Config {
         let mut config = Self::default();
         let opened = match file::open(file::CWD, dir, libc::O_DIRECTORY, 0, Resolve::Host) {
             Err(e) if e.errno() == Errno::ENOENT => return Ok(config),
-            other => other.map_err(|e| failed(&e))?,
+            other => other.map_err(failed)?,
         };
         let mut files = vec![(opened.as_fd(), "config.toml".to_owned())];
         let drop_ins = open(opened.as_fd(), "config.d", libc::O_DIRECTORY)?;
         if let Some(drop_ins) = &drop_ins {
-            let names = file::list(drop_ins.as_fd()).map_err(|e| failed(&e))?;
+            let names = file::list(drop_ins.as_fd()).map_err(failed)?;
             let mut names: Vec<String> =
                 names.into_iter().filter_map(|name| name.into_string().ok()).collect();
             names.retain(|name| name.ends_with(".toml") && !name.starts_with('.'));
@@ -118,7 +120,7 @@ impl Config {
             match file::open(file::CWD, path, libc::O_RDONLY, 0, Resolve::Host) {
                 Err(e) if e.errno() == Errno::ENOENT => {}
                 other => {
-                    let opened = other.map_err(|e| failed(&e))?;
+                    let opened = other.map_err(failed)?;
                     check_writers(opened.as_fd())
                         .map_err(|why| Error::new(format!("{} {why}", path.display())))?;
                     return Ok((opened, path.clone()));
@@ -160,13 +162,13 @@ impl Settings {
 fn open(dir: BorrowedFd<'_>, name: &str, flags: i32) -> Result<Option<OwnedFd>> {
     match file::open(dir, name, flags, 0, Resolve::Host) {
         Err(e) if e.errno() == Errno::ENOENT => Ok(None),
-        other => other.map(Some).map_err(|e| failed(&e)),
+        other => other.map(Some).map_err(failed),
     }
 }
 
 fn document(opened: OwnedFd) -> Result<Document> {
     check_writers(opened.as_fd()).map_err(Error::new)?;
-    let text = file::read_all(opened, LONGEST).map_err(|e| failed(&e))?;
+    let text = file::read_all(opened, LONGEST).map_err(failed)?;
     basic_toml::from_slice(&text).map_err(|e| Error::new(e.to_string()))
 }
 
@@ -184,10 +186,6 @@ pub fn check_writers(fd: BorrowedFd<'_>) -> std::result::Result<(), String> {
         0 => Ok(()),
         _ => Err(format!("can be written by others (mode {:o}); chmod go-w it", stat.st_mode & 0o7777)),
     }
-}
-
-fn failed(error: &coracle_sys::Error) -> Error {
-    Error::failed(error.call(), error.errno())
 }
 
 #[cfg(test)]

@@ -155,9 +155,9 @@ impl Cdi {
         for dir in self.0.directories.iter().rev() {
             let opened = match file::open_dir(dir) {
                 Err(e) if e.errno() == Errno::ENOENT => continue,
-                opened => opened.map_err(|e| failed(&e))?,
+                opened => opened.map_err(failed)?,
             };
-            let names = file::list(opened.as_fd()).map_err(|e| failed(&e))?;
+            let names = file::list(opened.as_fd()).map_err(failed)?;
             let mut names: Vec<String> =
                 names.into_iter().filter_map(|name| name.into_string().ok()).collect();
             names.sort_unstable();

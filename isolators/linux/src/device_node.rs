@@ -52,8 +52,8 @@ impl Node {
             "fileMode": self.file_mode, "uid": self.uid, "gid": self.gid});
         if self.r#type.is_none() || (self.major.is_none() && self.r#type.as_deref() != Some("p")) {
             let source = self.host_path.as_ref().unwrap_or(&self.path);
-            let opened = file::open(CWD, source, libc::O_PATH, 0, Resolve::Host).map_err(|e| failed(&e))?;
-            let stat = file::stat(opened.as_fd()).map_err(|e| failed(&e))?;
+            let opened = file::open(CWD, source, libc::O_PATH, 0, Resolve::Host).map_err(failed)?;
+            let stat = file::stat(opened.as_fd()).map_err(failed)?;
             let kind = match stat.st_mode & libc::S_IFMT {
                 libc::S_IFCHR => "c",
                 libc::S_IFBLK => "b",

@@ -56,6 +56,6 @@ fn made<T: DeserializeOwned>(what: &str, value: Value) -> Result<T> {
     serde_json::from_value(value).map_err(|e| Error::new(format!("a {what} is malformed: {e}")))
 }
 
-fn failed(error: &coracle_sys::Error) -> Error {
+fn failed(error: coracle_sys::Error) -> Error {
     Error::failed(error.call(), error.errno())
 }

@@ -56,8 +56,8 @@ impl Isolator for Namespaces {
 /// Whether the namespace at `path` is the one that the runtime is in.
 fn is_runtimes(kind: LinuxNamespaceType, path: &Path) -> Result<bool> {
     let identity = |path: &Path| {
-        let opened = file::open(CWD, path, libc::O_PATH, 0, Resolve::Host).map_err(|e| failed(&e))?;
-        let stat = file::stat(opened.as_fd()).map_err(|e| failed(&e))?;
+        let opened = file::open(CWD, path, libc::O_PATH, 0, Resolve::Host).map_err(failed)?;
+        let stat = file::stat(opened.as_fd()).map_err(failed)?;
         Ok((stat.st_dev, stat.st_ino))
     };
     Ok(identity(path)? == identity(Path::new(&format!("/proc/self/ns/{kind}")))?)

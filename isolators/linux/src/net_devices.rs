@@ -10,6 +10,8 @@ use coracle_sys::netlink::{Address, Netlink};
 use coracle_sys::{Errno, namespace, process};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
+use crate::failed;
+
 /// Moves what `linux.netDevices` names, once the container's first process is there. An interface keeps its addresses of
 /// global scope and comes up in its new place; routes, and what else belonged to the old one, stay behind
 /// (runtime-spec 1.3, config-linux.md, "Network Devices").
@@ -186,10 +188,6 @@ fn move_one(from: &Netlink, to: &Netlink, going: &Going<'_>, target: &OwnedFd) -
         }
     }
     to.set_up(link, going.is_up)
-}
-
-fn failed(error: coracle_sys::Error) -> Error {
-    Error::failed(error.call(), error.errno())
 }
 
 fn missing(error: coracle_sys::Error, name: &str) -> Error {

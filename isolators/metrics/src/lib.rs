@@ -19,6 +19,6 @@ pub fn isolators(root: &Path) -> Vec<Box<dyn Isolator + Send>> {
     vec![Box::new(Statsd::new(root))]
 }
 
-fn failed(error: &coracle_sys::Error) -> Error {
+fn failed(error: coracle_sys::Error) -> Error {
     Error::failed(error.call(), error.errno())
 }

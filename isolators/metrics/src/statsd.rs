@@ -77,7 +77,7 @@ impl Statsd {
     /// Where the collectors can't be found.
     pub fn told(&self) -> Result<Vec<Told>> {
         let Some(dir) = self.open()? else { return Ok(Vec::new()) };
-        let mut names = file::list(dir.as_fd()).map_err(|e| failed(&e))?;
+        let mut names = file::list(dir.as_fd()).map_err(failed)?;
         names.sort_unstable();
         // One that was removed meanwhile, or was killed, tells nothing.
         let names = names.iter().filter_map(|name| name.to_str());
@@ -87,7 +87,7 @@ impl Statsd {
     fn open(&self) -> Result<Option<OwnedFd>> {
         match file::open(CWD, self.root.join(DIRECTORY), libc::O_DIRECTORY, 0, Resolve::Host) {
             Err(e) if e.errno() == Errno::ENOENT => Ok(None),
-            dir => dir.map(Some).map_err(|e| failed(&e)),
+            dir => dir.map(Some).map_err(failed),
         }
     }
 
@@ -132,7 +132,7 @@ impl Statsd {
     fn begin(&self, container: &Handles<'_>, first: BorrowedFd<'_>, network: Network<'_>) -> Result<()> {
         let (datagrams, listener) = self.listen(container.id, network)?;
         let held = Held { datagrams, listener, first };
-        collector::start(container.id, held, self.settings.limits).map_err(|e| failed(&e))
+        collector::start(container.id, held, self.settings.limits).map_err(failed)
     }
 
     /// Listens for the container `id`, in its network namespace; and for those who ask what it has told.
@@ -140,15 +140,15 @@ impl Statsd {
         let address = SocketAddrV4::new(self.address(id), PORT);
         let datagrams = network
             .make(|| socket::datagrams(address))
-            .map_err(|e| failed(&e).on_path(format!("network namespace of container {id:?}")))?;
-        let root = file::open_dir(&self.root).map_err(|e| failed(&e))?;
+            .map_err(|e| failed(e).on_path(format!("network namespace of container {id:?}")))?;
+        let root = file::open_dir(&self.root).map_err(failed)?;
         loop {
             let made = file::mkdir_all_no_links(root.as_fd(), DIRECTORY, 0o700)
                 .and_then(|dir| socket::listen_stream(dir.as_fd(), &self.name_of(id)));
             match made {
                 // Another container's removal took the directory, which was empty.
                 Err(e) if e.errno() == Errno::ENOENT => {}
-                listener => return listener.map(|listener| (datagrams, listener)).map_err(|e| failed(&e)),
+                listener => return listener.map(|listener| (datagrams, listener)).map_err(failed),
             }
         }
     }
@@ -168,7 +168,7 @@ impl Isolator for Statsd {
     fn recover(&self, found: &States) -> Result<()> {
         let Some(dir) = self.open()? else { return Ok(()) };
         let known: Vec<String> = found.states.iter().map(|state| self.name_of(&state.id)).collect();
-        for name in file::list(dir.as_fd()).map_err(|e| failed(&e))? {
+        for name in file::list(dir.as_fd()).map_err(failed)? {
             let Some(name) = name.to_str().filter(|name| !known.iter().any(|known| known == name)) else {
                 continue;
             };
@@ -284,7 +284,7 @@ fn ask(dir: BorrowedFd<'_>, name: &str) -> Result<Option<Told>> {
     let Some(caller) = say(dir, name, TELL)? else { return Ok(None) };
     let text = descriptor::set_nonblocking(caller.as_fd())
         .and_then(|()| file::read_pipe(caller.as_fd(), LONGEST, PATIENCE))
-        .map_err(|e| failed(&e))?;
+        .map_err(failed)?;
     let told = serde_json::from_slice(&text);
     told.map(Some).map_err(|e| Error::new(format!("what a collector tells is malformed: {e}")))
 }
@@ -293,13 +293,13 @@ fn ask(dir: BorrowedFd<'_>, name: &str) -> Result<Option<Told>> {
 fn end(dir: BorrowedFd<'_>, name: &str) -> Result<()> {
     if let Some(caller) = say(dir, name, END)? {
         // It is gone when the connection ends.
-        let ended = event::readable(&[caller.as_fd()], Some(PATIENCE)).map_err(|e| failed(&e))?;
+        let ended = event::readable(&[caller.as_fd()], Some(PATIENCE)).map_err(failed)?;
         if ended != [true] {
             return Err(Error::new("the process that takes what the container measures does not end"));
         }
     }
     match file::unlink(dir, name) {
-        Err(e) if e.errno() != Errno::ENOENT => Err(failed(&e)),
+        Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
         _ => Ok(()),
     }
 }
@@ -307,11 +307,11 @@ fn end(dir: BorrowedFd<'_>, name: &str) -> Result<()> {
 fn say(dir: BorrowedFd<'_>, name: &str, word: u8) -> Result<Option<OwnedFd>> {
     let caller = match socket::connect_stream(&socket::in_dir(dir, name)) {
         Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ECONNREFUSED) => return Ok(None),
-        caller => caller.map_err(|e| failed(&e))?,
+        caller => caller.map_err(failed)?,
     };
     match socket::send(caller.as_fd(), &[word], &[]) {
         Err(e) if e.errno() == Errno::EPIPE => Ok(None),
-        sent => sent.map(|()| Some(caller)).map_err(|e| failed(&e)),
+        sent => sent.map(|()| Some(caller)).map_err(failed),
     }
 }
 

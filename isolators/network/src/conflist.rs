@@ -107,14 +107,14 @@ pub type Found = (String, Result<Conflist>);
 pub fn all(dir: &Path) -> Result<Vec<Found>> {
     let opened = match file::open_dir(dir) {
         Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
-        other => other.map_err(|e| failed(&e))?,
+        other => other.map_err(failed)?,
     };
-    let names = file::list(opened.as_fd()).map_err(|e| failed(&e))?;
+    let names = file::list(opened.as_fd()).map_err(failed)?;
     let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
     names.retain(|name| [".conflist", ".conf", ".json"].iter().any(|end| name.ends_with(end)));
     names.sort_unstable();
     let parse = |name: &String| {
-        let text = file::read(opened.as_fd(), name, LONGEST, Resolve::Host).map_err(|e| failed(&e))?;
+        let text = file::read(opened.as_fd(), name, LONGEST, Resolve::Host).map_err(failed)?;
         Conflist::parse(&text)
     };
     Ok(names.into_iter().map(|name| (name.clone(), parse(&name))).collect())

@@ -166,7 +166,7 @@ fn namespace(container: &Handles<'_>) -> Result<OwnedFd> {
     // It is the runtime's child and not awaited yet, so the number is its own.
     let opened = process::pid_of(pidfd)
         .and_then(|pid| file::open(CWD, format!("/proc/{pid}/ns/net"), libc::O_RDONLY, 0, Resolve::Host));
-    opened.map_err(|e| failed(&e))
+    opened.map_err(failed)
 }
 
 #[cfg(test)]

@@ -34,6 +34,6 @@ pub fn isolators(root: &Path) -> Vec<Box<dyn Isolator + Send>> {
 }
 
 /// The failure of a system call.
-fn failed(error: &coracle_sys::Error) -> coracle_isolator::Error {
+fn failed(error: coracle_sys::Error) -> coracle_isolator::Error {
     coracle_isolator::Error::failed(error.call(), error.errno())
 }

@@ -100,7 +100,7 @@ fn tell(records: &Records, networks: BorrowedFd<'_>, record: &Record) -> Result<
 fn read(networks: BorrowedFd<'_>, name: &str) -> Result<Vec<Member>> {
     let text = match file::read(networks, name, LONGEST, Resolve::BeneathNoLinks) {
         Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
-        text => text.map_err(|e| failed(&e))?,
+        text => text.map_err(failed)?,
     };
     let parse = |line: &str| {
         let mut words = line.split(' ');
@@ -118,7 +118,7 @@ fn write(networks: BorrowedFd<'_>, name: &str, members: &[Member]) -> Result<()>
         true => file::unlink(networks, name),
     };
     match written {
-        Err(e) if e.errno() != Errno::ENOENT => Err(failed(&e)),
+        Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
         _ => Ok(()),
     }
 }
@@ -134,7 +134,7 @@ fn overwrite(dir: BorrowedFd<'_>, name: &str, text: &str) -> Result<()> {
         nix::unistd::ftruncate(&fd, length)
             .map_err(|e| coracle_sys::Error::new(format!("ftruncate({name:?})"), e))
     });
-    written.map_err(|e| failed(&e))
+    written.map_err(failed)
 }
 
 /// The text of resolv.conf(5): what was asked for, else what the networks say, else the host's.

@@ -109,7 +109,7 @@ impl Plugins {
             command.env("CNI_NETNS", call.namespace.unwrap_or(Path::new("")));
         }
         command.current_dir("/").stdout(Stdio::piped()).stderr(Stdio::piped());
-        program::run(&mut command, config.to_string().as_bytes(), Some(left)).map_err(|e| failed(&e))
+        program::run(&mut command, config.to_string().as_bytes(), Some(left)).map_err(failed)
     }
 
     fn too_late(&self, name: &str, call: &Call<'_>) -> Error {

@@ -73,7 +73,7 @@ impl Isolator for Ports {
             return Ok(None);
         }
         let timer = event::timer(Duration::from_secs_f64(self.0.interval));
-        timer.map(Some).map_err(|e| failed(&e))
+        timer.map(Some).map_err(failed)
     }
 
     fn limitation(&self, container: &Handles<'_>) -> Result<Option<Limitation>> {
@@ -129,16 +129,16 @@ fn allotted(spec: &Spec) -> Result<Option<Allotted>> {
 /// What listens in the network namespace of a process; nothing where the process is gone.
 fn listening(pidfd: BorrowedFd<'_>) -> Result<Option<Vec<Listener>>> {
     const NETWORK: i32 = libc::CLONE_NEWNET;
-    let own = file::open(CWD, "/proc/self/ns/net", 0, 0, Resolve::Host).map_err(|e| failed(&e))?;
+    let own = file::open(CWD, "/proc/self/ns/net", 0, 0, Resolve::Host).map_err(failed)?;
     match namespace::join(pidfd, NETWORK) {
         Err(e) if e.errno() == coracle_sys::Errno::ESRCH => return Ok(None),
-        joined => joined.map_err(|e| failed(&e))?,
+        joined => joined.map_err(failed)?,
     }
     // The runtime has one thread: nothing else is opened meanwhile.
     let opened = Netlink::for_sockets();
-    namespace::join(own.as_fd(), NETWORK).map_err(|e| failed(&e))?;
-    let netlink = opened.map_err(|e| failed(&e))?;
-    listeners::tcp(&netlink).map(Some).map_err(|e| failed(&e))
+    namespace::join(own.as_fd(), NETWORK).map_err(failed)?;
+    let netlink = opened.map_err(failed)?;
+    listeners::tcp(&netlink).map(Some).map_err(failed)
 }
 
 /// The numbers of all sockets that the processes of a container hold: of all in its cgroup and below; of its first one,

@@ -81,19 +81,19 @@ impl Record {
             let target = file::open(CWD, &self.namespace, flags, 0o400, Resolve::Host)?;
             mount::attach(mount::clone_tree(namespace, Path::new(""), false)?.as_fd(), target.as_fd())
         };
-        held().map_err(|e| failed(&e).on_path(self.namespace.to_string_lossy()))
+        held().map_err(|e| failed(e).on_path(self.namespace.to_string_lossy()))
     }
 
     /// Lets it go.
     pub(crate) fn let_go(&self) -> Result<()> {
         while self.living_namespace().is_some() {
-            mount::detach(&self.namespace).map_err(|e| failed(&e))?;
+            mount::detach(&self.namespace).map_err(failed)?;
         }
         let (Some(parent), Some(name)) = (self.namespace.parent(), self.namespace.file_name()) else {
             return Ok(());
         };
         match file::open_dir(parent).and_then(|dir| file::unlink(dir.as_fd(), name)) {
-            Err(e) if e.errno() != Errno::ENOENT => Err(failed(&e)),
+            Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
             _ => Ok(()),
         }
     }
@@ -102,7 +102,7 @@ impl Record {
 /// This start of the machine.
 pub(crate) fn boot() -> Result<String> {
     let text =
-        file::read(CWD, "/proc/sys/kernel/random/boot_id", 64, Resolve::Host).map_err(|e| failed(&e))?;
+        file::read(CWD, "/proc/sys/kernel/random/boot_id", 64, Resolve::Host).map_err(failed)?;
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
@@ -119,7 +119,7 @@ impl Records {
         match file::open(CWD, path, libc::O_DIRECTORY, 0, Resolve::Host) {
             // Who may not look has put nothing there.
             Err(e) if [Errno::ENOENT, Errno::EACCES].contains(&e.errno()) => Ok(None),
-            dir => Self::locked(dir.map_err(|e| failed(&e))?, file::lock_shared).map(Some),
+            dir => Self::locked(dir.map_err(failed)?, file::lock_shared).map(Some),
         }
     }
 
@@ -127,7 +127,7 @@ impl Records {
     pub(crate) fn open_alone(path: &Path) -> Result<Option<Self>> {
         match file::open(CWD, path, libc::O_DIRECTORY, 0, Resolve::Host) {
             Err(e) if e.errno() == Errno::ENOENT => Ok(None),
-            dir => Self::locked(dir.map_err(|e| failed(&e))?, |fd| file::lock(fd, true)).map(Some),
+            dir => Self::locked(dir.map_err(failed)?, |fd| file::lock(fd, true)).map(Some),
         }
     }
 
@@ -138,22 +138,22 @@ impl Records {
             file::mkdir_all_no_links(root.as_fd(), path.strip_prefix("/").unwrap_or(path), 0o700)?;
             file::open_dir(path)
         };
-        Self::locked(made().map_err(|e| failed(&e).on_path(path.to_string_lossy()))?, file::lock_shared)
+        Self::locked(made().map_err(|e| failed(e).on_path(path.to_string_lossy()))?, file::lock_shared)
     }
 
     fn locked(dir: OwnedFd, take: impl Fn(BorrowedFd<'_>) -> coracle_sys::Result<()>) -> Result<Self> {
         let lock =
             file::open(dir.as_fd(), LOCK, libc::O_RDONLY | libc::O_CREAT, 0o600, Resolve::BeneathNoLinks);
-        let lock = lock.and_then(|lock| take(lock.as_fd()).map(|()| lock)).map_err(|e| failed(&e))?;
+        let lock = lock.and_then(|lock| take(lock.as_fd()).map(|()| lock)).map_err(failed)?;
         Ok(Self { dir, _lock: lock })
     }
 
     /// The directory of the container `id`, made where there is none.
     pub(crate) fn directory(&self, id: &str) -> Result<OwnedFd> {
         match file::mkdir(self.dir.as_fd(), id, 0o700) {
-            Err(e) if e.errno() != Errno::EEXIST => Err(failed(&e)),
+            Err(e) if e.errno() != Errno::EEXIST => Err(failed(e)),
             _ => file::open(self.dir.as_fd(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)
-                .map_err(|e| failed(&e)),
+                .map_err(failed),
         }
     }
 
@@ -162,7 +162,7 @@ impl Records {
         let path = Path::new(id).join(RECORD);
         let text = match file::read(self.dir.as_fd(), path, LONGEST, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => return Ok(None),
-            text => text.map_err(|e| failed(&e))?,
+            text => text.map_err(failed)?,
         };
         let record = serde_json::from_slice(&text);
         record
@@ -173,17 +173,17 @@ impl Records {
     /// Replaces it.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record).map_err(|e| Error::new(e.to_string()))?;
-        file::replace(self.directory(&record.id)?.as_fd(), RECORD, &text, 0o600).map_err(|e| failed(&e))
+        file::replace(self.directory(&record.id)?.as_fd(), RECORD, &text, 0o600).map_err(failed)
     }
 
     /// Removes all that is kept of the container `id`.
     pub(crate) fn remove(&self, id: &str) -> Result<()> {
-        remove_tree(self.dir.as_fd(), id).map_err(|e| failed(&e))
+        remove_tree(self.dir.as_fd(), id).map_err(failed)
     }
 
     /// The IDs of all containers that are on record.
     pub(crate) fn ids(&self) -> Result<Vec<String>> {
-        let names = file::list(self.dir.as_fd()).map_err(|e| failed(&e))?;
+        let names = file::list(self.dir.as_fd()).map_err(failed)?;
         let mut ids: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
         ids.retain(|id| !id.starts_with('.'));
         ids.sort_unstable();
@@ -198,6 +198,6 @@ impl Records {
             file::lock(dir.as_fd(), true)?;
             Ok(dir)
         };
-        opened().map_err(|e| failed(&e))
+        opened().map_err(failed)
     }
 }

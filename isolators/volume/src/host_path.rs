@@ -94,11 +94,11 @@ impl Isolator for HostPath {
         for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| is_bind(mount)) {
             let source = mount.source().as_deref().unwrap_or(Path::new(""));
             let Some((above, below)) = self.made_below(source) else { continue };
-            let top = file::open_dir(above).map_err(|e| failed(&e))?;
+            let top = file::open_dir(above).map_err(failed)?;
             if matches!(file::open(top.as_fd(), below, libc::O_PATH, 0, Resolve::Beneath), Err(e) if e.errno() == Errno::ENOENT)
             {
                 let made = file::mkdir_all_no_links(top.as_fd(), below, 0o755);
-                made.map_err(|e| failed(&e).at(format!("/mounts/{i}/source")))?;
+                made.map_err(|e| failed(e).at(format!("/mounts/{i}/source")))?;
             }
         }
         Ok(())
@@ -122,8 +122,8 @@ impl HostPath {
     fn is_there(&self, mount: &Mount, source: &Path) -> Result<()> {
         // The runtime opens it again when it mounts: the plan has no side effects and keeps nothing open.
         let is_link = has(mount, &["copy-symlink", "src-nofollow"]);
-        let told = |e: &coracle_sys::Error| failed(e).on_path(source.to_string_lossy());
-        if file::is_there_at_once(source, is_link).map_err(|e| told(&e))?.is_some() {
+        let told = |e: coracle_sys::Error| failed(e).on_path(source.to_string_lossy());
+        if file::is_there_at_once(source, is_link).map_err(told)?.is_some() {
             return Ok(());
         }
         let flags = libc::O_PATH | if is_link { libc::O_NOFOLLOW } else { 0 };
@@ -135,7 +135,7 @@ impl HostPath {
                 Err(Error::new(format!("{} did not answer within {seconds} s", source.display()))
                     .with_hint("does its server hang?"))
             }
-            answered => answered.map(drop).map_err(|e| told(&e)),
+            answered => answered.map(drop).map_err(told),
         }
     }
 }

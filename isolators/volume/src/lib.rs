@@ -41,7 +41,7 @@ fn configure_directory(options: &Map<String, Value>, name: &str, directory: &mut
     Ok(())
 }
 
-fn failed(error: &coracle_sys::Error) -> Error {
+fn failed(error: coracle_sys::Error) -> Error {
     Error::failed(error.call(), error.errno())
 }
 
@@ -117,7 +117,7 @@ fn of_type<'s>(spec: &'s Spec, fstype: &'s str) -> impl Iterator<Item = (usize, 
 /// Where something is mounted in the directory `place` of the host, itself left out.
 fn mounted_in(place: &Path) -> Result<Option<String>> {
     const LONGEST: u64 = 64 << 20;
-    let table = file::read(CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host).map_err(|e| failed(&e))?;
+    let table = file::read(CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host).map_err(failed)?;
     let table = String::from_utf8_lossy(&table);
     let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
     Ok(points.find(|point| Path::new(point).starts_with(place)).map(str::to_owned))
@@ -136,7 +136,7 @@ fn made(path: &Path) -> coracle_sys::Result<std::os::fd::OwnedFd> {
 fn opened(path: &Path) -> Result<Option<std::os::fd::OwnedFd>> {
     match file::open_dir(path) {
         Err(e) if [Errno::ENOENT, Errno::EACCES].contains(&e.errno()) => Ok(None),
-        dir => dir.map(Some).map_err(|e| failed(&e)),
+        dir => dir.map(Some).map_err(failed),
     }
 }
 

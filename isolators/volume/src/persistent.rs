@@ -55,7 +55,7 @@ impl Persistent {
     /// Where they can't be read.
     pub fn list(&self) -> Result<Vec<Volume>> {
         let Some(dir) = self.open()? else { return Ok(Vec::new()) };
-        let names = file::list(dir.as_fd()).map_err(|e| failed(&e))?;
+        let names = file::list(dir.as_fd()).map_err(failed)?;
         let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
         names.retain(|name| is_name(name));
         names.sort_unstable();
@@ -84,7 +84,7 @@ impl Persistent {
         if let Some(point) = mounted_in(&self.state.join(name))? {
             return Err(Error::new(format!("something is mounted in volume {name:?}, on {point}")));
         }
-        remove_tree(dir.as_fd(), name).map_err(|e| failed(&e))
+        remove_tree(dir.as_fd(), name).map_err(failed)
     }
 
     fn open(&self) -> Result<Option<OwnedFd>> {
@@ -151,7 +151,7 @@ impl Isolator for Persistent {
             file::mkdir_all_no_links(top.as_fd(), path.join(USERS), 0o700)?;
             file::open_dir(&self.state)
         };
-        let dir = made().map_err(|e| failed(&e).on_path(self.state.to_string_lossy()))?;
+        let dir = made().map_err(|e| failed(e).on_path(self.state.to_string_lossy()))?;
         let _lock = lock(&dir, file::lock_shared)?;
         // On record before it is made: who removes volumes looks here.
         let list = format!("{}\n{}\n", owner(&self.root, config.id).display(), names.join("\n"));
@@ -159,10 +159,10 @@ impl Isolator for Persistent {
             file::open(dir.as_fd(), USERS, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks).and_then(|users| {
                 file::replace(users.as_fd(), &known_by(&self.root, config.id), list.as_bytes(), 0o600)
             });
-        kept.map_err(|e| failed(&e))?;
+        kept.map_err(failed)?;
         for name in names {
             let path = Path::new(&name).join(DATA);
-            file::mkdir_all_no_links(dir.as_fd(), path, 0o755).map_err(|e| failed(&e))?;
+            file::mkdir_all_no_links(dir.as_fd(), path, 0o755).map_err(failed)?;
         }
         Ok(())
     }
@@ -179,10 +179,10 @@ impl Isolator for Persistent {
 fn users(dir: &OwnedFd) -> Result<Vec<(String, PathBuf, Vec<String>)>> {
     let lists = match file::open(dir.as_fd(), USERS, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
         Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
-        lists => lists.map_err(|e| failed(&e))?,
+        lists => lists.map_err(failed)?,
     };
     let mut found = Vec::new();
-    for name in file::list(lists.as_fd()).map_err(|e| failed(&e))? {
+    for name in file::list(lists.as_fd()).map_err(failed)? {
         let name = name.to_string_lossy().into_owned();
         let Ok(text) = file::read(lists.as_fd(), &name, LONGEST, Resolve::BeneathNoLinks) else { continue };
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -196,7 +196,7 @@ fn users(dir: &OwnedFd) -> Result<Vec<(String, PathBuf, Vec<String>)>> {
 fn forget(dir: &OwnedFd, list: &str) -> Result<()> {
     let lists = file::open(dir.as_fd(), USERS, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks);
     match lists.and_then(|lists| file::unlink(lists.as_fd(), list)) {
-        Err(e) if e.errno() != Errno::ENOENT => Err(failed(&e)),
+        Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
         _ => Ok(()),
     }
 }
@@ -207,5 +207,5 @@ fn lock(
 ) -> Result<OwnedFd> {
     let flags = libc::O_RDONLY | libc::O_CREAT;
     let lock = file::open(dir.as_fd(), LOCK, flags, 0o600, Resolve::BeneathNoLinks);
-    lock.and_then(|lock| take(lock.as_fd()).map(|()| lock)).map_err(|e| failed(&e))
+    lock.and_then(|lock| take(lock.as_fd()).map(|()| lock)).map_err(failed)
 }

@@ -61,7 +61,7 @@ impl SandboxPath {
                 "something is mounted in a directory of the container's, on {point}"
             )));
         }
-        remove_tree(dir.as_fd(), name).map_err(|e| failed(&e))
+        remove_tree(dir.as_fd(), name).map_err(failed)
     }
 }
 
@@ -76,7 +76,7 @@ impl Isolator for SandboxPath {
 
     fn recover(&self, _: &States) -> Result<()> {
         let Some(dir) = opened(&self.state)? else { return Ok(()) };
-        for name in file::list(dir.as_fd()).map_err(|e| failed(&e))? {
+        for name in file::list(dir.as_fd()).map_err(failed)? {
             let Some(name) = name.to_str() else { continue };
             let path = Path::new(name).join(OWNER);
             let owner = file::read(dir.as_fd(), path, 4096, Resolve::BeneathNoLinks).unwrap_or_default();
@@ -127,7 +127,7 @@ impl Isolator for SandboxPath {
                     .iter()
                     .try_for_each(|path| file::mkdir_all_no_links(dir.as_fd(), path, 0o755).map(drop))
             };
-            make().map_err(|e| failed(&e).on_path(place.to_string_lossy()))?;
+            make().map_err(|e| failed(e).on_path(place.to_string_lossy()))?;
         }
         Ok(())
     }

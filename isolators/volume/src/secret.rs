@@ -53,12 +53,12 @@ impl Secrets {
     fn end(&self, name: &str) -> Result<()> {
         let Some(dir) = opened(&self.root.join(DIRECTORY))? else { return Ok(()) };
         match mount::detach(&self.root.join(DIRECTORY).join(name)) {
-            Err(e) if !matches!(e.errno(), Errno::EINVAL | Errno::ENOENT) => return Err(failed(&e)),
+            Err(e) if !matches!(e.errno(), Errno::EINVAL | Errno::ENOENT) => return Err(failed(e)),
             _ => {}
         }
         let owner = format!("{name}.owner");
         for name in [name, &owner] {
-            archive::remove_tree(dir.as_fd(), name).map_err(|e| failed(&e))?;
+            archive::remove_tree(dir.as_fd(), name).map_err(failed)?;
         }
         drop(dir);
         let _ = file::open_dir(&self.root).and_then(|root| file::rmdir(root.as_fd(), DIRECTORY));
@@ -128,7 +128,7 @@ impl Isolator for Secrets {
 
     fn recover(&self, _: &States) -> Result<()> {
         let Some(dir) = opened(&self.root.join(DIRECTORY))? else { return Ok(()) };
-        for file_name in file::list(dir.as_fd()).map_err(|e| failed(&e))? {
+        for file_name in file::list(dir.as_fd()).map_err(failed)? {
             let Some(name) = file_name.to_str().and_then(|name| name.strip_suffix(".owner")) else {
                 continue;
             };
@@ -149,7 +149,7 @@ impl Isolator for Secrets {
                 .and_then(|dir| file::open(dir.as_fd(), wanted.name, libc::O_PATH, 0, Resolve::Beneath));
             found.map_err(|e| {
                 let hint = format!("a secret is a file or a directory of files in {}", self.source.display());
-                failed(&e).at(format!("/mounts/{i}/source")).with_hint(hint)
+                failed(e).at(format!("/mounts/{i}/source")).with_hint(hint)
             })?;
             let options =
                 ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
@@ -172,13 +172,13 @@ impl Isolator for Secrets {
             };
             if memory.is_none() {
                 self.end(&known_by(&self.root, config.id))?;
-                memory = Some(self.make(config.id).map_err(|e| failed(&e))?);
+                memory = Some(self.make(config.id).map_err(failed)?);
             }
             let (Some(memory), Some(directory)) = (&memory, path.parent()) else { continue };
             let Some(wanted) = Wanted::kept(path) else { continue };
             let copied = file::mkdir_all_no_links(memory.as_fd(), directory, 0o711)
                 .and_then(|dir| self.copy(dir.as_fd(), &wanted, &mut left));
-            copied.map_err(|e| failed(&e).at(format!("/mounts/{i}/source")))?;
+            copied.map_err(|e| failed(e).at(format!("/mounts/{i}/source")))?;
         }
         Ok(())
     }

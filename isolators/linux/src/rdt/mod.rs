@@ -12,6 +12,8 @@ use coracle_sys::process;
 use oci_spec::runtime::{LinuxIntelRdt, Spec};
 use schema::{Asked, ROOT_CLASS};
 
+use crate::failed;
+
 /// Looks after `linux.intelRdt`. A container without a `closID` gets a class of service of its own, which goes with
 /// it. A class that `closID` names is made where it is missing, and goes with the container that made it unless others
 /// are in it by then; one that stands must be as the container wants it.
@@ -299,10 +301,6 @@ fn open_class(root: BorrowedFd<'_>, class: &str) -> Result<OwnedFd> {
 fn open(dir: BorrowedFd<'_>, path: &str) -> Result<OwnedFd> {
     use nix::libc::{O_DIRECTORY, O_RDONLY};
     file::open(dir, path, O_RDONLY | O_DIRECTORY, 0, Resolve::BeneathNoLinks).map_err(failed)
-}
-
-fn failed(error: coracle_sys::Error) -> Error {
-    Error::failed(error.call(), error.errno())
 }
 
 /// With what resctrl itself says of the last failure.

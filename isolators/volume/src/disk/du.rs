@@ -53,7 +53,7 @@ impl DiskUsage {
             match walk::usage(&limit.paths, deadline) {
                 Err(e) if e.errno() == Errno::ETIMEDOUT => {}
                 Err(e) if e.errno() == Errno::ELOOP => used.push((limit, u64::MAX)),
-                bytes => used.push((limit, bytes.map_err(|e| failed(&e))?)),
+                bytes => used.push((limit, bytes.map_err(failed)?)),
             }
         }
         Ok(used)
@@ -130,7 +130,7 @@ impl Isolator for DiskUsage {
             return Ok(None);
         }
         let timer = event::timer(Duration::from_secs_f64(self.settings.interval));
-        timer.map(Some).map_err(|e| failed(&e))
+        timer.map(Some).map_err(failed)
     }
 
     fn limitation(&self, container: &Handles<'_>) -> Result<Option<Limitation>> {

@@ -94,7 +94,7 @@ fn directories(spec: &Spec, bundle: &Path, destination: &str) -> Result<Vec<Path
 /// Where the overlay that is mounted at `root` writes, if one is.
 fn written_by_overlay(root: &Path) -> Result<Option<Vec<PathBuf>>> {
     const LONGEST: u64 = 64 << 20;
-    let table = file::read(CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host).map_err(|e| failed(&e))?;
+    let table = file::read(CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host).map_err(failed)?;
     let table = String::from_utf8_lossy(&table);
     let is_it = |line: &&str| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == root);
     let Some((_, told)) = table.lines().rev().find(is_it).and_then(|line| line.split_once(" - overlay "))

@@ -50,8 +50,8 @@ impl DiskQuota {
     /// The project for the directories of `limit`: the one that they have, or a new one.
     fn project(&self, limit: &Limit, taken: &BTreeSet<u32>) -> Result<u32> {
         let top = limit.paths.first().ok_or_else(|| Error::new("there is no directory to limit"))?;
-        let top = file::open_dir(top).map_err(|e| failed(&e))?;
-        let own = quota::project(top.as_fd()).map_err(|e| failed(&e))?;
+        let top = file::open_dir(top).map_err(failed)?;
+        let own = quota::project(top.as_fd()).map_err(failed)?;
         let (first, last) = self.settings.projects;
         if (first..=last).contains(&own) {
             return Ok(own);
@@ -69,11 +69,11 @@ impl DiskQuota {
         let Some(id) = limit.project else { return Ok(()) };
         let deadline = Duration::from_secs_f64(self.settings.deadline);
         for path in &limit.paths {
-            let top = file::open_dir(path).map_err(|e| failed(&e))?;
-            if quota::project(top.as_fd()).map_err(|e| failed(&e))? != id {
-                walk::assign(path, id, deadline).map_err(|e| failed(&e).on_path(path.to_string_lossy()))?;
+            let top = file::open_dir(path).map_err(failed)?;
+            if quota::project(top.as_fd()).map_err(failed)? != id {
+                walk::assign(path, id, deadline).map_err(|e| failed(e).on_path(path.to_string_lossy()))?;
             }
-            quota::limit(top.as_fd(), id, Some(limit.bytes)).map_err(|e| failed(&e))?;
+            quota::limit(top.as_fd(), id, Some(limit.bytes)).map_err(failed)?;
         }
         Ok(())
     }
@@ -97,7 +97,7 @@ impl DiskQuota {
                             Errno::ESRCH | Errno::ENOSYS | Errno::EINVAL | Errno::ENOTBLK
                         ) =>
                     {
-                        return Err(failed(&e));
+                        return Err(failed(e));
                     }
                     _ => {}
                 }
@@ -111,8 +111,8 @@ impl DiskQuota {
         let mut used = Vec::new();
         for limit in self.records.of(id)? {
             let (Some(project), Some(path)) = (limit.project, limit.paths.first()) else { continue };
-            let top = file::open_dir(path).map_err(|e| failed(&e))?;
-            let told = quota::of(top.as_fd(), project).map_err(|e| failed(&e))?;
+            let top = file::open_dir(path).map_err(failed)?;
+            let told = quota::of(top.as_fd(), project).map_err(failed)?;
             used.push((limit, told.used));
         }
         Ok(used)
@@ -128,7 +128,7 @@ fn nearest(path: &Path) -> coracle_sys::Result<OwnedFd> {
 pub(super) fn is_kept(paths: &[PathBuf]) -> Result<bool> {
     for path in paths {
         let is_enforced = file::open_dir(path).and_then(|dir| quota::is_enforced(dir.as_fd()));
-        if !is_enforced.map_err(|e| failed(&e).on_path(path.to_string_lossy()))? {
+        if !is_enforced.map_err(|e| failed(e).on_path(path.to_string_lossy()))? {
             return Ok(false);
         }
     }
@@ -199,7 +199,7 @@ impl Isolator for DiskQuota {
             return Ok(None);
         }
         let timer = event::timer(Duration::from_secs_f64(self.settings.interval));
-        timer.map(Some).map_err(|e| failed(&e))
+        timer.map(Some).map_err(failed)
     }
 
     fn limitation(&self, container: &Handles<'_>) -> Result<Option<Limitation>> {

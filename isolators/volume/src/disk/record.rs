@@ -57,15 +57,15 @@ impl Records {
             file::lock(lock.as_fd(), true)?;
             Ok(lock)
         };
-        locked().map_err(|e| failed(&e).on_path(self.state.to_string_lossy()))
+        locked().map_err(|e| failed(e).on_path(self.state.to_string_lossy()))
     }
 
     /// Puts the limits of the container `id` on record.
     pub(super) fn write(&self, id: &str, limits: &[Limit]) -> Result<()> {
         let record = Record { owner: owner(&self.root, id), limits: limits.to_vec() };
         let text = serde_json::to_vec(&record).map_err(|e| Error::new(e.to_string()))?;
-        let dir = made(&self.state).map_err(|e| failed(&e))?;
-        file::replace(dir.as_fd(), &known_by(&self.root, id), &text, 0o600).map_err(|e| failed(&e))
+        let dir = made(&self.state).map_err(failed)?;
+        file::replace(dir.as_fd(), &known_by(&self.root, id), &text, 0o600).map_err(failed)
     }
 
     /// The limits of the container `id`; none where it is not known.
@@ -79,7 +79,7 @@ impl Records {
         match file::read(dir.as_fd(), name, LONGEST, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => Ok(None),
             text => {
-                let record = serde_json::from_slice(&text.map_err(|e| failed(&e))?);
+                let record = serde_json::from_slice(&text.map_err(failed)?);
                 record.map(Some).map_err(|e| Error::new(format!("{:?}: {e}", self.state.join(name))))
             }
         }
@@ -88,7 +88,7 @@ impl Records {
     /// All of them, by name.
     pub(super) fn all(&self) -> Result<Vec<(String, Record)>> {
         let Some(dir) = opened(&self.state)? else { return Ok(Vec::new()) };
-        let names = file::list(dir.as_fd()).map_err(|e| failed(&e))?;
+        let names = file::list(dir.as_fd()).map_err(failed)?;
         let names = names.iter().filter_map(|name| name.to_str()).filter(|name| !name.starts_with('.'));
         names.filter_map(|name| Some(self.read(name).transpose()?.map(|r| (name.to_owned(), r)))).collect()
     }
@@ -109,7 +109,7 @@ impl Records {
     pub(super) fn forget(&self, name: &str) -> Result<()> {
         let Some(dir) = opened(&self.state)? else { return Ok(()) };
         match file::unlink(dir.as_fd(), name) {
-            Err(e) if e.errno() != Errno::ENOENT => Err(failed(&e)),
+            Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
             _ => Ok(()),
         }
     }
