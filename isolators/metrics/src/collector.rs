@@ -7,11 +7,10 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use coracle_sys::file::{self, CWD, Resolve};
+use coracle_sys::file;
 use coracle_sys::identity::{self, Capabilities};
 use coracle_sys::landlock::{self, Ruleset, access};
 use coracle_sys::{Result, descriptor, event, namespace, process, signal, socket};
-use nix::libc;
 
 use crate::series::{Limits, Series};
 use crate::statsd::Told;
@@ -60,9 +59,7 @@ fn settle(keep: &[i32]) -> Result<()> {
     process::new_session()?;
     signal::unblock()?;
     namespace::change_dir(std::path::Path::new("/"))?;
-    let null = file::open(CWD, "/dev/null", libc::O_RDWR, 0, Resolve::Host)?;
-    (0..3).try_for_each(|stream| descriptor::set_stream(null.as_fd(), stream))?;
-    drop(null);
+    descriptor::silence()?;
     let _ = process::forget_image();
     identity::set_capabilities(&Capabilities::default())?;
     identity::no_new_privileges()?;

@@ -86,10 +86,7 @@ pub fn start(
 /// Makes the namespaces what the pod wants, and gives up everything else.
 fn settle(empty: BorrowedFd<'_>, shared: &Shared, flags: i32) -> Result<()> {
     process::new_session()?;
-    for stream in 0..3 {
-        let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-        descriptor::set_stream(null.as_fd(), stream)?;
-    }
+    descriptor::silence()?;
     if flags & libc::CLONE_NEWUSER != 0 {
         identity::set_group(0)?;
         identity::set_user(0)?;

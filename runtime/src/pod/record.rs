@@ -364,7 +364,7 @@ pub fn ended(exit: Option<process::Exit>, started: &str) -> Ended {
         None => ("Lost", None),
     };
     Ended {
-        exit_code: exit.map(process::Exit::code),
+        exit_code: exit.map(|exit| exit.code().into()),
         signal,
         reason: reason.to_owned(),
         message: String::new(),

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use coracle_sys::process::{self, Child};
-use coracle_sys::{descriptor, event, file, socket, tty};
+use coracle_sys::{descriptor, event, socket, tty};
 use nix::sys::termios::Termios;
 
 use crate::error::{Context, Result};
@@ -65,8 +65,7 @@ fn watch_over(word: &OwnedFd, terminal: Option<&(OwnedFd, Termios)>, ends: &Ends
     let kept: Vec<i32> = descriptors.chain(ends.target.map(|fd| fd.as_raw_fd())).collect();
     descriptor::close_all_but(&kept)?;
     process::new_session()?;
-    let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-    (0..3).try_for_each(|stream| descriptor::set_stream(null.as_fd(), stream))?;
+    descriptor::silence()?;
     let both: Vec<BorrowedFd<'_>> = [word.as_fd()].into_iter().chain(ends.target).collect();
     let mut has_word = event::readable(&both, None)?.first() == Some(&true);
     while !has_word {

@@ -90,6 +90,23 @@ pub fn set_stream(fd: BorrowedFd<'_>, stream: i32) -> Result<()> {
     check(ret, || format!("dup2({}, {stream})", show(&fd))).map(drop)
 }
 
+/// What is read from which ends at once, and where what is written is lost (null(4)).
+///
+/// # Errors
+/// Where `/dev/null` can't be opened.
+pub fn null() -> Result<OwnedFd> {
+    file::open(CWD, "/dev/null", libc::O_RDWR, 0, Resolve::Host)
+}
+
+/// Makes nothing of the standard streams of the calling process, for one that outlives whose they are.
+///
+/// # Errors
+/// As [`null`].
+pub fn silence() -> Result<()> {
+    let null = null()?;
+    (0..3).try_for_each(|stream| set_stream(null.as_fd(), stream))
+}
+
 /// Makes sure that the descriptors 0, 1 and 2 are open, on `/dev/null` where the caller left them closed:
 /// else a file of ours could become somebody's standard output.
 ///
@@ -97,7 +114,7 @@ pub fn set_stream(fd: BorrowedFd<'_>, stream: i32) -> Result<()> {
 /// Where `/dev/null` can't be opened.
 pub fn open_streams() -> Result<()> {
     while let Some(closed) = (0..3).find(|n| !is_open(*n)) {
-        let null = file::open(CWD, "/dev/null", libc::O_RDWR, 0, Resolve::Host)?;
+        let null = null()?;
         if null.as_raw_fd() == closed {
             keep_on_exec(closed)?;
             std::mem::forget(null);

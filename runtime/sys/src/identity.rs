@@ -224,18 +224,3 @@ pub fn is_rootless() -> bool {
 pub fn effective_group() -> u32 {
     nix::unistd::getegid().as_raw()
 }
-
-/// Whether the calling thread may search and use `fd`'s file with `mode` (`R_OK`, `W_OK`, `X_OK`) by its
-/// effective IDs (faccessat2(2), Linux 5.8).
-///
-/// # Errors
-/// `EACCES` where it may not.
-pub fn check_access(fd: std::os::fd::BorrowedFd<'_>, mode: i32) -> Result<()> {
-    use std::os::fd::AsRawFd;
-    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
-    // SAFETY: the path is an empty C string.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_faccessat2, fd.as_raw_fd(), crate::mount::EMPTY.as_ptr(), mode, flags)
-    };
-    check(ret, || format!("faccessat2({}, {mode})", crate::error::show(&fd))).map(drop)
-}

@@ -69,7 +69,7 @@ pub fn bind_to_runtime(command: &mut std::process::Command) {
 ///
 /// # Errors
 /// None that a kernel is known to give.
-pub fn set_mask(mask: &SigSet) -> Result<()> {
+fn set_mask(mask: &SigSet) -> Result<()> {
     named(nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None), || {
         "sigprocmask()".to_owned()
     })

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use coracle_isolator::Handles;
-use coracle_sys::{descriptor, file, process, tty};
+use coracle_sys::{descriptor, process, tty};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -395,7 +395,7 @@ impl Supervisor {
         let record = state.record()?.ok_or_else(no_cgroups)?;
         let cgroup = record.cgroup.as_ref().ok_or_else(no_cgroups)?.open()?.into_handles();
         let first = record.process.and_then(|first| first.open());
-        let spec = spec::parse(&state.config()?)?;
+        let spec = spec::kept(&state)?;
         let pidfd = first.as_ref().map(AsFd::as_fd);
         ask(&self.isolators, &Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec })
             .map_err(Error::from)
@@ -414,9 +414,7 @@ fn push(fds: &mut Vec<OwnedFd>, fd: OwnedFd) -> usize {
 /// The streams that the caller passed, by their numbers among `fds`; nothing in the place of each that it did not.
 pub(super) fn streams([stdin, stdout, stderr]: [Option<usize>; 3], fds: &[OwnedFd]) -> Result<Streams> {
     let one = |number: Option<usize>, name: &str| -> Result<OwnedFd> {
-        let Some(number) = number else {
-            return Ok(file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?);
-        };
+        let Some(number) = number else { return Ok(descriptor::null()?) };
         let missing =
             || Error::new(Code::Usage, format!("{name} is descriptor {number}, and {} came", fds.len()));
         Ok(descriptor::duplicate(fds.get(number).ok_or_else(missing)?.as_fd())?)

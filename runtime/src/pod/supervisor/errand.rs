@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use coracle_sys::process::{self, Exit};
-use coracle_sys::{descriptor, file, namespace, signal};
+use coracle_sys::{descriptor, namespace, signal};
 
 use super::health::Which;
 use super::member::{End, Phase};
@@ -319,16 +319,8 @@ fn program(args: &[String]) -> cli::Exec {
 
 /// The standard streams of a program that has none of a caller are nothing.
 pub(super) fn set_streams(streams: Option<&Streams>) -> Result<()> {
-    for number in 0..3 {
-        match streams {
-            Some(streams) => descriptor::set_stream(streams.fds[number as usize].as_fd(), number)?,
-            None => {
-                let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-                descriptor::set_stream(null.as_fd(), number)?;
-            }
-        }
-    }
-    Ok(())
+    let Some(streams) = streams else { return Ok(descriptor::silence()?) };
+    (0..).zip(&streams.fds).try_for_each(|(number, fd)| Ok(descriptor::set_stream(fd.as_fd(), number)?))
 }
 
 /// What is asked over the network.

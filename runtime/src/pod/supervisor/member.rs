@@ -186,17 +186,16 @@ impl Member {
     /// # Errors
     /// `EMFILE`.
     pub(super) fn streams(&mut self, log: Log) -> Result<Streams> {
-        let null = || file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host);
         self.pipes = Pipes { log: Some(log), terminal: self.plan.container.tty, ..Pipes::default() };
         if self.pipes.terminal {
-            return Ok(Streams { fds: [null()?, null()?, null()?] });
+            return Ok(Streams { fds: [descriptor::null()?, descriptor::null()?, descriptor::null()?] });
         }
         let input = if self.plan.container.stdin {
             let (ours, theirs) = descriptor::stream_pipe(true)?;
             self.pipes.input = Some(ours);
             theirs
         } else {
-            null()?
+            descriptor::null()?
         };
         let mut output = |stream| -> Result<OwnedFd> {
             let (ours, theirs) = descriptor::stream_pipe(false)?;

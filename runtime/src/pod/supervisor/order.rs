@@ -180,7 +180,7 @@ impl Supervisor {
         let state = State::open_unlocked(&states, &name).ok()?;
         let record = state.record().ok()??;
         let cgroup = record.cgroup.as_ref()?.open().ok()?.into_handles();
-        let spec = spec::parse(&state.config().ok()?).ok()?;
+        let spec = spec::kept(&state).ok()?;
         let handles = Handles { id: &record.id, pidfd: None, cgroup: &cgroup, spec: &spec };
         let found = self.isolators.limitations(&handles).ok()?;
         found.into_iter().find(|(isolator, _)| *isolator == "cgroups/memory").map(|(_, it)| it.message)

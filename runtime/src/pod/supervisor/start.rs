@@ -173,10 +173,7 @@ fn settle() -> Result<()> {
     process::new_session()?;
     process::become_subreaper()?;
     coracle_sys::namespace::change_dir(std::path::Path::new("/"))?;
-    for stream in 0..3 {
-        let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, file::Resolve::Host)?;
-        descriptor::set_stream(null.as_fd(), stream)?;
-    }
+    descriptor::silence()?;
     Ok(())
 }
 

@@ -8,7 +8,6 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, descriptor, event, process, signal};
 
 use super::Limits;
-use crate::cgroup::{Place, Tree};
 use crate::error::{Context, Result};
 use crate::stages::prepare::Container;
 use crate::state::State;
@@ -69,11 +68,8 @@ fn watch_over(
     isolators.after_fork();
     process::new_session()?;
     signal::unblock()?;
-    let null = file::open(file::CWD, "/dev/null", libc::O_RDWR, 0, Resolve::Host)?;
-    (0..3).try_for_each(|stream| descriptor::set_stream(null.as_fd(), stream))?;
-    drop(null);
-    let cgroup =
-        container.record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
+    descriptor::silence()?;
+    let cgroup = container.record.cgroups()?.into_handles();
     let handles =
         Handles { id: &container.record.id, pidfd: Some(first), cgroup: &cgroup, spec: &container.spec };
     let limits = Limits::new(&handles, isolators.watch_to_end(&handles)?, tell)?;

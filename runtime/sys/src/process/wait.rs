@@ -17,11 +17,12 @@ pub enum Exit {
 
 impl Exit {
     /// The status as shells and Docker report it: 128 more than the signal's number for a killed process.
-    pub fn code(self) -> i32 {
-        match self {
+    pub fn code(self) -> u8 {
+        let code = match self {
             Self::Code(code) => code,
             Self::Signal(signal) => 128 + signal,
-        }
+        };
+        u8::try_from(code).unwrap_or(u8::MAX)
     }
 }
 
