@@ -39,20 +39,24 @@ pub fn remove_forgotten(store: &Path) -> Result<Vec<String>> {
     failures.into_iter().next().map_or(Ok(ids.collect()), |failure| Err(failure.into()))
 }
 
+/// The image store that was `given`, or else the host's.
+pub fn store(given: Option<&Path>) -> PathBuf {
+    given.map_or_else(coracle_image::store::default_root, Path::to_owned)
+}
+
 /// Makes the bundle of container `id` from an image; pulls the image first where it is missing and may be pulled, and
 /// unpacks it where it isn't unpacked.
 ///
 /// # Errors
 /// `NotFound` where the store has no such image.
-pub fn make_bundle(store: &Path, id: Known<'_>, wanted: &ImageRun) -> Result<PathBuf> {
+pub fn make_bundle(store: &Path, id: Known<'_>, wanted: &ImageRun) -> Result<Bundle> {
     let name = state::name(id.id);
-    let made = bundle_of(store, wanted, |store| {
+    bundle_of(store, wanted, |store| {
         bundle::make_for(store, &wanted.reference, (&name, Some(id.by)), &wanted.options)
-    });
-    Ok(made?.path)
+    })
 }
 
-/// The same without a file of its configuration, for who goes on with that; with other owners of its files on the host, if any
+/// The same without a file of its configuration, which nobody else reads; with other owners of its files on the host, if any
 /// are given, than the image has.
 ///
 /// # Errors

@@ -101,8 +101,7 @@ impl Record {
 
 /// This start of the machine.
 pub(crate) fn boot() -> Result<String> {
-    let text =
-        file::read(CWD, "/proc/sys/kernel/random/boot_id", 64, Resolve::Host).map_err(failed)?;
+    let text = file::read(CWD, "/proc/sys/kernel/random/boot_id", 64, Resolve::Host).map_err(failed)?;
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
 }
 

@@ -27,7 +27,7 @@ pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
         let first = record.process.ok_or_else(not_running)?;
         let config = spec::Loaded {
             bundle: record.bundle.clone(),
-            spec: spec::parse(&state.config()?)?,
+            spec: spec::kept(&state)?,
             text: Vec::new(),
             warnings: Vec::new(),
         };

@@ -30,7 +30,7 @@ pub fn events(global: &Global, options: &cli::Events) -> Result<u8> {
         let place = record.cgroup.ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
         let first = record.process.and_then(|first| first.open());
         let first = first.ok_or_else(|| Error::new(Code::IllegalState, "container not running"))?;
-        let spec = spec::parse(&state.config()?)?;
+        let spec = spec::kept(&state)?;
         let cgroup = place.open()?.into_handles();
         let handles = Handles { id, pidfd: Some(first.as_fd()), cgroup: &cgroup, spec: &spec };
         let isolators = isolators::all(global)?;

@@ -6,7 +6,6 @@ use coracle_isolator::{CgroupVersion, Config, Handles};
 use coracle_isolator_host::Registry;
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
 
-use crate::cgroup::Tree;
 use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::Launch;
@@ -31,7 +30,7 @@ pub fn exec(global: &Global, options: &cli::Exec) -> Result<u8> {
     let running = State::open_unlocked(&global.root, id).and_then(|state| launch(global, &state, options));
     let running = running.context(|| format!("executing in container {id:?}"))?;
     let Some(watch) = watch else { return Ok(0) };
-    Ok(u8::try_from(watch.watch(running, Limits::none())?.code()).unwrap_or(255))
+    Ok(watch.watch(running, Limits::none())?.code())
 }
 
 /// Launches the process in the container of `state`.
@@ -46,7 +45,7 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
     if status == Status::Paused && !options.ignore_paused {
         return Err(not_running(status).hint("resume it, or use --ignore-paused to wait until somebody does"));
     }
-    let mut spec = spec::parse(&state.config()?)?;
+    let mut spec = spec::kept(state)?;
     let (process, warnings) = match &options.process {
         Some(path) => spec::load_process(path)?,
         None => process(options, &spec)?,
@@ -62,12 +61,7 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
         bundle: &record.bundle,
         first,
         kinds: namespaces::kinds(&spec)?,
-        cgroups: record
-            .cgroup
-            .as_ref()
-            .map_or_else(|| Ok(Tree::none()), |place| place.open())?
-            .below(&options.cgroups)
-            .context(|| "--cgroup")?,
+        cgroups: record.cgroups()?.below(&options.cgroups).context(|| "--cgroup")?,
     };
     if let Some(processors) = &launch.process.scheduling.affinity.before_cgroup {
         global.debug(|| format!("nsexec: affinity: {}", processors.to_hex()));

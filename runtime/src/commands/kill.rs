@@ -55,7 +55,7 @@ fn kill_all(record: &Record, signal: i32) -> Result<()> {
 /// Whether the container was made with a PID namespace of its own. A configuration that can't be read is taken for
 /// one with: then no more is killed than was asked for.
 fn has_pid_namespace(state: &State) -> bool {
-    let Ok(spec) = state.config().and_then(|text| spec::parse(&text)) else { return true };
+    let Ok(spec) = spec::kept(state) else { return true };
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
     namespaces.iter().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none())
 }

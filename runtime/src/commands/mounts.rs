@@ -30,7 +30,7 @@ pub fn mounts(global: &Global, options: &cli::Mounts) -> Result<u8> {
         let not_running = || Error::new(Code::IllegalState, "container not running");
         let record = state.record()?.filter(|r| r.status() != Status::Creating).ok_or_else(not_running)?;
         let first = record.process.and_then(|first| first.open()).ok_or_else(not_running)?;
-        let spec = spec::parse(&state.config()?)?;
+        let spec = spec::kept(&state)?;
         let kinds = namespaces::kinds(&spec)?;
         if kinds & libc::CLONE_NEWNS == 0 {
             return Err(Error::new(Code::Unsupported, "it has no mount namespace of its own"));

@@ -1,6 +1,5 @@
 //! `pause` and `resume`: stops all processes of a container where they are, and lets them go on.
 
-use crate::cgroup::Tree;
 use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
 use crate::state::{Record, State, Status};
@@ -19,7 +18,7 @@ pub fn pause(global: &Global, id: &str) -> Result<u8> {
         // Before it is so: whoever reads the record asks the kernel then.
         record.paused = true;
         state.write(&record)?;
-        tree(&record)?.freeze().inspect_err(|_| {
+        record.cgroups()?.freeze().inspect_err(|_| {
             record.paused = false;
             let _ = state.write(&record);
         })
@@ -35,7 +34,7 @@ pub fn pause(global: &Global, id: &str) -> Result<u8> {
 pub fn resume(global: &Global, id: &str) -> Result<u8> {
     let attempt = || -> Result<()> {
         let (state, mut record) = open(global, id)?;
-        let tree = tree(&record)?;
+        let tree = record.cgroups()?;
         // Whoever froze it: the kernel knows.
         if !tree.is_frozen()? {
             return Err(Error::new(Code::IllegalState, "container not paused"));
@@ -52,8 +51,4 @@ fn open(global: &Global, id: &str) -> Result<(State, Record)> {
     let state = State::open(&global.root, id)?;
     let record = state.record()?.ok_or_else(|| Error::new(Code::IllegalState, "it is creating"))?;
     Ok((state, record))
-}
-
-fn tree(record: &Record) -> Result<Tree> {
-    record.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), |place| place.open())
 }

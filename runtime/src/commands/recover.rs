@@ -7,7 +7,6 @@ use std::path::Path;
 use coracle_isolator::{Handles, State as Told, States};
 use coracle_isolator_host::Registry;
 
-use crate::cgroup::{Place, Tree};
 use crate::cli::Global;
 use crate::error::{Context, Result};
 use crate::pod::{host, network};
@@ -58,7 +57,7 @@ pub fn recover(global: &Global) -> Result<u8> {
         failures.extend(resumed.context(|| format!("looking after container {name:?}")).err());
     }
     network::tidy(&global.root);
-    match image::remove_forgotten(&coracle_image::store::default_root()) {
+    match image::remove_forgotten(&image::store(None)) {
         Ok(ids) => crate::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>()),
         Err(error) => failures.push(error.doing("removing snapshots that nobody knows")),
     }
@@ -84,9 +83,8 @@ fn resume(global: &Global, (states, name): (&Path, &str), isolators: &Registry) 
         return Ok(());
     }
     let Some(first) = record.process.and_then(|first| first.open()) else { return Ok(()) };
-    let container = Container { spec: spec::parse(&state.config()?)?, state, record };
-    let place = container.record.cgroup.as_ref();
-    let cgroup = place.map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
+    let container = Container { spec: spec::kept(&state)?, state, record };
+    let cgroup = container.record.cgroups()?.into_handles();
     let (id, first) = (&*container.record.id, first.as_fd());
     let beside =
         isolators.resume(&Handles { id, pidfd: Some(first), cgroup: &cgroup, spec: &container.spec });

@@ -36,7 +36,7 @@ pub fn restore(global: &Global, options: &cli::Launch, from: &cli::Checkpoint) -
     let exit = super::run::wait(global, id, &isolators, (watch, running));
     let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
     global.warn(removed.context(doing)?);
-    Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))
+    Ok(exit.context(doing)?.code())
 }
 
 fn begin(

@@ -8,13 +8,14 @@ use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Exit};
 use coracle_sys::{descriptor, identity};
 
-use crate::cgroup::{Place, Tree};
+use crate::cgroup::Tree;
 use crate::cli::{self, Global, ImageRun};
 use crate::error::{Code, Context, Error, Result};
 use crate::image::{self, Known};
 use crate::notify::{self, Notify};
 use crate::stages::plan::{Plan, Wish};
 use crate::stages::release::Running;
+use crate::stages::spec::Loaded;
 use crate::stages::watch::{Limits, Watch, warden};
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
 use crate::state::{self, Record, State};
@@ -42,7 +43,7 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
         let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
         global.warn(removed.context(doing)?);
     }
-    Ok(u8::try_from(exit.context(doing)?.code()).unwrap_or(255))
+    Ok(exit.context(doing)?.code())
 }
 
 /// Waits for the container's end, and meanwhile for what isolators find it to run into. One that should watch and can't
@@ -58,9 +59,9 @@ pub(super) fn wait(
     }
     let state = State::open_unlocked(&global.root, id)?;
     let alone = warden::take_place(&state)?;
-    let place = state.record()?.and_then(|record| record.cgroup);
-    let cgroup = place.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)?.into_handles();
-    let spec = spec::parse(&state.config()?)?;
+    let record = state.record()?;
+    let cgroup = record.map_or_else(|| Ok(Tree::none()), |record| record.cgroups())?.into_handles();
+    let spec = spec::kept(&state)?;
     let pidfd = descriptor::duplicate(running.child.pidfd.as_fd())?;
     let container = Handles { id, pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
     let tell = |words| global.warn([words]);
@@ -99,13 +100,13 @@ fn from_image(
             Error::new(Code::Unsupported, why).hint("make a bundle of it, with umoci unpack --rootless")
         );
     }
-    let store = wanted.store.clone().unwrap_or_else(coracle_image::store::default_root);
+    let store = image::store(wanted.store.as_deref());
     let state = State::create(&global.root, id)?;
     cleanup::undo_on_failure(&global.root, id, isolators, || {
         state.write(&Record::new(id, Some(&store)))?;
         let known = Known { id, by: &state::path(&global.root, id) };
         let bundle = image::make_bundle(&store, known, wanted)?;
-        let mut loaded = spec::load(&bundle, None)?;
+        let mut loaded = Loaded::composed(bundle.path, &bundle.spec)?;
         notify::share(&mut loaded.spec, &global.root, id)?;
         let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
         launch(plan, state, &With { global, options, isolators, store: Some(&store) })

@@ -25,7 +25,7 @@ pub fn start(global: &Global, id: &str) -> Result<u8> {
             (Status::Running, Ok(door)) => door,
             (status, _) => return Err(not_created(&status.to_string())),
         };
-        let spec = spec::parse(&state.config()?)?;
+        let spec = spec::kept(&state)?;
         let word = Ready::resume(door);
         let notify = Notify::begin(&state)?;
         let mut container = Container { state, record, spec };

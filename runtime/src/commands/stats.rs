@@ -51,7 +51,7 @@ pub(super) fn ask_of<T>(
     let no_cgroups = || Error::new(Code::Unsupported, format!("container {id:?} has no cgroups"));
     let record = state.record()?.ok_or_else(no_cgroups)?;
     let place = record.cgroup.as_ref().ok_or_else(no_cgroups)?;
-    let spec = spec::parse(&state.config()?)?;
+    let spec = spec::kept(&state)?;
     let cgroup = place.open()?.into_handles();
     let first = record.process.and_then(|first| first.open());
     let handles = Handles { id, pidfd: first.as_ref().map(AsFd::as_fd), cgroup: &cgroup, spec: &spec };

@@ -86,7 +86,7 @@ pub fn check_open(root: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Whatever unlinking says but that it did.
-pub fn reopen(root: &Path) -> Result<()> {
+fn reopen(root: &Path) -> Result<()> {
     let Ok(pods) = file::open_dir(root.join(PODS)) else { return Ok(()) };
     match file::unlink(pods.as_fd(), DRAINING) {
         Err(e) if e.errno() != Errno::ENOENT => Err(e.into()),
@@ -231,7 +231,7 @@ pub fn serve(global: &Global) -> Result<()> {
 }
 
 fn prune(given: &Prune) -> Result<Value> {
-    let store = given.store.clone().unwrap_or_else(coracle_image::store::default_root);
+    let store = image::store(given.store.as_deref());
     let gone = image::collect(&store, given.max_age_days, given.keep_bytes)?;
     Ok(json!({ "removed": gone }))
 }
@@ -351,7 +351,7 @@ impl Service {
     fn create(&self, given: Create) -> Result<Value> {
         let pod = document::parse(given.document.to_string().as_bytes())?;
         let name = pod.metadata.name.clone();
-        let store = given.store.unwrap_or_else(coracle_image::store::default_root);
+        let store = image::store(given.store.as_deref());
         let Create { parent, own_users, network, .. } = given;
         let place = self.place(&name, parent.as_deref());
         let beside = Beside { store, parent, own_users, network };

@@ -8,7 +8,6 @@ use coracle_image::bundle::Bundle;
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
 use coracle_sys::{descriptor, signal};
-use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -155,8 +154,7 @@ fn bundle(order: Order<'_>, member: &Member, id: Known<'_>) -> Result<Bundle> {
 
 /// Makes a container of the pod of what the image and its options say.
 fn shape(bundle: Bundle, order: Order<'_>, (member, mounts): (&Member, Vec<Value>)) -> Result<Loaded> {
-    let malformed = |e: serde_json::Error| Error::new(Code::System, e.to_string());
-    let mut spec: Value = serde_json::to_value(&bundle.spec).map_err(malformed)?;
+    let mut spec = json!(bundle.spec);
     spec["linux"]["namespaces"] = order.sandbox.in_spec(order.plan);
     if let Some(all) = spec["mounts"].as_array_mut() {
         // In the places of the image's own.
@@ -185,9 +183,7 @@ fn shape(bundle: Bundle, order: Order<'_>, (member, mounts): (&Member, Vec<Value
         spec["process"]["noNewPrivileges"] = json!(true);
     }
     refuse_root(order.pod, member, &spec)?;
-    let spec: Spec = serde_json::from_value(spec).map_err(malformed)?;
-    let text = serde_json::to_vec(&spec).map_err(malformed)?;
-    Ok(Loaded { bundle: bundle.path, spec, text, warnings: Vec::new() })
+    Loaded::composed(bundle.path, &spec)
 }
 
 fn refuse_root(pod: &Pod, member: &Member, spec: &Value) -> Result<()> {

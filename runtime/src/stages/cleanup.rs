@@ -92,7 +92,7 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
 /// What the record of a container must have said: its cgroups follow from its ID and its configuration, and its
 /// processes are in them. Where the configuration can't be read either, nothing can be told, and that is said.
 fn guess(state: &State, unreadable: Error) -> Result<Record> {
-    let Ok(spec) = state.config().and_then(|text| spec::parse(&text)) else {
+    let Ok(spec) = spec::kept(state) else {
         return Err(unreadable.hint("nor can its configuration be read: look for its cgroup by hand"));
     };
     let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
@@ -133,7 +133,7 @@ fn unmount(record: &Record) -> Result<()> {
 
 /// Returns what could not be done of it.
 fn run_poststop(state: &State, record: &Record) -> Vec<Error> {
-    let spec = match state.config().and_then(|text| spec::parse(&text)) {
+    let spec = match spec::kept(state) {
         Ok(spec) => spec,
         Err(unreadable) => return vec![unreadable],
     };

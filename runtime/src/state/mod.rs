@@ -83,12 +83,7 @@ impl State {
         check_id(id)?;
         let state = Self::open_unlocked(root, id)?;
         lock(state.dir.as_fd(), id)?;
-        // Whoever had the lock may have removed the container.
-        let still_there = file::stat_at(state.root.as_fd(), name(id)).map(|s| s.st_ino).ok();
-        if still_there != Some(file::stat(state.dir.as_fd())?.st_ino) {
-            return Err(not_found(id));
-        }
-        Ok(state)
+        if state.is_named()? { Ok(state) } else { Err(not_found(id)) }
     }
 
     /// Opens the state of container `id` where nobody else has it; `None` where somebody does, or it is gone.
@@ -104,8 +99,7 @@ impl State {
             Err(e) if e.errno() == Errno::EWOULDBLOCK => return Ok(None),
             other => other?,
         }
-        let still_there = file::stat_at(state.root.as_fd(), name(id)).map(|s| s.st_ino).ok();
-        Ok((still_there == Some(file::stat(state.dir.as_fd())?.st_ino)).then_some(state))
+        Ok(state.is_named()?.then_some(state))
     }
 
     /// Opens the state of container `id` to look at it only.
@@ -122,6 +116,12 @@ impl State {
             Err(e) if e.errno() == Errno::ENOENT => Err(not_found(id)),
             dir => Ok(Self { root, dir: dir?, id: id.to_owned() }),
         }
+    }
+
+    /// Whether the directory still goes by its name: whoever had the lock before may have removed the container.
+    fn is_named(&self) -> Result<bool> {
+        let named = file::stat_at(self.root.as_fd(), name(&self.id)).map(|stat| stat.st_ino).ok();
+        Ok(named == Some(file::stat(self.dir.as_fd())?.st_ino))
     }
 
     /// The container's ID.
@@ -241,7 +241,6 @@ pub fn path(root: &Path, id: &str) -> PathBuf {
     std::path::absolute(root).unwrap_or_else(|_| root.to_owned()).join(name(id))
 }
 
-/// The state root. What is above it may be searched by all, as user namespaces need; what is in it may not.
 fn open_locked(root: BorrowedFd<'_>, id: &str) -> Result<OwnedFd> {
     let dir = file::open(root, name(id), libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
     lock(dir.as_fd(), id)?;
@@ -267,6 +266,7 @@ fn lock(dir: BorrowedFd<'_>, id: &str) -> Result<()> {
     }
 }
 
+/// The state root. What is above it may be searched by all, as user namespaces need; what is in it may not.
 fn open_root(root: &Path) -> Result<OwnedFd> {
     match file::open_dir(root) {
         Err(e) if e.errno() == Errno::ENOENT => {}

@@ -9,7 +9,7 @@ use coracle_isolator::Kind;
 use coracle_sys::{Errno, event, process};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Place;
+use crate::cgroup::{Place, Tree};
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::SPEC_VERSION;
 
@@ -231,9 +231,16 @@ impl Record {
         }
     }
 
+    /// Its cgroups, opened; an empty tree where it has none.
+    ///
+    /// # Errors
+    /// Whatever opening says but that one is gone.
+    pub fn cgroups(&self) -> Result<Tree> {
+        self.cgroup.as_ref().map_or_else(|| Ok(Tree::none()), Place::open)
+    }
+
     fn is_frozen(&self) -> bool {
-        let tree = self.cgroup.as_ref().map(|place| place.open());
-        tree.is_some_and(|tree| tree.and_then(|tree| tree.is_frozen()).unwrap_or(false))
+        self.cgroups().and_then(|tree| tree.is_frozen()).unwrap_or(false)
     }
 
     /// Kills its first process and waits until it is gone.

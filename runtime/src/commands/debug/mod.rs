@@ -8,13 +8,13 @@ mod foreign;
 mod target;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
 use coracle_sys::mount::{Attributes, attr};
 use coracle_sys::{Errno, descriptor, file, identity};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::compose::Session;
 use self::target::{First, Target};
@@ -30,7 +30,7 @@ use crate::stages::release::Running;
 use crate::stages::spawn::Opened;
 use crate::stages::spec::Loaded;
 use crate::stages::watch::Watch;
-use crate::stages::{cleanup, isolate, plan, prepare, release, spawn, spec};
+use crate::stages::{cleanup, isolate, plan, prepare, release, spawn};
 use crate::state::record::Process;
 use crate::state::{self, Record, State};
 use crate::{isolators, self_image};
@@ -72,7 +72,7 @@ fn session(global: &Global, options: &cli::Debug) -> Result<u8> {
     if target.has_ended() {
         global.warn([format!("{} has ended, and the session with it", target.name)]);
     }
-    Ok(u8::try_from(exit.code()).unwrap_or(255))
+    Ok(exit.code())
 }
 
 /// Takes an ID for a session, and has the target's record tell of it, for `delete`. A target that another command is at
@@ -130,10 +130,7 @@ struct With<'a> {
 fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
     let With { global, options, isolators } = *with;
     let client = Some(Process::now(std::process::id().cast_signed())?);
-    let store = options
-        .image
-        .is_some()
-        .then(|| options.store.clone().unwrap_or_else(coracle_image::store::default_root));
+    let store = options.image.is_some().then(|| image::store(options.store.as_deref()));
     let id = state.id().to_owned();
     state.write(&Record { client, ..Record::new(&id, store.as_deref()) })?;
     let known = Known { id: &id, by: &state::path(&global.root, &id) };
@@ -143,10 +140,9 @@ fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
         .cgroup
         .clone()
         .unwrap_or_else(|| target::cgroup_beside(target, &id, global.cgroups.by == Manager::Systemd));
-    let config = bundle.as_deref().map(|bundle| spec::load(bundle, None)).transpose()?;
-    let config = config.map(|loaded| as_value(&loaded.text)).transpose()?;
+    let (bundle, config) = bundle.map_or((target.bundle.clone(), None), |b| (b.path, Some(json!(b.spec))));
     let config = Session { target, options, cgroup, image: config }.compose()?;
-    let loaded = loaded(bundle.as_deref().unwrap_or(&target.bundle), &config)?;
+    let loaded = Loaded::composed(bundle, &config)?;
     let plan = plan::plan(loaded, Wish { id: &id, cgroups: global.cgroups })?;
     let plan = Plan { kind: Kind::Debug, client, ..plan };
     if plan.cgroup.is_none() {
@@ -169,16 +165,6 @@ fn missing(error: Error, options: &cli::Debug) -> Error {
         return error.hint("bring tools with --image REFERENCE");
     }
     error
-}
-
-fn as_value(text: &[u8]) -> Result<Value> {
-    serde_json::from_slice(text).map_err(|e| Error::new(Code::System, e.to_string()))
-}
-
-fn loaded(bundle: &Path, config: &Value) -> Result<Loaded> {
-    let text = config.to_string().into_bytes();
-    let spec = spec::parse(&text).context(|| "composing the configuration of the session")?;
-    Ok(Loaded { bundle: bundle.to_owned(), spec, text, warnings: Vec::new() })
 }
 
 /// How the bundle of the tools is made.

@@ -8,7 +8,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::pod::document::{self, Container, Metadata, Pod, PodSpec, RestartPolicy};
 use crate::pod::host;
 use crate::pod::plan;
-use crate::self_image;
+use crate::{image, self_image};
 
 /// Makes the pod and starts it. What can't be launched at all is told; the pod stays, to be looked at.
 pub(super) fn run(global: &Global, options: &Make) -> Result<u8> {
@@ -49,7 +49,7 @@ fn make(global: &Global, options: &Make) -> Result<String> {
     self_image::protect(&[], None, &[])?;
     let document = document(options)?;
     let name = document.metadata.name.clone();
-    let store = options.store.clone().unwrap_or_else(coracle_image::store::default_root);
+    let store = image::store(options.store.as_deref());
     let store = std::path::absolute(&store).unwrap_or(store);
     let Make { parent, own_users, network, .. } = options;
     let given = json!({

@@ -11,9 +11,10 @@ use std::time::Duration;
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 use oci_spec::runtime::{Linux, LinuxResources, Mount, Process, Spec};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Context, Error, Result};
+use crate::state::State;
 
 pub use coracle_image::bundle::SPEC_VERSION;
 
@@ -34,6 +35,21 @@ pub struct Loaded {
     pub text: Vec<u8>,
     /// What in it is passed over.
     pub warnings: Vec<String>,
+}
+
+impl Loaded {
+    /// The configuration `config` that the runtime has composed itself, for a container in `bundle`.
+    ///
+    /// # Errors
+    /// `InvalidSpec` where what went into it makes no configuration.
+    pub fn composed(bundle: PathBuf, config: &impl Serialize) -> Result<Self> {
+        let attempt = || -> Result<(Spec, Vec<u8>)> {
+            let text = serde_json::to_vec(config).map_err(|e| Error::new(Code::System, e.to_string()))?;
+            Ok((parse(&text)?, text))
+        };
+        let (spec, text) = attempt().context(|| "composing the configuration")?;
+        Ok(Self { bundle, spec, text, warnings: Vec::new() })
+    }
 }
 
 /// Reads the configuration of the bundle at `bundle`: its `config.json`, or the file `config`. Both paths are relative
@@ -64,6 +80,14 @@ pub fn load(bundle: &Path, config: Option<&Path>) -> Result<Loaded> {
 /// `InvalidSpec` with the JSON pointer, line and column of what is malformed.
 pub fn parse(text: &[u8]) -> Result<Spec> {
     Ok(json::read(text, "")?.0)
+}
+
+/// The configuration that the container of `state` was created with.
+///
+/// # Errors
+/// Whatever reading says.
+pub fn kept(state: &State) -> Result<Spec> {
+    parse(&state.config()?)
 }
 
 /// Reads the process that `exec --process` is to run, the `/process` of a configuration, from the file at `path`, which
