@@ -16,6 +16,7 @@ use coracle_image::{Context, Error, Kind, Result, import};
 use lexopt::Arg::{Long, Short, Value};
 use lexopt::ValueExt;
 
+use crate::bundles;
 use crate::settings;
 use crate::show::{self, Format};
 use crate::transfer::{self, Transfer};
@@ -42,6 +43,9 @@ Commands:
   unpack REF [--snapshotter overlay|erofs] [--max-size BYTES] [--max-entries N]
                           unpack the layers that are not yet, into directories (overlay, the default) or EROFS images,
                           with limits for each of them
+  unpack REF DIR [--rootless] [--max-size BYTES] [--max-entries N]
+                          unpack all layers, one over the other, into the bundle DIR: rootfs and config.json; --rootless
+                          does so without privilege, for a container without privilege
   mount REF [ID] [--read-only]
                           mount the unpacked layers one over the other, and print where; the ID is made
                           from the reference unless you say one
@@ -94,12 +98,28 @@ pub(crate) struct Args {
     snapshotter: Option<Snapshotter>,
     policy: Policy,
     read_only: bool,
+    rootless: bool,
     transfer: Transfer,
     help: bool,
     given: Vec<&'static str>,
 }
 
 impl Args {
+    /// The path that is the word `n` after the command.
+    pub(crate) fn path(&self, n: usize) -> Option<&PathBuf> {
+        self.paths.get(n)
+    }
+
+    /// The word `n` after the command.
+    pub(crate) fn word(&self, n: usize) -> &str {
+        self.words.get(n).map(String::as_str).unwrap_or_default()
+    }
+
+    /// Whether it has to go without privilege.
+    pub(crate) fn rootless(&self) -> bool {
+        self.rootless
+    }
+
     /// How registries are talked to.
     pub(crate) fn transfer(&self) -> &Transfer {
         &self.transfer
@@ -107,11 +127,15 @@ impl Args {
 
     /// How layers are unpacked.
     pub(crate) fn unpacking(&self) -> Result<Options> {
+        let snapshotter = self.snapshotter.map_or_else(settings::snapshotter, Ok)?;
+        Ok(Options { limits: self.limits(), snapshotter })
+    }
+
+    /// What each layer may cost.
+    pub(crate) fn limits(&self) -> Limits {
         let usual = Limits::default();
         let entries = self.max_entries.unwrap_or(usual.entries);
-        let limits = Limits { bytes: self.max_size.unwrap_or(usual.bytes), entries, ..usual };
-        let snapshotter = self.snapshotter.map_or_else(settings::snapshotter, Ok)?;
-        Ok(Options { limits, snapshotter })
+        Limits { bytes: self.max_size.unwrap_or(usual.bytes), entries, ..usual }
     }
 }
 
@@ -122,7 +146,17 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
     if args.help || command == "help" {
         return say(out, HELP);
     }
-    let (most, options): (usize, &[&str]) = match command.as_str() {
+    check(&command, &args)?;
+    let path = args.store.clone().unwrap_or_else(store::default_root);
+    if args.paths.len() > 2 && command == "unpack" {
+        return bundles::unpack(&path, &args, out);
+    }
+    dispatch(&command, &Store::open(path)?, &args, out)
+}
+
+/// Whether the command exists, and takes these words and options.
+fn check(command: &str, args: &Args) -> Result<()> {
+    let (most, options): (usize, &[&str]) = match command {
         "pull" => (1, transfer::PULL_OPTIONS),
         "repair" => (1, transfer::PULL_OPTIONS),
         "push" => (2, transfer::OPTIONS),
@@ -130,6 +164,7 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
         "import" => (1, &["name", "ref"]),
         "ls" => (0, &["format"]),
         "inspect" => (1, &["format"]),
+        "unpack" if args.words.len() > 2 => (2, &["max-size", "max-entries", "rootless"]),
         "unpack" => (1, &["max-size", "max-entries", "snapshotter"]),
         "mount" => (2, &["read-only"]),
         "df" => (0, &["format"]),
@@ -139,14 +174,16 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>, out: &mut Vec<u8>) -> Re
         "" => return Err(usage("no command is given")),
         other => return Err(usage(format!("there is no command {other:?}"))),
     };
+    if args.rootless && command == "unpack" && args.words.len() < 3 {
+        return Err(usage("unpack --rootless needs a directory to unpack into"));
+    }
     if let Some(option) = args.given.iter().find(|given| !options.contains(given)) {
         return Err(usage(format!("{command} has no option --{option}")));
     }
     if let Some(extra) = args.words.get(most + 1) {
         return Err(usage(format!("{command} doesn't know what to do with {extra:?}")));
     }
-    let path = args.store.clone().unwrap_or_else(store::default_root);
-    dispatch(&command, &Store::open(path)?, &args, out)
+    Ok(())
 }
 
 fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Result<()> {
@@ -246,10 +283,8 @@ fn parse(args: impl Iterator<Item = OsString>) -> std::result::Result<Args, lexo
                 args.snapshotter = Some(parser.value()?.parse()?);
                 "snapshotter"
             }
-            Long("read-only") => {
-                args.read_only = true;
-                "read-only"
-            }
+            Long("read-only") => raise(&mut args.read_only, "read-only"),
+            Long("rootless") => raise(&mut args.rootless, "rootless"),
             Value(value) => {
                 args.words.push(value.to_string_lossy().into_owned());
                 args.paths.push(value.into());
@@ -268,6 +303,12 @@ fn parse(args: impl Iterator<Item = OsString>) -> std::result::Result<Args, lexo
         args.given.push(given);
     }
     Ok(args)
+}
+
+/// Notes that the option `name` is given.
+fn raise(flag: &mut bool, name: &'static str) -> &'static str {
+    *flag = true;
+    name
 }
 
 /// Takes the option `name` of `gc`, if it is one, and returns its name.

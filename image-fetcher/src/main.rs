@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bundles;
 mod cli;
 mod settings;
 mod transfer;

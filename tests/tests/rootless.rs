@@ -384,7 +384,7 @@ fn a_score_for_memory_can_be_raised_and_not_lowered() {
 fn containers_of_images_are_for_root() {
     unprivileged(|host| {
         let run = host.call(&["run", "--image", "alpine", "x"]);
-        run.fails_with(&["--image", "overlayfs", "bundle"]);
+        run.fails_with(&["--image", "overlayfs", "coracle image unpack --rootless"]);
     });
 }
 

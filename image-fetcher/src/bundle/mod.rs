@@ -1,7 +1,10 @@
 //! A bundle: the root file system of an image, and the `config.json` that a runtime reads beside it.
 
+#[cfg(feature = "unpack")]
+mod directory;
 mod options;
 mod process;
+mod rootless;
 mod seccomp;
 mod spec;
 mod user;
@@ -16,7 +19,10 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::snapshot::{self, Access, Owners, Purpose};
 use crate::store::Store;
 
+#[cfg(feature = "unpack")]
+pub use directory::unpack;
 pub use options::{Network, Options, Seccomp};
+pub use rootless::rootless;
 pub use seccomp::default_seccomp;
 pub use spec::{SPEC_VERSION, default_spec, spec};
 
@@ -49,15 +55,17 @@ pub fn make_for(
     options: &Options,
 ) -> Result<Bundle> {
     let bundle = compose(store, reference, (id, known_by), (options, None))?;
-    let write = || -> Result<()> {
-        let text = serde_json::to_vec_pretty(&bundle.spec)
-            .map_err(|e| Error::new(Kind::Malformed, format!("writing config.json: {e}")))?;
-        Ok(file::replace(file::open_dir(&bundle.path)?.as_fd(), "config.json", &text, 0o600)?)
-    };
+    let write = || -> Result<()> { write_config(file::open_dir(&bundle.path)?.as_fd(), &bundle.spec) };
     write().context(|| format!("making a bundle of {reference:?}")).inspect_err(|_| {
         let _ = remove(store, id);
     })?;
     Ok(bundle)
+}
+
+fn write_config(directory: BorrowedFd<'_>, spec: &Spec) -> Result<()> {
+    let text = serde_json::to_vec_pretty(spec)
+        .map_err(|e| Error::new(Kind::Malformed, format!("writing config.json: {e}")))?;
+    Ok(file::replace(directory, "config.json", &text, 0o600)?)
 }
 
 /// The same without a file `config.json`, for who goes on with what would stand in it; with other owners on the host, if any

@@ -104,8 +104,16 @@ pub fn default_spec() -> Result<Spec> {
     }))
 }
 
-fn finish(spec: Value) -> Result<Spec> {
-    serde_json::from_value(spec).map_err(|e| Error::new(Kind::Malformed, format!("making the spec: {e}")))
+pub(super) fn finish(spec: Value) -> Result<Spec> {
+    serde_json::from_value(spec).map_err(malformed)
+}
+
+pub(super) fn to_value(spec: &Spec) -> Result<Value> {
+    serde_json::to_value(spec).map_err(malformed)
+}
+
+fn malformed(error: serde_json::Error) -> Error {
+    Error::new(Kind::Malformed, format!("making the spec: {error}"))
 }
 
 fn linux(options: &Options) -> Value {

@@ -107,6 +107,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_symlinkat,
     libc::SYS_linkat,
     libc::SYS_unlinkat,
+    libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_readlinkat,
     libc::SYS_fchmodat,
@@ -152,7 +153,7 @@ mod tests {
     use std::fs;
     use std::os::fd::AsFd;
 
-    use coracle_sys::file;
+    use coracle_sys::file::{self, Resolve};
 
     use super::*;
 
@@ -166,6 +167,8 @@ mod tests {
         fs::write(path("other"), "").unwrap();
         let (own, read) = (file::open_dir(path("own")).unwrap(), file::open_dir(path("read")).unwrap());
         let confined = || {
+            // Opened now: what is not of the store can't be opened any more.
+            let status = file::open(file::CWD, "/proc/thread-self/status", 0, 0, Resolve::Host).unwrap();
             confine(own.as_fd(), &[read.as_fd()]).unwrap();
             let denied = |result: std::io::Result<()>| result.unwrap_err().raw_os_error().unwrap();
             fs::write(path("own/file"), "x").unwrap();
@@ -174,6 +177,8 @@ mod tests {
             assert_eq!(denied(std::process::Command::new("/bin/true").status().map(drop)), libc::EPERM);
             let held = identity::capabilities().unwrap();
             assert_eq!((held.effective & !NEEDED, held.permitted & !NEEDED), (0, 0));
+            let status = String::from_utf8(file::read_all(status, 1 << 16).unwrap()).unwrap();
+            assert!(status.contains("\nNoNewPrivs:\t1\n") && status.contains("\nSeccomp:\t2\n"), "{status}");
             if landlock::abi().is_ok() {
                 assert_eq!(denied(fs::write(path("read/file"), "x")), libc::EACCES);
                 assert_eq!(denied(fs::read(path("other")).map(drop)), libc::EACCES);

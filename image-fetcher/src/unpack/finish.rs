@@ -119,10 +119,7 @@ fn link_below<F: Form>(form: &mut F, link: &LinkBelow, below: Option<BorrowedFd<
     }
     let path = target_components(&link.target)?;
     let target = path.join(&b'/');
-    let missing = || {
-        let shown = String::from_utf8_lossy(&link.target);
-        Error::new(Kind::Malformed, format!("it is a hard link to {shown:?}, which is in no layer"))
-    };
+    let missing = || missing(link);
     let below = below.ok_or_else(missing)?;
     let source = |resolve| Source { below, path: &target, resolve };
     let (Some(name), Some(parent)) = (path.last(), path.get(..path.len().saturating_sub(1))) else {
@@ -143,6 +140,12 @@ fn link_below<F: Form>(form: &mut F, link: &LinkBelow, below: Option<BorrowedFd<
         Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ENOTDIR) => Err(missing()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// The target of a hard link is nowhere.
+pub(super) fn missing(link: &LinkBelow) -> Error {
+    let shown = String::from_utf8_lossy(&link.target);
+    Error::new(Kind::Malformed, format!("it is a hard link to {shown:?}, which is in no layer"))
 }
 
 /// A file of the layers below.

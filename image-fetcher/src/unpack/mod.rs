@@ -10,14 +10,17 @@
 //! every digest was right: what has a name below `layers` is whole.
 
 mod apply;
+mod batch;
 mod confine;
 pub(crate) mod entry;
 mod erofs;
 mod finish;
+mod flat;
 pub(crate) mod form;
 mod header;
 mod limits;
 mod number;
+mod owners;
 mod pax;
 pub(crate) mod stream;
 mod tree;
@@ -29,33 +32,28 @@ mod tests;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, archive, verity};
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Result};
 use crate::image::{Image, Layer};
 use crate::snapshot::{self, Snapshotter};
 use crate::store::{IMAGE, Store};
-use apply::apply;
-use confine::confine;
-use entry::Entries;
+#[cfg(feature = "fuzz")]
+use batch::apply_all;
+use batch::{Batch, sweep};
 use erofs::Erofs;
 use finish::{Applied, Fit};
 use form::Form;
-use stream::Stream;
 use tree::Tree;
 
+pub use flat::{ROOT, unpack_tree};
 pub use limits::Limits;
+pub use owners::Owners;
 
-/// The prefix of a temporary directory's name.
-const TEMPORARY: &str = ".new-";
-
-/// An empty directory in it.
+/// An empty directory beside the layers of a batch.
 const EMPTY: &str = "empty";
 
 /// How layers are unpacked.
@@ -97,7 +95,7 @@ pub(crate) fn unpack_from(
     image: &Image,
     options: &Options,
 ) -> Result<usize> {
-    sweep(store)?;
+    sweep(store.layers())?;
     let mut count = 0;
     // A layer that depends on what is below is unpacked for one place in the image; the same one in another
     // place, which is rare, takes another round.
@@ -107,8 +105,9 @@ pub(crate) fn unpack_from(
             return Ok(count);
         }
         count += missing.len();
-        let batch = Batch::begin(store, blobs, *options)?;
-        let result = batch.run(image, &missing).and_then(|applied| batch.commit(image, applied));
+        let batch = Batch::begin(store.layers(), (store.root(), blobs), options.limits)?;
+        let kept = Kept { store, snapshotter: options.snapshotter, batch: &batch };
+        let result = kept.run(image, &missing);
         let removed = batch.remove();
         result.and(removed)?;
     }
@@ -126,29 +125,11 @@ fn missing(store: &Store, image: &Image) -> Vec<usize> {
     places
 }
 
-/// Removes what a killed process has left: temporary directories that nobody holds a lock of.
-fn sweep(store: &Store) -> Result<()> {
-    for name in file::list(store.layers())? {
-        if !name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
-            continue;
-        }
-        match file::open(store.layers(), &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
-            Ok(fd) if file::lock(fd.as_fd(), false).is_ok() => archive::remove_tree(store.layers(), &name)?,
-            Ok(_) => {}
-            Err(e) if e.errno() == Errno::ENOENT => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Layers that are unpacked together, in a temporary directory of the store.
-struct Batch<'a> {
+/// Layers on their way into the store.
+struct Kept<'a> {
     store: &'a Store,
-    blobs: &'a dyn Blobs,
-    options: Options,
-    name: String,
-    directory: OwnedFd,
+    snapshotter: Snapshotter,
+    batch: &'a Batch<'a>,
 }
 
 /// A layer with its entries applied.
@@ -165,82 +146,16 @@ impl<F: Form + Send> Unfinished for Applied<F> {
 /// Such a layer, and its place in the image.
 type Done = (usize, Box<dyn Unfinished>);
 
-impl<'a> Batch<'a> {
-    fn begin(store: &'a Store, blobs: &'a dyn Blobs, options: Options) -> Result<Self> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{TEMPORARY}{}-{count}", std::process::id());
-        file::mkdir(store.layers(), &name, 0o700)?;
-        let begun = Self::begin_in(store, &name);
-        let directory = begun.inspect_err(|_| drop(archive::remove_tree(store.layers(), &name)))?;
-        Ok(Self { store, blobs, options, name, directory })
-    }
-
-    /// Makes a new directory what layers can be unpacked in.
-    fn begin_in(store: &Store, name: &str) -> Result<OwnedFd> {
-        let directory = file::open(store.layers(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
-        file::lock(directory.as_fd(), true)?;
-        // Without a set-group-ID bit that a parent's would have brought.
-        file::chmod(directory.as_fd(), 0o700)?;
-        // Ext4 would make all layers' files in one part of the disk, and look at each inode that was freed there of late
-        // (its `recently_deleted`) whenever it makes one: more work than all else that the kernel does here.
-        archive::spread_directories(directory.as_fd());
-        file::mkdir(directory.as_fd(), EMPTY, 0o700)?;
-        Ok(directory)
-    }
-
-    fn remove(&self) -> Result<()> {
-        Ok(archive::remove_tree(self.store.layers(), &self.name)?)
-    }
-
-    /// Unpacks the layers at `places`, as many at once as there are processors.
-    fn run(&self, image: &Image, places: &[usize]) -> Result<Vec<Done>> {
-        let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        let failed = Mutex::new(None);
-        let work = || -> Result<()> {
-            self.confine(None)?;
-            while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let layer = &image.layers[*place];
-                let applied = self.layer(layer).context(|| format!("layer {}", layer.digest))?;
-                lock(&results).extend(applied.map(|applied| (*place, applied)));
-            }
-            Ok(())
-        };
-        let worker = || {
-            if let Err(error) = work() {
-                // One failure is enough: the others begin nothing new.
-                next.store(places.len(), Ordering::Relaxed);
-                lock(&failed).get_or_insert(error);
-            }
-        };
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        std::thread::scope(|scope| {
-            for _ in 0..processors.min(places.len()) {
-                scope.spawn(worker);
-            }
-        });
-        match failed.into_inner().unwrap_or_default() {
-            Some(error) => Err(error),
-            None => Ok(results.into_inner().unwrap_or_default()),
-        }
-    }
-
-    /// Leaves the calling thread what it needs to read a layer, and to write below the batch's directory.
-    fn confine(&self, below: Option<BorrowedFd<'_>>) -> Result<()> {
-        let readable: Vec<BorrowedFd<'_>> = std::iter::once(self.store.root()).chain(below).collect();
-        confine(self.directory.as_fd(), &readable)
-    }
-
-    /// Finishes a layer whose names and links are still what its archive says.
-    fn finish(&self, applied: Box<dyn Unfinished>, below: Option<BorrowedFd<'_>>) -> Result<Fit> {
-        let confined = || self.confine(below).and_then(|()| applied.finish(below));
-        let ended = std::thread::scope(|scope| scope.spawn(confined).join());
-        ended.unwrap_or_else(|_| Err(Error::new(Kind::System, "the thread that finishes it has panicked")))
+impl Kept<'_> {
+    fn run(&self, image: &Image, places: &[usize]) -> Result<()> {
+        file::mkdir(self.batch.directory(), EMPTY, 0o700)?;
+        let done = self.batch.run(image, places, |_, layer| self.layer(layer))?;
+        self.commit(image, done)
     }
 
     /// The name in the batch's directory of what a layer becomes.
     fn name_of(&self, layer: &Layer) -> String {
-        match self.options.snapshotter {
+        match self.snapshotter {
             Snapshotter::Overlay => layer.diff_id.hex().to_owned(),
             Snapshotter::Erofs => format!("{}{IMAGE}", layer.diff_id.hex()),
         }
@@ -248,8 +163,8 @@ impl<'a> Batch<'a> {
 
     /// Unpacks one layer; it is returned where what is below has to be known to finish it.
     fn layer(&self, layer: &Layer) -> Result<Option<Box<dyn Unfinished>>> {
-        let (directory, name) = (self.directory.as_fd(), self.name_of(layer));
-        if self.options.snapshotter == Snapshotter::Erofs {
+        let (directory, name) = (self.batch.directory(), self.name_of(layer));
+        if self.snapshotter == Snapshotter::Erofs {
             let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
             let fd = file::open(directory, &name, flags, 0o600, Resolve::BeneathNoLinks)?;
             let uuid = u128::from_str_radix(&layer.diff_id.hex()[..32], 16).unwrap_or_default();
@@ -257,22 +172,15 @@ impl<'a> Batch<'a> {
         }
         file::mkdir(directory, &name, 0o700)?;
         let root = file::open(directory, &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
-        self.apply(layer, Tree::new(root))
+        self.apply(layer, Tree::new(root, Owners::All))
     }
 
     fn apply<F: Form + Send + 'static>(&self, layer: &Layer, form: F) -> Result<Option<Box<dyn Unfinished>>> {
-        let (blob, limits) = (self.blobs.open(layer)?, &self.options.limits);
-        let (source, mut stream) = stream::pair();
-        std::thread::scope(|scope| {
-            scope.spawn(move || source.run(blob, layer, limits));
-            let applied = apply_all(&mut stream, form, limits);
-            let mut applied = applied.or_else(|error| blame(&mut stream, error))?;
-            drop(stream);
-            if applied.needs_below() {
-                return Ok(Some(Box::new(applied) as Box<dyn Unfinished>));
-            }
-            applied.finish(None).map(|_| None)
-        })
+        let mut applied = self.batch.apply(layer, form)?;
+        if applied.needs_below() {
+            return Ok(Some(Box::new(applied) as Box<dyn Unfinished>));
+        }
+        applied.finish(None).map(|_| None)
     }
 
     /// Finishes the layers that need those below them, syncs, and gives all layers their names.
@@ -282,12 +190,13 @@ impl<'a> Batch<'a> {
         for (place, applied) in done {
             let layer = &image.layers[place];
             let below = self.below(image, place).context(|| format!("below layer {}", layer.digest))?;
-            let finished = self.finish(applied, below.as_ref().map(AsFd::as_fd));
+            let below = below.as_ref().map(AsFd::as_fd);
+            let finished = self.batch.confined(below, || applied.finish(below));
             if finished.context(|| format!("layer {}", layer.digest))? == Fit::Here {
                 chained.push(layer);
             }
         }
-        archive::sync_file_system(self.directory.as_fd())?;
+        archive::sync_file_system(self.batch.directory())?;
         self.make_unchangeable()?;
         let mut named = Vec::new();
         let result =
@@ -302,13 +211,13 @@ impl<'a> Batch<'a> {
 
     /// Moves the layers to where they are kept; `named` are the names that they got. Those of `chained` are kept by chain ID.
     fn give_names(&self, chained: &[&Layer], named: &mut Vec<OsString>) -> Result<()> {
-        for name in file::list(self.directory.as_fd())?.into_iter().filter(|name| name != EMPTY) {
+        for name in file::list(self.batch.directory())?.into_iter().filter(|name| name != EMPTY) {
             let chain = chained.iter().find(|l| name.to_str() == Some(&self.name_of(l)));
             let by_chain = |l: &&&Layer| {
                 self.name_of(l).replace(l.diff_id.hex(), &format!("{}.chain", l.chain_id.hex()))
             };
             let kept = chain.as_ref().map_or_else(|| name.clone(), |l| by_chain(l).into());
-            match file::rename(self.directory.as_fd(), &name, self.store.layers(), &kept) {
+            match file::rename(self.batch.directory(), &name, self.store.layers(), &kept) {
                 // A layer of that name is there already, which can't happen while its lock is held.
                 Err(e) if e.errno() == Errno::ENOTEMPTY => {}
                 other => named.push(other.map(|()| kept)?),
@@ -320,9 +229,9 @@ impl<'a> Batch<'a> {
     /// Where the file system has fs-verity, EROFS images can't change any more, and what changed below is found when it
     /// is read. Where it hasn't, they are like any other file of root's.
     fn make_unchangeable(&self) -> Result<()> {
-        let names = file::list(self.directory.as_fd())?;
+        let names = file::list(self.batch.directory())?;
         for name in names.iter().filter(|name| name.as_encoded_bytes().ends_with(IMAGE.as_bytes())) {
-            let image = file::open(self.directory.as_fd(), name, libc::O_RDONLY, 0, Resolve::BeneathNoLinks)?;
+            let image = file::open(self.batch.directory(), name, libc::O_RDONLY, 0, Resolve::BeneathNoLinks)?;
             if !verity::enable(image.as_fd())? {
                 break;
             }
@@ -336,42 +245,16 @@ impl<'a> Batch<'a> {
             .iter()
             .map(|layer| {
                 let unpacked = self.store.unpacked(layer);
-                unpacked.unwrap_or_else(|| format!("{}/{}", self.name, self.name_of(layer)))
+                unpacked.unwrap_or_else(|| format!("{}/{}", self.batch.name(), self.name_of(layer)))
             })
             .collect();
-        let empty = format!("{}/{EMPTY}", self.name);
+        let empty = format!("{}/{EMPTY}", self.batch.name());
         if paths.is_empty() { Ok(None) } else { snapshot::view(self.store, &paths, &empty).map(Some) }
     }
-}
-
-/// Applies all entries of a layer, and reads its stream to the end, where it is known to be the right one.
-fn apply_all<F: Form>(stream: &mut Stream, mut form: F, limits: &Limits) -> Result<Applied<F>> {
-    let mut links = Vec::new();
-    let mut entries = Entries::new(stream, limits);
-    while let Some(entry) = entries.next()? {
-        let path = entry.path.clone();
-        let applied = apply(&mut form, &mut entries, entry);
-        links.extend(applied.context(|| format!("entry {:?}", String::from_utf8_lossy(&path)))?);
-    }
-    let bytes = entries.bytes();
-    stream.drain()?;
-    Ok(Applied { form, links, bytes })
 }
 
 /// Makes an EROFS image of an archive, in a file.
 #[cfg(feature = "fuzz")]
 pub(crate) fn make_image(archive: &[u8], file: File, limits: &Limits) -> Result<()> {
-    apply_all(&mut Stream::of(archive), Erofs::new(file, [0; 16]), limits)?.finish(None).map(drop)
-}
-
-/// A layer that can't be understood may be one that isn't what its digest says: then that is the reason.
-fn blame<T>(stream: &mut Stream, error: Error) -> Result<T> {
-    match (error.kind(), stream.drain()) {
-        (Kind::Malformed, Err(corrupt)) if corrupt.kind() == Kind::Corrupt => Err(corrupt),
-        _ => Err(error),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    apply_all(&mut stream::Stream::of(archive), Erofs::new(file, [0; 16]), limits)?.finish(None).map(drop)
 }

@@ -17,8 +17,9 @@ use coracle_sys::{self as sys, Errno};
 
 use super::entry::Metadata;
 use super::form::{Content, Directories, Directory, Form, Found, NewFile, Place, forget};
+use super::owners::Owners;
 use crate::error::Result;
-use crate::metadata::is_kept;
+use crate::metadata::{DEVICE, OWNER, is_kept};
 use crate::store::is_missing;
 
 /// Files from this size on are sent to the device while the next ones are written.
@@ -28,6 +29,7 @@ const EARLY_SYNC: u64 = 1 << 20;
 pub(crate) struct Tree {
     root: Arc<OwnedFd>,
     directories: Directories,
+    owners: Owners,
     /// The last one entered: most entries are in the directory of the one before.
     last: Option<Opened>,
 }
@@ -52,10 +54,29 @@ impl Place for Opened {
 }
 
 impl Tree {
-    /// A tree in the empty directory `root`.
-    pub(crate) fn new(root: OwnedFd) -> Self {
+    /// A tree in the empty directory `root`, whose files are given to these owners.
+    pub(crate) fn new(root: OwnedFd, owners: Owners) -> Self {
         let directories = Directories::from([(Vec::new(), Directory::default())]);
-        Self { root: Arc::new(root), directories, last: None }
+        Self { root: Arc::new(root), directories, owners, last: None }
+    }
+
+    /// Its directory.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Makes an empty file in the place of a device, which only the host's root can make.
+    fn stand_in(
+        &mut self,
+        at: &Opened,
+        name: &[u8],
+        (kind, device): (u32, u64),
+        meta: &Metadata,
+    ) -> Result<()> {
+        let letter = if kind == libc::S_IFCHR { 'c' } else { 'b' };
+        let note = format!("{letter} {}:{}", libc::major(device), libc::minor(device));
+        let file = self.replace(at, name, new_file)?;
+        set(file.as_fd(), meta, self.owners, &[(DEVICE, note.as_bytes())])
     }
 
     /// Opens the directory at `path`, which has no links in it, for its attributes.
@@ -146,10 +167,7 @@ impl Form for Tree {
     }
 
     fn add_file(&mut self, at: &Opened, name: &[u8], new: NewFile<'_, '_>) -> Result<()> {
-        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-        let made =
-            |dir: BorrowedFd<'_>, name: &OsStr| file::open(dir, name, flags, 0o600, Resolve::BeneathNoLinks);
-        let file = File::from(self.replace(at, name, made)?);
+        let file = File::from(self.replace(at, name, new_file)?);
         let has_holes = matches!(new.content, Content::Archive(_, Some(_)));
         new.content.pour(|offset, bytes| {
             Ok(file.write_all_at(bytes, offset).map_err(|e| archive::io_error("pwrite()", &e))?)
@@ -160,13 +178,13 @@ impl Form for Tree {
         } else if new.size >= EARLY_SYNC {
             archive::begin_sync(file.as_fd(), 0, new.size)?;
         }
-        set(file.as_fd(), new.metadata, &[])
+        set(file.as_fd(), new.metadata, self.owners, &[])
     }
 
     fn add_symlink(&mut self, at: &Opened, name: &[u8], target: &[u8], meta: &Metadata) -> Result<()> {
         self.replace(at, name, |dir, name| file::symlink(OsStr::from_bytes(target), dir, name))?;
-        set_owner_at(at.as_fd(), name, meta)?;
-        set_rest_at(at.as_fd(), name, meta)
+        set_owner_at(at.as_fd(), name, meta, self.owners)?;
+        set_rest_at(at.as_fd(), name, meta, self.owners)
     }
 
     fn add_node(
@@ -176,10 +194,13 @@ impl Form for Tree {
         (kind, device): (u32, u64),
         meta: &Metadata,
     ) -> Result<()> {
+        if self.owners != Owners::All && kind != libc::S_IFIFO {
+            return self.stand_in(at, name, (kind, device), meta);
+        }
         self.replace(at, name, |dir, name| file::mknod(dir, name, kind | 0o600, device))?;
-        set_owner_at(at.as_fd(), name, meta)?;
+        set_owner_at(at.as_fd(), name, meta, self.owners)?;
         archive::chmod_at(at.as_fd(), OsStr::from_bytes(name), meta.mode)?;
-        set_rest_at(at.as_fd(), name, meta)
+        set_rest_at(at.as_fd(), name, meta, self.owners)
     }
 
     fn add_link(&mut self, (from, old): (&Opened, &[u8]), at: &Opened, name: &[u8]) -> Result<()> {
@@ -223,7 +244,7 @@ impl Form for Tree {
     }
 
     fn describe(&mut self, path: &[u8], metadata: Metadata, marks: &[(&str, &[u8])]) -> Result<()> {
-        set(self.open(path)?.as_fd(), &metadata, marks)
+        set(self.open(path)?.as_fd(), &metadata, self.owners, marks)
     }
 
     fn close(self) -> Result<()> {
@@ -231,8 +252,14 @@ impl Form for Tree {
     }
 }
 
+/// Makes an empty file.
+fn new_file(dir: BorrowedFd<'_>, name: &OsStr) -> sys::Result<OwnedFd> {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+    file::open(dir, name, flags, 0o600, Resolve::BeneathNoLinks)
+}
+
 /// What lies at `name` in a directory.
-fn look(at: BorrowedFd<'_>, name: &[u8]) -> Result<Found> {
+pub(super) fn look(at: BorrowedFd<'_>, name: &[u8]) -> Result<Found> {
     let stat = file::stat_at(at, OsStr::from_bytes(name));
     if is_missing(&stat) {
         return Ok(Found::Nothing);
@@ -246,34 +273,65 @@ fn look(at: BorrowedFd<'_>, name: &[u8]) -> Result<Found> {
     })
 }
 
-/// Gives an open file its owner, permissions, attributes and times, in that order: a new owner takes
-/// set-user-ID bits and file capabilities away. `marks` are attributes that no image may have.
-fn set(fd: BorrowedFd<'_>, metadata: &Metadata, marks: &[(&str, &[u8])]) -> Result<()> {
+/// Gives an open file its owner, attributes, permissions and times: a new owner takes set-user-ID bits and file capabilities
+/// away, and without write permission only root sets attributes of users. `marks` are attributes that no image may have.
+pub(super) fn set(
+    fd: BorrowedFd<'_>,
+    metadata: &Metadata,
+    owners: Owners,
+    marks: &[(&str, &[u8])],
+) -> Result<()> {
+    let (uid, gid) = owners.given(metadata);
     // What root makes in a directory without a set-group-ID bit is root's.
-    if (metadata.uid, metadata.gid) != (0, 0) {
-        file::chown(fd, metadata.uid, metadata.gid)?;
+    if (uid, gid) != (0, 0) {
+        file::chown(fd, uid, gid)?;
     }
-    file::chmod(fd, metadata.mode)?;
-    for (name, value) in metadata.xattrs.iter().filter(|(name, _)| is_kept(name)) {
-        archive::set_xattr(fd, OsStr::from_bytes(name), value)?;
-    }
+    let is_users = |name: &[u8]| name.starts_with(b"user.");
+    set_attributes(fd, metadata, owners, is_users)?;
     for (name, value) in marks {
         archive::set_xattr(fd, OsStr::new(name), value)?;
     }
+    if let Some(note) = owners.note(metadata) {
+        archive::set_xattr(fd, OsStr::new(OWNER), &note)?;
+    }
+    file::chmod(fd, metadata.mode)?;
+    // Those of access control change permissions.
+    set_attributes(fd, metadata, owners, |name| !is_users(name))?;
     Ok(archive::set_times(fd, metadata.accessed, metadata.modified)?)
 }
 
-fn set_owner_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) -> Result<()> {
-    if (metadata.uid, metadata.gid) != (0, 0) {
-        archive::chown_at(dir, OsStr::from_bytes(name), metadata.uid, metadata.gid)?;
+fn set_attributes(
+    fd: BorrowedFd<'_>,
+    metadata: &Metadata,
+    owners: Owners,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<()> {
+    for (name, value) in metadata.xattrs.iter().filter(|(name, _)| is_kept(name) && wanted(name)) {
+        allowed(archive::set_xattr(fd, OsStr::from_bytes(name), value), owners)?;
     }
     Ok(())
 }
 
-fn set_rest_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata) -> Result<()> {
+/// Only the host's root sets attributes of all kinds, and lists of access control with users whom nobody else may name.
+fn allowed(set: sys::Result<()>, owners: Owners) -> Result<()> {
+    match set {
+        Err(e) if owners != Owners::All && matches!(e.errno(), Errno::EPERM | Errno::EINVAL) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn set_owner_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata, owners: Owners) -> Result<()> {
+    let (uid, gid) = owners.given(metadata);
+    if (uid, gid) != (0, 0) {
+        archive::chown_at(dir, OsStr::from_bytes(name), uid, gid)?;
+    }
+    Ok(())
+}
+
+fn set_rest_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata, owners: Owners) -> Result<()> {
     let name = OsStr::from_bytes(name);
     for (attribute, value) in metadata.xattrs.iter().filter(|(name, _)| is_kept(name)) {
-        archive::set_xattr_at(dir, name, OsStr::from_bytes(attribute), value)?;
+        allowed(archive::set_xattr_at(dir, name, OsStr::from_bytes(attribute), value), owners)?;
     }
     Ok(archive::set_times_at(dir, name, metadata.accessed, metadata.modified)?)
 }

@@ -96,9 +96,8 @@ fn from_image(
     let id = &options.id;
     if identity::caller() != 0 {
         let why = "--image is for root: the layers of an image are mounted with overlayfs, where the host sees them";
-        return Err(
-            Error::new(Code::Unsupported, why).hint("make a bundle of it, with umoci unpack --rootless")
-        );
+        return Err(Error::new(Code::Unsupported, why)
+            .hint("make a bundle of it, with coracle image unpack --rootless"));
     }
     let store = image::store(wanted.store.as_deref());
     let state = State::create(&global.root, id)?;

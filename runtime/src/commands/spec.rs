@@ -3,28 +3,29 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use coracle_image::bundle;
 use coracle_sys::file::{self, Resolve};
-use serde_json::{Value, json};
+use coracle_sys::users::Maps;
+use serde_json::Value;
 
 use crate::cgroup;
 use crate::error::{Code, Context, Error, Result};
 
-/// Writes the configuration `name` into the bundle `bundle`: with `rootless` one that the caller can run without privilege.
+/// Writes the configuration `name` into the bundle `directory`: with `rootless` one that the caller can run without privilege.
 ///
 /// # Errors
 /// Where one is there already: nobody's work is overwritten.
-pub fn spec(bundle: &Path, name: &Path, rootless: bool) -> Result<u8> {
-    let spec = serde_json::to_value(coracle_image::bundle::default_spec()?);
+pub fn spec(directory: &Path, name: &Path, rootless: bool) -> Result<u8> {
+    let spec = bundle::default_spec()?;
+    let spec = if rootless { bundle::rootless(&spec, &Maps::own())? } else { spec };
+    let spec = serde_json::to_value(spec);
     let mut spec = spec.map_err(|e| Error::new(Code::System, e.to_string()))?;
     sort_capabilities(&mut spec["process"]["capabilities"]);
     if !cgroup::is_unified()? {
         // As runc has it: who runs on version 1 knows its cgroups by the host's paths.
         remove_namespace(&mut spec, "cgroup");
     }
-    if rootless {
-        make_rootless(&mut spec);
-    }
-    let path = bundle.join(name);
+    let path = directory.join(name);
     let attempt = || -> Result<()> {
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
         let file = file::open(file::CWD, &path, flags, 0o644, Resolve::Host)?;
@@ -32,37 +33,6 @@ pub fn spec(bundle: &Path, name: &Path, rootless: bool) -> Result<u8> {
     };
     attempt().context(|| format!("writing {path:?}"))?;
     Ok(0)
-}
-
-/// What a user without privilege may do, as runc writes it: one user, the caller, who is root inside; the host's
-/// network, and therefore the host's sysfs; no limits, and no groups that the user namespace does not know.
-fn make_rootless(spec: &mut Value) {
-    remove_namespace(spec, "network");
-    let linux = &mut spec["linux"];
-    let mapping = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 1}]);
-    linux["uidMappings"] = mapping(nix::unistd::geteuid().as_raw());
-    linux["gidMappings"] = mapping(nix::unistd::getegid().as_raw());
-    if let Some(namespaces) = linux["namespaces"].as_array_mut() {
-        namespaces.push(json!({"type": "user"}));
-    }
-    if let Some(linux) = linux.as_object_mut() {
-        linux.remove("resources");
-    }
-    for mount in spec["mounts"].as_array_mut().into_iter().flatten() {
-        if mount["type"] == "sysfs" {
-            let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
-            *mount = json!({"destination": "/sys", "type": "none", "source": "/sys", "options": options});
-        }
-        if let Some(options) = mount["options"].as_array_mut() {
-            let is_owner = |option: &Value| {
-                option.as_str().is_some_and(|text| text.starts_with("uid=") || text.starts_with("gid="))
-            };
-            options.retain(|option| !is_owner(option));
-        }
-    }
-    if let Some(mounts) = spec["mounts"].as_array_mut() {
-        mounts.retain(|mount| mount["type"] != "cgroup");
-    }
 }
 
 fn remove_namespace(spec: &mut Value, kind: &str) {

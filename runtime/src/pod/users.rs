@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use coracle_image::snapshot::Owners;
-use coracle_sys::Errno;
-use coracle_sys::file::{self, Resolve};
+use coracle_sys::{file, users};
 use serde::{Deserialize, Serialize};
 
 use super::record::{self, Directory, PODS};
@@ -23,9 +22,6 @@ const UNUSED: Range = Range { first: 0x7000_0000, count: 0x0FFF_0000 };
 
 /// Whose lines of `/etc/subuid` and `/etc/subgid` count.
 const OWNER: &str = "coracle";
-
-/// The longest of these files that is read, in bytes.
-const LONGEST: u64 = 1 << 20;
 
 /// IDs of the host, of users and groups alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,9 +101,9 @@ fn free(ranges: &[Range], taken: &[Range]) -> Option<Range> {
 
 /// What the operator has allotted to pods: ranges that stand in both files; without such a line, what nobody uses.
 fn allotted() -> Result<Vec<Range>> {
-    let read = |path: &str| match file::read(file::CWD, path, LONGEST, Resolve::Host) {
-        Err(e) if e.errno() == Errno::ENOENT => Ok(Vec::new()),
-        text => text.map(|text| lines(&String::from_utf8_lossy(&text))).context(|| format!("reading {path}")),
+    let read = |path: &str| {
+        let ranges = users::allotted(path, &[OWNER]).context(|| format!("reading {path}"))?;
+        Ok::<_, Error>(ranges.into_iter().map(|(first, count)| Range { first, count }).collect::<Vec<_>>())
     };
     let (users, groups) = (read("/etc/subuid")?, read("/etc/subgid")?);
     let both: Vec<Range> = users.iter().filter(|range| groups.contains(range)).copied().collect();
@@ -120,19 +116,6 @@ fn allotted() -> Result<Vec<Range>> {
         }
         _ => Ok(both),
     }
-}
-
-/// The ranges of `OWNER` in the text of subuid(5).
-fn lines(text: &str) -> Vec<Range> {
-    let range = |line: &str| {
-        let mut words = line.trim().split(':');
-        let is_ours = words.next() == Some(OWNER);
-        let (first, count) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        let range = Range { first, count };
-        // Nobody is ever mapped to root, nor beyond the last ID.
-        (is_ours && first > 0 && first.checked_add(count).is_some()).then_some(range)
-    };
-    text.lines().filter_map(range).collect()
 }
 
 #[cfg(test)]
@@ -148,12 +131,5 @@ mod tests {
         let most = Range { first: 0, count: 1000 + 2 * COUNT + 1 };
         assert_eq!(free(&all, &[most]), None);
         assert_eq!(free(&[Range { first: 5, count: COUNT - 1 }], &[]), None);
-    }
-
-    #[test]
-    fn only_whole_lines_of_ours_count() {
-        let text =
-            "podman:1:65536\ncoracle:200000:65536\ncoracle:0:65536\ncoracle:x:1\ncoracle:4294967295:9\n";
-        assert_eq!(lines(text), [Range { first: 200_000, count: 65536 }]);
     }
 }

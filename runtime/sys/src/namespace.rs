@@ -49,19 +49,12 @@ pub fn is_initial_user() -> bool {
 /// # Errors
 /// `EINVAL` where it is not mapped.
 pub fn user_above() -> Result<u32> {
-    let path = "/proc/self/uid_map";
-    let text = crate::file::read(crate::file::CWD, path, 1 << 16, crate::file::Resolve::Host)?;
     let own = crate::identity::caller();
-    let above = String::from_utf8_lossy(&text).lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
-        let (Some(Ok(inside)), Some(Ok(outside)), Some(Ok(count))) =
-            (numbers.next(), numbers.next(), numbers.next())
-        else {
-            return None;
-        };
-        own.checked_sub(inside).filter(|offset| *offset < count).map(|offset| outside + offset)
+    let above = crate::users::Maps::current()?.users.into_iter().find_map(|line| {
+        let offset = own.checked_sub(line.inside).filter(|offset| *offset < line.count);
+        offset.map(|offset| line.outside + offset)
     });
-    above.ok_or_else(|| Error::new(format!("read({path:?})"), nix::errno::Errno::EINVAL))
+    above.ok_or_else(|| Error::new("read(\"/proc/self/uid_map\")", nix::errno::Errno::EINVAL))
 }
 
 /// Sets the host name of the caller's UTS namespace (sethostname(2)).

@@ -34,7 +34,13 @@ fn a_whiteout_leaves_what_its_own_layer_has() {
 fn the_last_of_several_entries_wins_and_may_be_of_another_type() {
     both(|new| {
         let scratch = new();
-        let layer = tar().file("a", b"1").file("a", b"22").dir("b/").file("b/x", b"").file("b", b"file");
+        let layer = tar()
+            .file("a", b"1")
+            .file("a", b"22")
+            .dir("b/")
+            .dir("b/x/")
+            .file("b/x/y", b"")
+            .file("b", b"file");
         let layer = layer.file("c", b"").dir("c/").file("c/x", b"in").link("e", "a").file("e", b"no link");
         let dir = scratch.layer(&layer).unwrap();
         assert_eq!(text(&dir.join("a")), "22");

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests look at files on the host")]
 
 mod entries;
+mod flat;
 mod layers;
 mod hostile;
 mod streams;

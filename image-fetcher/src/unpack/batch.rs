@@ -1,0 +1,188 @@
+//! Layers that are unpacked together, in a temporary directory, on all processors.
+
+use std::num::NonZero;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, archive};
+
+use super::apply::apply;
+use super::confine::confine;
+use super::entry::Entries;
+use super::finish::Applied;
+use super::form::Form;
+use super::stream::{self, Stream};
+use super::{Blobs, Limits};
+use crate::error::{Context, Error, Kind, Result};
+use crate::image::{Image, Layer};
+
+/// The prefix of a temporary directory's name.
+const TEMPORARY: &str = ".new-";
+
+/// Layers that are unpacked together.
+pub(super) struct Batch<'a> {
+    /// Where the temporary directory is.
+    parent: BorrowedFd<'a>,
+    /// Where blobs are read from.
+    readable: BorrowedFd<'a>,
+    blobs: &'a dyn Blobs,
+    limits: Limits,
+    name: String,
+    directory: OwnedFd,
+}
+
+impl<'a> Batch<'a> {
+    /// Makes the temporary directory in `parent`; `blobs` are read below `readable`.
+    pub(super) fn begin(
+        parent: BorrowedFd<'a>,
+        (readable, blobs): (BorrowedFd<'a>, &'a dyn Blobs),
+        limits: Limits,
+    ) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{TEMPORARY}{}-{count}", std::process::id());
+        file::mkdir(parent, &name, 0o700)?;
+        let directory = begin_in(parent, &name).inspect_err(|_| drop(archive::remove_tree(parent, &name)))?;
+        Ok(Self { parent, readable, blobs, limits, name, directory })
+    }
+
+    /// The temporary directory.
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Removes it.
+    pub(super) fn remove(&self) -> Result<()> {
+        Ok(archive::remove_tree(self.parent, &self.name)?)
+    }
+
+    /// Does `each` for the layers at `places`, as many at once as there are processors, confined; returns what that returned,
+    /// and the places.
+    pub(super) fn run<T: Send>(
+        &self,
+        image: &Image,
+        places: &[usize],
+        each: impl Fn(usize, &Layer) -> Result<Option<T>> + Sync,
+    ) -> Result<Vec<(usize, T)>> {
+        let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let failed = Mutex::new(None);
+        let work = || -> Result<()> {
+            self.confine(None)?;
+            while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let layer = &image.layers[*place];
+                let applied = each(*place, layer).context(|| format!("layer {}", layer.digest))?;
+                lock(&results).extend(applied.map(|applied| (*place, applied)));
+            }
+            Ok(())
+        };
+        let worker = || {
+            if let Err(error) = work() {
+                // One failure is enough: the others begin nothing new.
+                next.store(places.len(), Ordering::Relaxed);
+                lock(&failed).get_or_insert(error);
+            }
+        };
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        std::thread::scope(|scope| {
+            for _ in 0..processors.min(places.len()) {
+                scope.spawn(worker);
+            }
+        });
+        match failed.into_inner().unwrap_or_default() {
+            Some(error) => Err(error),
+            None => Ok(results.into_inner().unwrap_or_default()),
+        }
+    }
+
+    /// Leaves the calling thread what it needs to read a layer, and to write below the temporary directory.
+    fn confine(&self, below: Option<BorrowedFd<'_>>) -> Result<()> {
+        let readable: Vec<BorrowedFd<'_>> = std::iter::once(self.readable).chain(below).collect();
+        confine(self.directory.as_fd(), &readable)
+    }
+
+    /// Does `work` with names and links that are still what an archive says; it reads `below`, too.
+    pub(super) fn confined<T: Send>(
+        &self,
+        below: Option<BorrowedFd<'_>>,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        let confined = || self.confine(below).and_then(|()| work());
+        let ended = std::thread::scope(|scope| scope.spawn(confined).join());
+        ended.unwrap_or_else(|_| Err(Error::new(Kind::System, "the thread that finishes it has panicked")))
+    }
+
+    /// Applies the entries of a layer to `form`, while another thread decompresses them.
+    pub(super) fn apply<F: Form>(&self, layer: &Layer, form: F) -> Result<Applied<F>> {
+        let (blob, limits) = (self.blobs.open(layer)?, &self.limits);
+        let (source, mut stream) = stream::pair();
+        std::thread::scope(|scope| {
+            scope.spawn(move || source.run(blob, layer, limits));
+            let applied = apply_all(&mut stream, form, limits);
+            let applied = applied.or_else(|error| blame(&mut stream, error));
+            // The other thread ends where nobody listens.
+            drop(stream);
+            applied
+        })
+    }
+}
+
+/// Makes a new directory what layers can be unpacked in.
+fn begin_in(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let directory = file::open(parent, name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+    file::lock(directory.as_fd(), true)?;
+    // Without a set-group-ID bit that a parent's would have brought.
+    file::chmod(directory.as_fd(), 0o700)?;
+    // Ext4 would make all layers' files in one part of the disk, and look at each inode that was freed there of late
+    // (its `recently_deleted`) whenever it makes one: more work than all else that the kernel does here.
+    archive::spread_directories(directory.as_fd());
+    Ok(directory)
+}
+
+/// Removes what a killed process has left in `parent`: temporary directories that nobody holds a lock of.
+pub(super) fn sweep(parent: BorrowedFd<'_>) -> Result<()> {
+    for name in file::list(parent)? {
+        if !name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            continue;
+        }
+        match file::open(parent, &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Ok(fd) if file::lock(fd.as_fd(), false).is_ok() => archive::remove_tree(parent, &name)?,
+            Ok(_) => {}
+            Err(e) if e.errno() == Errno::ENOENT => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Applies all entries of a layer, and reads its stream to the end, where it is known to be the right one.
+pub(super) fn apply_all<F: Form>(stream: &mut Stream, mut form: F, limits: &Limits) -> Result<Applied<F>> {
+    let mut links = Vec::new();
+    let mut entries = Entries::new(stream, limits);
+    while let Some(entry) = entries.next()? {
+        let path = entry.path.clone();
+        let applied = apply(&mut form, &mut entries, entry);
+        links.extend(applied.context(|| format!("entry {:?}", String::from_utf8_lossy(&path)))?);
+    }
+    let bytes = entries.bytes();
+    stream.drain()?;
+    Ok(Applied { form, links, bytes })
+}
+
+/// A layer that can't be understood may be one that isn't what its digest says: then that is the reason.
+fn blame<T>(stream: &mut Stream, error: Error) -> Result<T> {
+    match (error.kind(), stream.drain()) {
+        (Kind::Malformed, Err(corrupt)) if corrupt.kind() == Kind::Corrupt => Err(corrupt),
+        _ => Err(error),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
