@@ -18,8 +18,8 @@ const GO: &[u8] = b"go";
 const MOST: usize = 1 << 16;
 
 /// Codes to exit with, as `main` has them.
-const FAILED: i32 = 1;
-const MISUSED: i32 = 2;
+const FAILED: u8 = 1;
+const MISUSED: u8 = 2;
 
 /// Unpacks an image into a bundle, as `args` say.
 pub(crate) fn unpack(store: &Path, args: &Args, out: &mut Vec<u8>) -> Result<()> {
@@ -64,10 +64,10 @@ fn inside(maps: &Maps, work: impl FnOnce() -> Result<String>) -> Result<String> 
         let told = process::die_with_parent(true)
             .and_then(|()| descriptor::close_all_but(&[theirs.as_raw_fd()]))
             .and_then(|()| socket::receive(theirs.as_fd(), GO.len()));
-        match told {
+        i32::from(match told {
             Ok(Some(_)) => tell(theirs.as_fd(), work()),
             _ => FAILED,
-        }
+        })
     });
     let refused =
         |e| Error::from(e).hint("user namespaces have to be allowed, see /proc/sys/user/max_user_namespaces");
@@ -92,7 +92,7 @@ fn inside(maps: &Maps, work: impl FnOnce() -> Result<String>) -> Result<String> 
 }
 
 /// Says what came of it, and returns the code to exit with.
-fn tell(to: BorrowedFd<'_>, result: Result<String>) -> i32 {
+fn tell(to: BorrowedFd<'_>, result: Result<String>) -> u8 {
     let (text, code) = match result {
         Ok(text) => (text, 0),
         Err(e) => (e.to_string(), if e.kind() == Kind::Usage { MISUSED } else { FAILED }),
