@@ -92,7 +92,7 @@ test: build unit-test ## Run all tests, the privileged ones too (root); says wha
 	@$(TELL)
 
 unit-test: ## Run the tests that stand beside the code
-	$(call need,$(DEMO_NEEDS))
+	$(call need,$(DEMO_NEEDS) g++:g++)
 	@cargo test --quiet --no-fail-fast --workspace --exclude coracle-tests
 
 test-vm: build ## Run the suites in virtual machines: a unified tree, one with systemd, an older kernel (root; FLAVOURS, PARTS: docs/testing.md)

@@ -325,7 +325,8 @@ mod tests {
         group.apply(Memory, json!({"memory": {"limit": -1}}));
         assert_eq!(Memory.usage(&group.group).unwrap().memory.unwrap().limit, None);
         let error = group.try_apply(Memory, json!({"memory": {"limit": 64 * MIB, "swap": MIB}})).unwrap_err();
-        let wanted = "/linux/resources/memory/swap: write(\"memory.memsw.limit_in_bytes\", \"1048576\"): invalid argument";
+        let wanted = "/linux/resources/memory/swap: write(\"memory.memsw.limit_in_bytes\", \"1048576\"): invalid argument; \
+            it counts memory and swap together, so it is at least the limit of memory";
         assert_eq!(error, wanted);
     }
 
