@@ -22,7 +22,7 @@ TELL = touch $(SKIPS); sort $(SKIPS); echo "skipped tests: $$(grep -c ^skipped $
 STATIC := -C target-feature=+crt-static -C relocation-model=static
 
 BUILD_NEEDS := gcc:gcc make:make
-DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static
+DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static ps:procps
 # What some tests and the bench compare with; where a package is not to be had, they say what they left out.
 TEST_WANTS := /usr/lib/cni/bridge:containernetworking-plugins /usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs sqlite3:sqlite3 iptables:iptables ip:iproute2 curl:curl strace:strace newuidmap:uidmap umoci:umoci podman:podman criu:criu script:bsdutils docker-registry:docker-registry htpasswd:apache2-utils openssl:openssl skopeo:skopeo
 FAULTS_WANTS := /usr/lib/cni/bridge:containernetworking-plugins iptables:iptables ip:iproute2 /usr/sbin/mkfs.ext4:e2fsprogs python3:python3-minimal
