@@ -3,11 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use coracle_tests::cgroup::{hierarchies_of, is_unified, members, read};
+use coracle_tests::oracle::cgroup_hierarchies;
 use coracle_tests::user::as_user;
 use coracle_tests::{Bundle, Host, Spec, command, privileged, privileged_v1};
 use serde_json::json;
@@ -158,7 +159,7 @@ fn no_path_still_gives_a_cgroup_of_its_own() {
 #[test]
 fn a_nested_path_is_made_and_removed_with_its_container() {
     privileged(|host| {
-        for hierarchy in coracle_tests::oracle::cgroup_hierarchies() {
+        for hierarchy in cgroup_hierarchies() {
             let _ = fs::create_dir(hierarchy.join("parent"));
         }
         let container = host.bundle(sleeping().pids(10).cgroup("/parent/child")).start();
@@ -168,6 +169,26 @@ fn a_nested_path_is_made_and_removed_with_its_container() {
         for directory in hierarchies_of("/parent") {
             fs::remove_dir(directory).unwrap();
         }
+    });
+}
+
+#[test]
+fn the_second_cpuset_of_version_1_is_made_with_its_parents_processors() {
+    privileged(|host| {
+        let of_version_1 = |hierarchy: &PathBuf| hierarchy.join("cpuset.sched_relax_domain_level").exists();
+        let Some(cpusets) = cgroup_hierarchies().into_iter().find(of_version_1) else {
+            host.skip("cpusets of version 1: the machine has none");
+            return;
+        };
+        let many = cpusets.join("many");
+        fs::create_dir(&many).unwrap();
+        fs::write(many.join("cgroup.clone_children"), "0").unwrap();
+        host.bundle(sleeping().cgroup("/many/first")).start().remove();
+        fs::create_dir(many.join("second")).unwrap();
+        let processors = |cpuset: PathBuf| fs::read_to_string(cpuset.join("cpuset.cpus")).unwrap();
+        assert_eq!(processors(many.join("second")), processors(many.clone()));
+        fs::remove_dir(many.join("second")).unwrap();
+        fs::remove_dir(many).unwrap();
     });
 }
 

@@ -21,7 +21,7 @@ use crate::store::Store;
 
 #[cfg(feature = "unpack")]
 pub use directory::unpack;
-pub use options::{Network, Options, Seccomp};
+pub use options::{Network, Options, Seccomp, host_name};
 pub use rootless::rootless;
 pub use seccomp::default_seccomp;
 pub use spec::{SPEC_VERSION, default_spec, spec};

@@ -72,10 +72,17 @@ pub struct Options {
 }
 
 impl Options {
-    /// The same, named after the container's ID where it has no host name. A host name has 64 bytes at most.
+    /// The same, named after the container's ID where it has no host name.
     pub(crate) fn for_id(&self, id: &str) -> Self {
         let mut options = self.clone();
-        options.hostname.get_or_insert_with(|| id.chars().take(63).collect());
+        options.hostname.get_or_insert_with(|| host_name(id));
         options
     }
+}
+
+/// The host name of who is named `name` and has none of its own: as much of it as a host name holds (63 characters;
+/// a label of the DNS, and less than the 64 of sethostname(2)).
+#[must_use]
+pub fn host_name(name: &str) -> String {
+    name.chars().take(63).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_image::bundle::{Network, Options, Seccomp};
+use coracle_image::bundle::{Network, Options, Seccomp, host_name};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -268,11 +268,10 @@ fn shared(pod: &Pod) -> Shared {
     ];
     let those = |list: &[(Kind, bool)]| list.iter().filter(|(_, is)| *is).map(|(kind, _)| *kind).collect();
     let sysctls = spec.security_context.sysctls.iter();
-    let hostname: String = spec.hostname.as_ref().unwrap_or(&pod.metadata.name).chars().take(63).collect();
     Shared {
         namespaces: those(&wanted),
         of_host: those(&of_host),
-        hostname,
+        hostname: host_name(spec.hostname.as_ref().unwrap_or(&pod.metadata.name)),
         sysctls: sysctls.map(|one| (one.name.clone(), one.value.clone())).collect(),
     }
 }

@@ -137,6 +137,19 @@ fn of_a_target_that_has_ended_files_and_volumes_are_below() {
 }
 
 #[test]
+fn a_session_is_named_after_a_target_that_has_ended_as_far_as_a_host_name_goes() {
+    privileged(|host| {
+        let Some(tools) = Tools::new(host) else { return };
+        let nameless = Spec::new().remove("", "hostname").args(["true"]);
+        let target = host.bundle(nameless).named(&"long".repeat(25)).start();
+        target.becomes("stopped");
+        let run = tools.debug(target.id(), &[], "hostname").succeeds();
+        assert_eq!(run.text(), &"long".repeat(16)[..63]);
+        target.call("delete").succeeds();
+    });
+}
+
+#[test]
 fn a_client_that_is_killed_leaves_no_snapshot() {
     privileged(|host| {
         let Some(tools) = Tools::new(host) else { return };

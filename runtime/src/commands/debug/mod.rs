@@ -10,6 +10,7 @@ mod target;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use coracle_image::bundle;
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
 use coracle_sys::mount::{Attributes, attr};
@@ -169,13 +170,14 @@ fn missing(error: Error, options: &cli::Debug) -> Error {
 
 /// How the bundle of the tools is made.
 fn image_run(target: &Target, options: &cli::Debug) -> ImageRun {
-    let hostname = target.config["hostname"].as_str().unwrap_or(&target.name).to_owned();
+    let hostname =
+        target.config["hostname"].as_str().map_or_else(|| bundle::host_name(&target.name), str::to_owned);
     let term = std::env::var("TERM").ok().filter(|_| options.tty).map(|term| format!("TERM={term}"));
     ImageRun {
         reference: options.image.clone().unwrap_or_default(),
         store: None,
         pull: options.pull,
-        options: coracle_image::bundle::Options {
+        options: bundle::Options {
             args: options.args.clone(),
             env: term.into_iter().chain(options.env.iter().cloned()).collect(),
             user: options.user.clone(),
