@@ -148,6 +148,15 @@ pub fn tool<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Compiles `source`, a C program of `fixtures/`, to the static program `to`.
+///
+/// # Panics
+/// When the compiler fails.
+pub fn compile(source: &str, to: &Path) {
+    let source = crate::host::repository().join("fixtures").join(source);
+    tool("gcc", &["-O2".as_ref(), "-static".as_ref(), "-o".as_ref(), to.as_os_str(), source.as_os_str()]);
+}
+
 /// Whether a program is installed.
 pub fn is_installed(program: &str) -> bool {
     installed(program).is_some()

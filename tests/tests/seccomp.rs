@@ -1,6 +1,5 @@
 //! System call filters.
 
-use std::path::Path;
 
 use coracle_fixtures::spec::docker_like_seccomp;
 use coracle_tests::{Bundle, Host, Spec, command, privileged};
@@ -158,12 +157,7 @@ fn flags_do_not_keep_the_filter_from_being_loaded() {
 fn calling<'h>(host: &'h Host, way: &str, number: &str, profile: &Value) -> Bundle<'h> {
     let bundle =
         host.bundle(Spec::new().set("/linux/seccomp", profile.clone()).args(["/calls", way, number]));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/calls.c");
-    let program = bundle.rootfs().join("calls");
-    command::tool(
-        "gcc",
-        &["-O2".as_ref(), "-static".as_ref(), "-o".as_ref(), program.as_os_str(), source.as_os_str()],
-    );
+    command::compile("calls.c", &bundle.rootfs().join("calls"));
     bundle
 }
 

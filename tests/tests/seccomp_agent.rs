@@ -21,11 +21,7 @@ impl Agent {
         let directory = host.directory();
         let (program, socket) = (directory.join("agent"), directory.join("socket"));
         let told = directory.join("told");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/agent.c");
-        command::tool(
-            "gcc",
-            &["-O2", "-static", "-o", program.to_str().expect("UTF-8"), source.to_str().expect("UTF-8")],
-        );
+        command::compile("agent.c", &program);
         let mut start = Command::new(program);
         let start =
             start.arg(&socket).args([answer, alive]).stdout(File::create(&told).expect("make a file"));

@@ -57,7 +57,6 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
     let isolators = isolators::all(global)?;
     let launch = prepare(global, &record, &spec, &isolators)?;
     let target = Target {
-        id: &record.id,
         bundle: &record.bundle,
         first,
         kinds: namespaces::kinds(&spec)?,

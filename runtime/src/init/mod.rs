@@ -45,8 +45,6 @@ pub use rootfs::clone_root;
 /// What the child is born with beside its plan.
 #[derive(Debug)]
 pub struct Birth<'a> {
-    /// The container's ID.
-    pub id: &'a str,
     /// The bundle, in which hooks run.
     pub bundle: &'a Path,
     /// The container's state, for hooks; its PID is not known when the child is born.
@@ -156,7 +154,7 @@ struct Prepared {
 /// Builds the inside, up to where only the word is missing.
 fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels, word: &Building) -> Result<Prepared> {
     if !birth.options.no_new_keyring {
-        labels.with_keys(&launch.process, || new_keyring(birth.id))?;
+        labels.with_keys(&launch.process, new_keyring)?;
     }
     if birth.in_user_namespace {
         join::become_root(launch)?;
@@ -236,8 +234,10 @@ fn host_proc(name: &str) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-fn new_keyring(id: &str) -> Result<()> {
-    match namespace::new_session_keyring(&format!("_ses.{id}")) {
+/// It has no name: one with a name would be looked for first, among those of all containers, and found where another had
+/// laid it ready.
+fn new_keyring() -> Result<()> {
+    match namespace::new_session_keyring() {
         // A kernel without keys has none to protect.
         Err(e) if e.errno() == coracle_sys::Errno::ENOSYS => Ok(()),
         Err(e) => {

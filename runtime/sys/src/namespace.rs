@@ -119,10 +119,9 @@ pub fn is_inside() -> Result<bool> {
 ///
 /// # Errors
 /// `ENOSYS` where the kernel has no keys, `EDQUOT` where the user has too many.
-pub fn new_session_keyring(name: &str) -> Result<()> {
+pub fn new_session_keyring() -> Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
-    let c_name = crate::mount::c_string(name.as_bytes(), "keyctl")?;
-    // SAFETY: `c_name` is a valid C string that outlives the call.
-    let ret = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, c_name.as_ptr()) };
-    check(ret, || format!("keyctl(JOIN_SESSION_KEYRING, {name:?})")).map(drop)
+    // SAFETY: without a name the call reads no memory.
+    let ret = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+    check(ret, || "keyctl(JOIN_SESSION_KEYRING)".to_owned()).map(drop)
 }

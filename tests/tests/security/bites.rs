@@ -9,7 +9,7 @@ use coracle_tests::{Host, privileged};
 const BITING: &str = "CORACLE_BITING";
 
 /// Which runtime falls to which recipe, and what the recipe then says.
-const KNOWN: [(&str, &str, &str); 12] = [
+const KNOWN: [(&str, &str, &str); 14] = [
     ("runc", "paths::c04_whatever_stands_in_the_place_of_null_masks_show_nothing", "mknod null c 1 5"),
     ("crun", "paths::c05_a_console_is_not_made_through_a_link", "made in the canary"),
     ("runc", "races::c08_nothing_is_made_through_a_link_that_was_swapped_in", "made in the canary"),
@@ -26,6 +26,8 @@ const KNOWN: [(&str, &str, &str); 12] = [
         "a file of the host was copied: untouched",
     ),
     ("crun", "names::c33_odd_ids_leave_nothing", "was taken"),
+    ("crun", "rights::no_container_gets_keys_that_another_laid_ready_for_it", "it has the key"),
+    ("runc", "rights::no_container_gets_keys_that_another_laid_ready_for_it", "it has the key"),
 ];
 
 /// Whether this process runs a recipe against a runtime that falls to it.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
 use coracle_fixtures::spec::docker_like_seccomp;
-use coracle_tests::{Spec, privileged};
+use coracle_tests::{Spec, command, privileged};
 use serde_json::json;
 
 #[test]
@@ -34,6 +34,27 @@ fn c10_nothing_is_inheritable_unless_asked_for() {
             );
         }
         container.remove();
+    });
+}
+
+/// A keyring that is joined by its name is whoever's made one of that name first: keyrings are in no namespace.
+#[test]
+fn no_container_gets_keys_that_another_laid_ready_for_it() {
+    privileged(|host| {
+        let victim = host.bundle(Spec::new().args(["/keys", "look"])).named("victim-of-keys");
+        command::compile("keys.c", &victim.rootfs().join("keys"));
+        let plant = |name: &str| {
+            let spec = Spec::new().args(["/keys", "plant", name, "sh", "-c", "echo planted; sleep 1000"]);
+            let bundle = host.bundle(spec);
+            command::compile("keys.c", &bundle.rootfs().join("keys"));
+            let container = bundle.start();
+            command::eventually("the key is there", || container.output().contains("planted"));
+            container
+        };
+        // The names that runc and crun would give.
+        let hostile = [plant("_ses.victim-of-keys"), plant("victim-of-keys")];
+        assert_eq!(victim.run().code, 1, "it has the key");
+        hostile.iter().for_each(coracle_tests::Container::remove);
     });
 }
 

@@ -82,7 +82,6 @@ pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, doo
     let door = door.then(|| socket::listen(container.state.dir(), handshake::DOOR)).transpose()?;
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {
-        id: &container.record.id,
         bundle: &container.record.bundle,
         state: container.record.to_state(),
         host: None,
@@ -127,8 +126,6 @@ pub fn make_cgroups(container: &mut Container) -> Result<(Tree, Option<Holder>)>
 /// A container that stands, for a process that is to be executed in it.
 #[derive(Debug)]
 pub struct Target<'a> {
-    /// The container's ID.
-    pub id: &'a str,
     /// Its bundle.
     pub bundle: &'a Path,
     /// Its first process.
@@ -148,7 +145,6 @@ pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) ->
     let joins = [Joined { kinds: target.kinds, fd: target.first, name }];
     let (console, terminal) = console(launch.process.terminal, options)?;
     let birth = Birth {
-        id: target.id,
         bundle: target.bundle,
         state: serde_json::Value::Null,
         host: None,
