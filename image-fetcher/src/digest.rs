@@ -142,7 +142,7 @@ impl<R: Read> Verified<R> {
         if self.passed > self.size {
             return self.wrong(&format!("{} bytes", self.size), "more");
         }
-        coracle_sys::archive::io_error(format!("read({})", self.digest), error).into()
+        coracle_sys::Error::of_io(format!("read({})", self.digest), error).into()
     }
 
     fn wrong(&self, expected: &str, found: &str) -> Error {

@@ -156,7 +156,7 @@ fn header(name: &str, size: u64) -> Header {
 }
 
 fn failed(error: &std::io::Error) -> Error {
-    archive::io_error("write()", error).into()
+    coracle_sys::Error::of_io("write()", error).into()
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl<'a> Stage<'a> {
                 Ok(0) => return Ok(self.keep(writer)),
                 Ok(n) => writer.write(&buffer[..n])?,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(archive::io_error("read()", &e).into()),
+                Err(e) => return Err(coracle_sys::Error::of_io("read()", &e).into()),
             }
         }
     }
@@ -119,7 +119,7 @@ impl<'a> Stage<'a> {
             match file.read_at(&mut bytes[filled..], filled as u64) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
-                Err(e) => return Err(archive::io_error("pread()", &e).into()),
+                Err(e) => return Err(coracle_sys::Error::of_io("pread()", &e).into()),
             }
         }
         bytes.truncate(filled);

@@ -1,6 +1,5 @@
 //! System call filters.
 
-
 use coracle_fixtures::spec::docker_like_seccomp;
 use coracle_tests::{Bundle, Host, Spec, command, privileged};
 use serde_json::{Value, json};

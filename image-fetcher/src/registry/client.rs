@@ -227,7 +227,7 @@ impl<'a> Client<'a> {
             }
             Content::File(file, size) => {
                 request = request.header("content-length", size);
-                let file = file.try_clone().map_err(|e| coracle_sys::archive::io_error("dup()", &e))?;
+                let file = file.try_clone().map_err(|e| coracle_sys::Error::of_io("dup()", &e))?;
                 SendBody::from_owned_reader(FromStart { file, at: 0 })
             }
         };

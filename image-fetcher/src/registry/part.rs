@@ -49,7 +49,7 @@ impl Part {
         let file = File::from(file::open(partial, digest.hex(), flags, 0o600, Resolve::BeneathNoLinks)?);
         let mut length = file::stat(file.as_fd())?.st_size.unsigned_abs();
         if length > size {
-            file.set_len(0).map_err(|e| archive::io_error("ftruncate()", &e))?;
+            file.set_len(0).map_err(|e| coracle_sys::Error::of_io("ftruncate()", &e))?;
             length = 0;
         }
         let end = (length == size).then_some(End::Whole);
@@ -71,7 +71,7 @@ impl Part {
         let at = self.length();
         self.file
             .write_all_at(bytes, at)
-            .map_err(|e| archive::io_error(format!("write({})", self.digest), &e))?;
+            .map_err(|e| coracle_sys::Error::of_io(format!("write({})", self.digest), &e))?;
         let end = at + bytes.len() as u64;
         if at / EARLY_SYNC != end / EARLY_SYNC {
             let from = at / EARLY_SYNC * EARLY_SYNC;

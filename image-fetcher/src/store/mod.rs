@@ -369,7 +369,7 @@ pub(crate) fn read_document(from: impl std::io::Read, digest: &Digest, size: u64
     let mut verified = Verified::new(from, digest.clone(), size);
     let read = verified.by_ref().take(size).read_to_end(&mut bytes);
     verified.finish()?;
-    read.map_err(|e| archive::io_error(format!("read({digest})"), &e))?;
+    read.map_err(|e| coracle_sys::Error::of_io(format!("read({digest})"), &e))?;
     Ok(bytes)
 }
 

@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Read;
 
-use coracle_sys::archive;
-
 use super::entry::{Entries, Map, Metadata};
 use crate::error::{Error, Kind, Result};
 
@@ -93,7 +91,7 @@ impl Content<'_, '_> {
             Self::File(mut file) => {
                 let (mut buffer, mut offset) = (vec![0; 256 << 10], 0);
                 loop {
-                    match file.read(&mut buffer).map_err(|e| archive::io_error("read()", &e))? {
+                    match file.read(&mut buffer).map_err(|e| coracle_sys::Error::of_io("read()", &e))? {
                         0 => return Ok(()),
                         n => sink(offset, &buffer[..n])?,
                     }

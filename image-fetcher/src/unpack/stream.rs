@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-use coracle_sys::archive;
 use flate2::bufread::MultiGzDecoder;
 
 use super::limits::Limits;
@@ -200,7 +199,7 @@ enum Decoder<R: BufRead> {
 }
 
 fn read_error(error: &std::io::Error) -> Error {
-    archive::io_error("read()", error).into()
+    coracle_sys::Error::of_io("read()", error).into()
 }
 
 impl<R: BufRead> Decoder<R> {

@@ -170,10 +170,10 @@ impl Form for Tree {
         let file = File::from(self.replace(at, name, new_file)?);
         let has_holes = matches!(new.content, Content::Archive(_, Some(_)));
         new.content.pour(|offset, bytes| {
-            Ok(file.write_all_at(bytes, offset).map_err(|e| archive::io_error("pwrite()", &e))?)
+            Ok(file.write_all_at(bytes, offset).map_err(|e| coracle_sys::Error::of_io("pwrite()", &e))?)
         })?;
         if has_holes {
-            let failed = |e| archive::io_error(format!("ftruncate({})", new.size), &e);
+            let failed = |e| coracle_sys::Error::of_io(format!("ftruncate({})", new.size), &e);
             file.set_len(new.size).map_err(failed)?;
         } else if new.size >= EARLY_SYNC {
             archive::begin_sync(file.as_fd(), 0, new.size)?;

@@ -89,6 +89,13 @@ pub struct Reply {
     pub fd: Option<OwnedFd>,
 }
 
+impl Reply {
+    /// A call that failed for this reason, without an errno.
+    pub fn failed(why: &str) -> Self {
+        Self { failed: true, text: why.as_bytes().to_vec(), ..Self::default() }
+    }
+}
+
 impl Request {
     /// The texts, in their order.
     pub fn texts(&self) -> Vec<&CStr> {

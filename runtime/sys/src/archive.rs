@@ -397,11 +397,6 @@ pub fn link_open(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: impl AsRef<OsStr
     check(ret, || format!("linkat({}, {}, {name:?})", show(&fd), show(&dir))).map(drop)
 }
 
-/// The failure of `call` that a read or write of the standard library reports as `error`.
-pub fn io_error(call: impl Into<String>, error: &std::io::Error) -> Error {
-    Error::new(call, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

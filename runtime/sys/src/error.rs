@@ -21,6 +21,11 @@ impl Error {
         Self { call: call.into(), errno }
     }
 
+    /// The failure of `call` that the standard library reports as `error`; `EIO` where no errno came with it.
+    pub fn of_io(call: impl Into<String>, error: &std::io::Error) -> Self {
+        Self::new(call, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
+
     /// The call with its arguments.
     pub fn call(&self) -> &str {
         &self.call

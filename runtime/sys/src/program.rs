@@ -55,13 +55,13 @@ pub fn run(command: &mut Command, input: &[u8], limit: Option<Duration>) -> Resu
     command.stdin(Stdio::from(memfd::with_content("input", input)?)).process_group(0);
     signal::bind_to_runtime(command);
     let name = format!("execve({:?})", command.get_program());
-    let mut child = command.spawn().map_err(|e| failed(&name, &e))?;
+    let mut child = command.spawn().map_err(|e| Error::of_io(&name, &e))?;
     let outcome = streams(&mut child, limit.map(|limit| Instant::now() + limit));
     if !matches!(outcome, Ok(Stopped::Ended(_))) {
         // What it has started, too, which is in its process group.
         process::kill(-child.id().cast_signed(), libc::SIGKILL)?;
     }
-    let status = child.wait().map_err(|e| failed("wait4", &e))?;
+    let status = child.wait().map_err(|e| Error::of_io("wait4", &e))?;
     Ok(match outcome? {
         Stopped::Ended([stdout, stderr]) => Outcome::Ended(Ended { status, stdout, stderr }),
         Stopped::TooLate => Outcome::TooLate,
@@ -134,10 +134,6 @@ fn take(pipe: Option<&mut impl Read>, into: &mut Vec<u8>) -> usize {
     let length = pipe.map_or(Ok(0), |pipe| pipe.read(&mut chunk)).unwrap_or(0);
     into.extend_from_slice(&chunk[..length]);
     length
-}
-
-fn failed(call: &str, error: &std::io::Error) -> Error {
-    Error::new(call, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
 #[cfg(test)]

@@ -66,13 +66,13 @@ impl Output {
     /// Ends the image here.
     pub(super) fn end(&mut self) -> Result<()> {
         self.flush()?;
-        let failed = |e| archive::io_error(format!("ftruncate({})", self.start), &e);
+        let failed = |e| coracle_sys::Error::of_io(format!("ftruncate({})", self.start), &e);
         Ok(self.file.set_len(self.start).map_err(failed)?)
     }
 
     /// Writes bytes at a place that is behind us.
     pub(super) fn write_at(&self, bytes: &[u8], position: u64) -> Result<()> {
-        Ok(self.file.write_all_at(bytes, position).map_err(|e| archive::io_error("pwrite()", &e))?)
+        Ok(self.file.write_all_at(bytes, position).map_err(|e| coracle_sys::Error::of_io("pwrite()", &e))?)
     }
 
     fn flush(&mut self) -> Result<()> {

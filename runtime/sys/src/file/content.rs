@@ -28,7 +28,7 @@ pub fn read_all(fd: OwnedFd, most: u64) -> Result<Vec<u8>> {
     // Most files that are read here are small, and procfs and cgroupfs tell no size: one read, and one for the end.
     let mut bytes = Vec::with_capacity(usize::try_from(most.min(8191)).unwrap_or(0) + 1);
     let mut file = std::fs::File::from(fd).take(most + 1);
-    file.read_to_end(&mut bytes).map_err(|e| io_error(&call, &e))?;
+    file.read_to_end(&mut bytes).map_err(|e| Error::of_io(&call, &e))?;
     if bytes.len() as u64 > most { Err(Error::new(call, Errno::EFBIG)) } else { Ok(bytes) }
 }
 
@@ -144,9 +144,4 @@ fn flock(fd: BorrowedFd<'_>, operation: i32) -> Result<()> {
         }
         return check(ret, || format!("flock({})", show(&fd))).map(drop);
     }
-}
-
-/// The error that `error`, from the standard library, stands for.
-fn io_error(call: &str, error: &std::io::Error) -> Error {
-    Error::new(call, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }

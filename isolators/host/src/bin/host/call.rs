@@ -27,7 +27,7 @@ pub(crate) fn configure(plugin: &Plugin, request: &Request) -> Reply {
     }
     match options.to_bytes() {
         b"{}" => Reply::default(),
-        _ => failed("it takes no options, and is given some"),
+        _ => Reply::failed("it takes no options, and is given some"),
     }
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn call(plugin: &Plugin, verb: Verb, request: &Request) -> Reply {
     let mut sink = Sink::default();
     let call = Call { struct_size: size_of::<Call>() as u32, host: (&raw mut sink).cast(), write, fail };
     let texts = request.texts();
-    let Some((text, rest)) = texts.split_first() else { return failed("a document is missing") };
+    let Some((text, rest)) = texts.split_first() else { return Reply::failed("a document is missing") };
     let mut fd = -1;
     let result = match verb.given() {
         Given::Text => with_text(plugin, verb).map(|function| {
@@ -47,12 +47,12 @@ pub(crate) fn call(plugin: &Plugin, verb: Verb, request: &Request) -> Reply {
             unsafe { function(&raw const call, text.as_ptr()) }
         }),
         Given::Container | Given::Both => {
-            let Some(groups) = groups(rest, request) else { return failed("handles are missing") };
+            let Some(groups) = groups(rest, request) else { return Reply::failed("handles are missing") };
             let handles = handles(rest, request, &groups);
             with_handles(plugin, verb, Arguments { call: &call, handles: &handles, text, fd: &mut fd })
         }
     };
-    let Some(result) = result else { return failed("there is no such call") };
+    let Some(result) = result else { return Reply::failed("there is no such call") };
     returned(verb, result, sink, fd)
 }
 
@@ -127,25 +127,21 @@ fn with_handles(plugin: &Plugin, verb: Verb, arguments: Arguments<'_>) -> Option
 
 fn returned(verb: Verb, result: i32, sink: Sink, fd: i32) -> Reply {
     if result > 0 {
-        return failed(&format!("it returned {result}, which is neither 0 nor a negative errno"));
+        return Reply::failed(&format!("it returned {result}, which is neither 0 nor a negative errno"));
     }
     if result < 0 {
         let errno = if sink.why.is_some() { sink.errno } else { result.saturating_neg() };
         return Reply { failed: true, errno, text: sink.why.unwrap_or_default(), fd: None };
     }
     if sink.is_full {
-        return failed(&format!("it returned more than {MOST_RETURNED} bytes"));
+        return Reply::failed(&format!("it returned more than {MOST_RETURNED} bytes"));
     }
     if fd >= 0 && !descriptor::is_open(fd) {
-        return failed(&format!("{} set descriptor {fd}, which is not open", verb.name()));
+        return Reply::failed(&format!("{} set descriptor {fd}, which is not open", verb.name()));
     }
     // SAFETY: it is open, and the plugin gives it away, the contract says.
     let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) });
     Reply { text: sink.text, fd, ..Reply::default() }
-}
-
-fn failed(why: &str) -> Reply {
-    Reply { failed: true, text: why.as_bytes().to_vec(), ..Reply::default() }
 }
 
 unsafe extern "C" fn write(call: *const Call, text: *const c_char, length: usize) -> i32 {

@@ -58,7 +58,7 @@ fn serve(channel: &Channel, refused: Option<&str>) -> Result<(), Broken> {
     loop {
         let mut request = channel.request()?;
         let reply = match (refused, request.call) {
-            (Some(why), _) => failed(why),
+            (Some(why), _) => Reply::failed(why),
             (None, OPEN) => match open(&mut request) {
                 Ok((plugin, about)) => {
                     plugins.push((request.plugin, plugin));
@@ -70,7 +70,7 @@ fn serve(channel: &Channel, refused: Option<&str>) -> Result<(), Broken> {
                 let plugin = plugins.iter().find(|(index, _)| *index == request.plugin);
                 match plugin.zip(Verb::of_number(number)) {
                     Some(((_, plugin), verb)) => call::call(plugin, verb, &request),
-                    None => failed("there is no such plugin or call"),
+                    None => Reply::failed("there is no such plugin or call"),
                 }
             }
         };
@@ -80,18 +80,14 @@ fn serve(channel: &Channel, refused: Option<&str>) -> Result<(), Broken> {
 
 /// Loads and configures a plugin; what it tells of itself.
 fn open(request: &mut Request) -> Result<(Plugin, Reply), Reply> {
-    let file = request.fds.pop().ok_or_else(|| failed("no file came"))?;
-    let (plugin, about) = table::load(file).map_err(|why| failed(&why))?;
+    let file = request.fds.pop().ok_or_else(|| Reply::failed("no file came"))?;
+    let (plugin, about) = table::load(file).map_err(|why| Reply::failed(&why))?;
     if about.problems.is_empty() {
         let configured = call::configure(&plugin, request);
         if configured.failed {
             return Err(configured);
         }
     }
-    let text = serde_json::to_vec(&about).map_err(|e| failed(&e.to_string()))?;
+    let text = serde_json::to_vec(&about).map_err(|e| Reply::failed(&e.to_string()))?;
     Ok((plugin, Reply { text, ..Reply::default() }))
-}
-
-fn failed(why: &str) -> Reply {
-    Reply { failed: true, text: why.as_bytes().to_vec(), ..Reply::default() }
 }
