@@ -368,7 +368,7 @@ impl Service {
         if given.off {
             return reopen(&self.global.root).map(|()| json!({ "left": [] }));
         }
-        let within = given.within_seconds.map_or(DRAINED_WITHIN, Duration::from_secs);
+        let within = given.within_seconds.map_or(DRAINED_WITHIN, document::seconds);
         drain(&self.global, within).map(|left| json!({ "left": left }))
     }
 }

@@ -2,8 +2,8 @@
 //! says that the line goes on in the next entry. Nothing is held back: what comes without a line's end is written as
 //! it is, and part of a line.
 //!
-//! `log` is written to; a log that has grown large enough becomes `log.1` when a line ends, and so on. A disk that is
-//! full costs entries, which are counted, and nothing else: neither the container nor who is attached to it waits.
+//! `log` is written to; a log that has grown large enough becomes `log.1` when a line ends, or at twice the size, and so on.
+//! A disk that is full costs entries, which are counted, and nothing else: neither the container nor who is attached to it waits.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -12,6 +12,7 @@ use coracle_sys::file::{self, Resolve};
 use nix::unistd::ftruncate;
 use serde::{Deserialize, Serialize};
 
+use super::document::MOST_LOGS;
 use crate::error::Result;
 use crate::time;
 
@@ -85,7 +86,9 @@ impl Log {
             return;
         }
         self.size += text.len() as u64;
-        if self.size >= self.largest && self.open == [false; 2] {
+        // A line that does not end, as a prompt does not, puts it off no longer than that.
+        let is_between_lines = self.open == [false; 2];
+        if self.size >= self.largest && (is_between_lines || self.size / 2 >= self.largest) {
             // Where that fails, the file grows on.
             let _ = self.rotate();
         }
@@ -129,7 +132,7 @@ fn open(dir: &OwnedFd) -> coracle_sys::Result<OwnedFd> {
 /// Whatever opening says but that there is none.
 pub fn files(dir: &OwnedFd) -> Result<Vec<OwnedFd>> {
     let mut files = Vec::new();
-    for number in 0.. {
+    for number in 0..MOST_LOGS {
         match file::open(dir.as_fd(), name(number), libc::O_RDONLY, 0, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => break,
             opened => files.push(opened?),
@@ -210,6 +213,26 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&kept)
         );
+    }
+
+    #[test]
+    fn a_prompt_on_one_stream_does_not_keep_the_log_of_the_other_whole() {
+        let (scratch, mut log) = log((100, 3));
+        log.write(Stream::Stderr, b"> ");
+        for number in 0..20 {
+            log.write(Stream::Stdout, format!("line {number}\n").as_bytes());
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_line_without_an_end_goes_on_in_the_next_log() {
+        let (scratch, mut log) = log((100, 3));
+        for _ in 0..20 {
+            log.write(Stream::Stdout, b"twenty bytes of text");
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 3);
+        assert!(texts(&scratch).ends_with(b"twenty bytes of text"));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use coracle_image::bundle::{Network, Options, Seccomp, host_name};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::document::{Container, Pod, Resources, RestartPolicy, SeccompKind, SeccompProfile};
+use super::document::{
+    Container, MOST_LOGS, Pod, Resources, RestartPolicy, SeccompKind, SeccompProfile, seconds,
+};
 use crate::cgroup::{self, Management, Manager, Place};
 use crate::error::{Code, Error, Result};
 
@@ -171,13 +173,14 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
         name: name.clone(),
         sandbox: shared(pod),
         members,
-        grace: Duration::from_secs(spec.termination_grace_period_seconds.unwrap_or(GRACE)),
-        deadline: spec.active_deadline_seconds.map(Duration::from_secs),
+        grace: seconds(spec.termination_grace_period_seconds.unwrap_or(GRACE)),
+        deadline: spec.active_deadline_seconds.map(seconds),
         back_off: back_off(annotation("back-off"))?,
         kill_on_failure: kill_on_failure(annotation("termination-policy"))?,
         logs: (
             number("log-size", annotation("log-size"), 1 << 20)?,
-            u32::try_from(number("log-files", annotation("log-files"), 4)?).unwrap_or(u32::MAX),
+            u32::try_from(number("log-files", annotation("log-files"), 4)?)
+                .map_or(MOST_LOGS, |n| n.min(MOST_LOGS)),
         ),
         cgroup,
         resources: resources(&spec.resources),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 use super::{
-    Container, EmptyDir, ExecAction, Handler, Lifecycle, Pod, Port, PortRef, Probe, Resources, RestartPolicy,
-    Volume, VolumeMount, Whose,
+    Container, EmptyDir, ExecAction, Handler, LONGEST, Lifecycle, MOST_LOGS, Pod, Port, PortRef, Probe,
+    Resources, RestartPolicy, Volume, VolumeMount, Whose,
 };
 use crate::error::{Code, Error, Result};
 use crate::pod::{network, plan};
@@ -55,6 +55,8 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
         }
     }
     check_amounts(&spec.resources, "/spec/resources")?;
+    check_seconds(spec.termination_grace_period_seconds, "/spec/terminationGracePeriodSeconds")?;
+    check_seconds(spec.active_deadline_seconds, "/spec/activeDeadlineSeconds")?;
     let of_host =
         [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
     if let (Some(false), Some((name, _))) = (spec.host_users, of_host.iter().find(|(_, is)| *is)) {
@@ -99,6 +101,13 @@ fn check_annotations(pod: &Pod) -> Result<()> {
         if let Some(name) = container.filter(|name| !all().any(|container| container.name == *name)) {
             return wrong(format!("{key:?} names the container {name:?}, which is not there"));
         }
+    }
+    let logs = pod.metadata.annotations.get("io.coracle/log-files");
+    if logs.and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count > MOST_LOGS.into()) {
+        return Err(invalid(
+            "/metadata/annotations/io.coracle~1log-files",
+            format!("it must be at most {MOST_LOGS}"),
+        ));
     }
     Ok(())
 }
@@ -285,7 +294,9 @@ fn check_probe(probe: &Probe, at: &str, container: &Container) -> Result<()> {
         if number == Some(0) {
             return Err(invalid(&format!("{at}/{name}"), "it must be at least 1"));
         }
+        check_seconds(number, &format!("{at}/{name}"))?;
     }
+    check_seconds(Some(probe.initial_delay_seconds), &format!("{at}/initialDelaySeconds"))?;
     let port = probe.http_get.as_ref().map(|get| &get.port);
     check_port(port.or(probe.tcp_socket.as_ref().map(|tcp| &tcp.port)), at, container)?;
     check_command(probe.exec.as_ref(), at)
@@ -296,8 +307,16 @@ fn check_handler(handler: &Handler, at: &str, container: &Container) -> Result<(
     if actions.iter().filter(|is_there| **is_there).count() != 1 {
         return Err(invalid(at, "one of exec, httpGet and sleep must stand here"));
     }
+    check_seconds(handler.sleep.as_ref().map(|sleep| sleep.seconds), &format!("{at}/sleep/seconds"))?;
     check_port(handler.http_get.as_ref().map(|get| &get.port), at, container)?;
     check_command(handler.exec.as_ref(), at)
+}
+
+fn check_seconds(seconds: Option<u64>, at: &str) -> Result<()> {
+    match seconds {
+        Some(seconds) if seconds > LONGEST => Err(invalid(at, format!("it must be at most {LONGEST}"))),
+        _ => Ok(()),
+    }
 }
 
 fn check_command(exec: Option<&ExecAction>, at: &str) -> Result<()> {

@@ -11,6 +11,8 @@ mod handlers;
 mod security;
 mod checks;
 
+use std::time::Duration;
+
 use crate::error::{Code, Error, Result};
 use crate::stages::spec::json;
 
@@ -26,6 +28,17 @@ pub use volumes::{
 
 /// The largest document that is read, in bytes.
 pub const LARGEST: u64 = 1 << 20;
+
+/// The longest time that a document may name, in seconds: 68 years. Moments can be reckoned with that lie so far ahead.
+const LONGEST: u64 = (1 << 31) - 1;
+
+/// The most files of a log: as many as one answer of the API can carry, and a few fewer.
+pub const MOST_LOGS: u32 = 60;
+
+/// So many seconds, or the longest time that a document may name.
+pub fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count.min(LONGEST))
+}
 
 /// The pod that `text` describes.
 ///
@@ -144,6 +157,22 @@ mod tests {
                 "/spec/containers/0/resources/limits/memory: \"1Xi\" is no quantity",
             ),
             (
+                "  - {name: a, image: i, livenessProbe: {exec: {command: [a]}, periodSeconds: 2147483648}}",
+                "/spec/containers/0/livenessProbe/periodSeconds: it must be at most 2147483647",
+            ),
+            (
+                "  - {name: a, image: i, lifecycle: {preStop: {sleep: {seconds: 9223372036854775807}}}}",
+                "/spec/containers/0/lifecycle/preStop/sleep/seconds: it must be at most",
+            ),
+            (
+                "  - {name: a, image: i}\n  activeDeadlineSeconds: 9223372036854775807",
+                "/spec/activeDeadlineSeconds: it must be at most",
+            ),
+            (
+                "  - {name: a, image: i}\n  terminationGracePeriodSeconds: 9223372036854775807",
+                "/spec/terminationGracePeriodSeconds: it must be at most",
+            ),
+            (
                 "  - {name: a, image: i, restartPolicy: Always}",
                 "/spec/containers/0/restartPolicy: is for init containers",
             ),
@@ -174,5 +203,7 @@ mod tests {
             let error = parsed(annotation).unwrap_err();
             assert!(error.starts_with("/metadata/annotations: ") && error.contains(words), "{error}");
         }
+        let error = parsed("io.coracle/log-files: '61'").unwrap_err();
+        assert_eq!(error, "/metadata/annotations/io.coracle~1log-files: it must be at most 60");
     }
 }

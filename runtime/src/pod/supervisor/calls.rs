@@ -215,7 +215,7 @@ impl Supervisor {
     }
 
     fn stop_call(&mut self, given: &Stop) -> Result<Answer> {
-        let grace = given.grace_seconds.map_or(self.plan.grace, Duration::from_secs);
+        let grace = given.grace_seconds.map_or(self.plan.grace, document::seconds);
         if self.record.wish != Wish::Stop || !self.is_over() {
             self.stop(grace, "");
         }

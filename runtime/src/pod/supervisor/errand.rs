@@ -16,7 +16,7 @@ use super::{Path, Supervisor};
 use crate::cli;
 use crate::commands::exec;
 use crate::error::{Code, Context, Error, Result};
-use crate::pod::document::{Container, Handler, HttpGet, PortRef, Probe};
+use crate::pod::document::{Container, Handler, HttpGet, PortRef, Probe, seconds};
 use crate::pod::job::Job;
 use crate::pod::launch::{Launched, Streams};
 use crate::pod::plan::Kind;
@@ -184,7 +184,7 @@ impl Supervisor {
             })
             .collect();
         for (path, which, probe) in due {
-            let within = Duration::from_secs(probe.timeout_seconds.unwrap_or(1));
+            let within = seconds(probe.timeout_seconds.unwrap_or(1));
             let purpose = Purpose::Probe(path.clone(), which);
             let begun = match (&probe.exec, &probe.http_get, &probe.tcp_socket) {
                 (Some(exec), ..) => {

@@ -1,8 +1,8 @@
 //! What the probes of a container say: which is due, and what follows from what it found. Pure: the supervisor asks.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::pod::document::{Container, Probe};
+use crate::pod::document::{Container, Probe, seconds};
 
 /// Which probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Health {
         for one in &mut self.all {
             one.row = 0;
             one.holds = one.which == Which::Liveness;
-            one.due = Some(now + Duration::from_secs(one.probe.initial_delay_seconds));
+            one.due = Some(now + seconds(one.probe.initial_delay_seconds));
         }
     }
 
@@ -107,7 +107,7 @@ impl Health {
     /// Notes an answer of `which`; true where the container is to be ended for it.
     pub(super) fn note(&mut self, which: Which, success: bool, now: Instant) -> bool {
         let Some(one) = self.all.iter_mut().find(|one| one.which == which) else { return false };
-        one.due = Some(now + Duration::from_secs(one.probe.period_seconds.unwrap_or(10)));
+        one.due = Some(now + seconds(one.probe.period_seconds.unwrap_or(10)));
         one.row = match success {
             true => one.row.max(0) + 1,
             false => one.row.min(0) - 1,
@@ -125,6 +125,8 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn health(probes: &str) -> Health {
@@ -164,6 +166,14 @@ mod tests {
             assert!(!health.note(Which::Readiness, false, now));
         }
         assert!(!health.is_ready(), "what is not ready goes on");
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_reckoned_with_is_cut() {
+        let mut health =
+            health(&format!(r#""livenessProbe": {{{EXEC}, "initialDelaySeconds": 9223372036854775807}}"#));
+        health.begin(Instant::now());
+        assert!(health.next().is_some());
     }
 
     #[test]
