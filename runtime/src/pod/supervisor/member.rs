@@ -19,6 +19,9 @@ use crate::pod::record::{Ended, Life};
 /// A container that has run this long without an end is started again at once when it ends.
 const CALM: Duration = Duration::from_secs(600);
 
+/// How much can be in a pipe or a terminal that nobody has read: as much as a pipe may be made to take, in bytes.
+const MOST_LEFT: usize = 1 << 20;
+
 /// How far a container is.
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -117,7 +120,7 @@ pub(super) struct Member {
     /// What its launch could not do.
     pub(super) warnings: Vec<String>,
     /// How often it ended without having run for long.
-    streak: u32,
+    pub(super) streak: u32,
 }
 
 impl Member {
@@ -169,7 +172,8 @@ impl Member {
 
     /// How long to wait until it is started again: at once, then `first` and twice as long each time, at most `most`.
     pub(super) fn back_off(&mut self, (first, most): (Duration, Duration)) -> Duration {
-        if self.ran > CALM {
+        // Taken, since a launch that fails after this has not run at all.
+        if std::mem::take(&mut self.ran) > CALM {
             self.streak = 0;
         }
         let wait = match self.streak {
@@ -216,19 +220,19 @@ impl Member {
         Ok(())
     }
 
-    /// Reads what has come on `stream`, once: into the log, and to who is attached. False where nothing more can come
-    /// now.
-    pub(super) fn read(&mut self, stream: Stream) -> bool {
+    /// Reads what has come on `stream`, once: into the log, and to who is attached. Returns how many bytes it was: 0 where
+    /// nothing more can come now.
+    pub(super) fn read(&mut self, stream: Stream) -> usize {
         let mut buffer = [0; 32 << 10];
         let Some(index) = self.pipes.outputs.iter().position(|(found, _)| *found == stream) else {
-            return false;
+            return 0;
         };
         match file::read_some(self.pipes.outputs[index].1.as_fd(), &mut buffer) {
-            Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EINTR) => false,
+            Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EINTR) => 0,
             // A terminal whose last process has closed it says EIO.
             Ok(0) | Err(_) => {
                 self.pipes.outputs.remove(index);
-                false
+                0
             }
             Ok(length) => {
                 let bytes = &buffer[..length];
@@ -236,15 +240,21 @@ impl Member {
                     log.write(stream, bytes);
                 }
                 self.attached.take(stream, bytes);
-                true
+                length
             }
         }
     }
 
-    /// Reads all that is left, and lets its streams go.
+    /// Reads all that was there when it ended, and lets its streams go. Whoever else has them may go on writing.
     pub(super) fn finish_streams(&mut self) {
         for stream in [Stream::Stdout, Stream::Stderr] {
-            while self.read(stream) {}
+            let mut left = MOST_LEFT;
+            while left > 0 {
+                match self.read(stream) {
+                    0 => break,
+                    length => left = left.saturating_sub(length),
+                }
+            }
         }
         self.attached.end();
         self.pipes = Pipes::default();
@@ -276,5 +286,44 @@ impl Member {
             "warnings": self.warnings,
             "logBytesLost": self.pipes.log.as_ref().map_or(0, |log| log.lost),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::pod::document::Container;
+    use crate::pod::plan::Role;
+
+    const BOUNDS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+
+    fn member() -> Member {
+        let plan = plan::member(Container::default(), Role::Main, RestartPolicy::Always);
+        Member::new(plan, Life::default())
+    }
+
+    #[test]
+    fn launches_that_fail_after_a_long_run_are_waited_for() {
+        let mut member = member();
+        member.ran = CALM * 2;
+        let waits: Vec<u64> = (0..3).map(|_| member.back_off(BOUNDS).as_secs()).collect();
+        assert_eq!(waits, [0, 10, 20]);
+    }
+
+    #[test]
+    fn who_goes_on_writing_does_not_keep_the_end_waiting() {
+        let mut member = member();
+        let (ours, theirs) = descriptor::stream_pipe(false).unwrap();
+        member.pipes.outputs.push((Stream::Stdout, ours));
+        let writer = std::thread::spawn(move || {
+            let mut pipe = std::fs::File::from(theirs);
+            while pipe.write_all(&[b'x'; 64 << 10]).is_ok() {}
+        });
+        // Until the writer is there.
+        while member.read(Stream::Stdout) == 0 {}
+        member.finish_streams();
+        writer.join().unwrap();
     }
 }

@@ -365,7 +365,7 @@ impl Supervisor {
         self.sandbox = Some(made.inspect_err(|_| self.tear_down())?);
         for member in self.members.values_mut().filter(|member| member.plan.role != Role::Nested) {
             member.phase = Phase::Waiting;
-            (member.life.done, member.cause) = (false, None);
+            (member.life.done, member.cause, member.streak) = (false, None, 0);
         }
         (self.started, self.grace, self.message) = (Instant::now(), self.plan.grace, None);
         (self.record.wish, self.failure, self.again) = (Wish::Run, None, None);
