@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use coracle_sys::{Errno, file, socket};
+use nix::poll::PollFlags;
 
 use crate::error::{Code, Error, Result};
 use crate::pod::logs::Stream;
@@ -49,8 +50,10 @@ struct Writer {
 impl Reader {
     /// Gives it what it takes; false where it is gone.
     fn give(&mut self) -> bool {
-        while !self.kept.is_empty() {
+        loop {
+            // Sending nothing asks whether it is there (`unix_stream_sendmsg`).
             match socket::send_some(self.socket.as_fd(), self.kept.as_slices().0, &[]) {
+                Ok(_) if self.kept.is_empty() => break,
                 Ok(taken) => {
                     self.kept.drain(..taken);
                     self.content = Instant::now();
@@ -121,11 +124,12 @@ impl Attached {
         });
     }
 
-    /// The readers that have something to take, each by its number.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        let all = self.readers.iter().enumerate();
-        all.filter(|(_, reader)| !reader.kept.is_empty())
-            .map(|(index, reader)| (index, reader.socket.as_fd()))
+    /// The readers, and what to wait for: that one takes what is kept for it, or is gone, which poll(2) tells unasked.
+    pub(super) fn readers(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.readers.iter().map(|reader| {
+            let takes = if reader.kept.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+            (reader.socket.as_fd(), takes)
+        })
     }
 
     /// Gives all readers what they take, and lets those go that are gone or took nothing for long.
@@ -178,6 +182,10 @@ impl Attached {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::poll::PollFd;
+
     use super::*;
 
     fn received(socket: &OwnedFd) -> Vec<u8> {
@@ -213,11 +221,26 @@ mod tests {
         }
         assert_eq!(attached.readers.len(), 1);
         let mut all = 0;
-        while attached.is_full(Stream::Stdout) || attached.waiting().next().is_some() {
+        while attached.is_full(Stream::Stdout) || attached.deadline().is_some() {
             all += received(&slow).len();
             attached.give();
         }
         assert_eq!(all + received(&slow).len(), sent);
+    }
+
+    #[test]
+    fn one_that_is_gone_is_let_go_though_nothing_is_written() {
+        let mut attached = Attached::default();
+        let there = attached.read(Stream::Stdout, false).unwrap();
+        drop(attached.read(Stream::Stdout, false).unwrap());
+        let mut polled: Vec<_> = attached.readers().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
+        assert_eq!(nix::poll::poll(&mut polled, 0u8).unwrap(), 1);
+        attached.give();
+        assert_eq!(attached.readers.len(), 1);
+        // One that says nothing more itself goes on reading.
+        nix::sys::socket::shutdown(there.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
+        let mut polled: Vec<_> = attached.readers().map(|(fd, flags)| PollFd::new(fd, flags)).collect();
+        assert_eq!(nix::poll::poll(&mut polled, 0u8).unwrap(), 0);
     }
 
     #[test]

@@ -49,6 +49,9 @@ const MOST_CLIENTS: usize = 256;
 /// After how long without anything to do a supervisor lets go of what it does not need.
 const REST: Duration = Duration::from_secs(1);
 
+/// How long callers wait where there was no descriptor or memory for one.
+const DEAF: Duration = Duration::from_millis(100);
+
 /// What there is to wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
@@ -61,7 +64,7 @@ enum Source {
     /// The job or the first process of a container.
     Member(Path),
     Output(Path, Stream),
-    /// A reader that takes something.
+    /// A reader that takes something, or is gone.
     Readers(Path),
     /// The writer who says something, or the container that takes it.
     Writer(Path),
@@ -98,6 +101,8 @@ pub struct Supervisor {
     message: Option<String>,
     /// Whether the pod is to be forgotten when it has ended.
     leaving: bool,
+    /// Until when callers wait, where one could not be taken in.
+    deaf: Option<Instant>,
     /// Whether there may be children that have ended and nobody knows.
     unreaped: bool,
     /// When it has had nothing to do for long; `None` where it has been at rest since.
@@ -158,10 +163,10 @@ impl Supervisor {
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let readable = PollFlags::POLLIN;
-        let mut all = vec![
-            (Source::Listener, self.listener.as_fd(), readable),
-            (Source::Signals, self.signals.as_fd(), readable),
-        ];
+        let mut all = vec![(Source::Signals, self.signals.as_fd(), readable)];
+        if self.deaf.is_none() {
+            all.push((Source::Listener, self.listener.as_fd(), readable));
+        }
         all.extend(self.sandbox.iter().map(|sandbox| (Source::Keeper, sandbox.pidfd.as_fd(), readable)));
         all.extend(self.preparing.iter().map(|job| (Source::Preparing, job.fd(), readable)));
         all.extend(self.teardown.iter().map(|job| (Source::Teardown, job.fd(), readable)));
@@ -221,6 +226,7 @@ impl Supervisor {
             .chain(pod)
             .chain(self.rests)
             .chain(self.again)
+            .chain(self.deaf)
             .chain(self.preparing.iter().chain(&self.teardown).map(|job| job.deadline))
             .min()
     }
@@ -257,7 +263,15 @@ impl Supervisor {
     }
 
     fn accept(&mut self) {
-        let Ok(connection) = socket::accept(self.listener.as_fd()) else { return };
+        let connection = match socket::accept(self.listener.as_fd()) {
+            Ok(connection) => connection,
+            // The caller stays in the queue, and would be heard of at once again.
+            Err(e) if matches!(e.errno(), Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                self.deaf = Some(Instant::now() + DEAF);
+                return;
+            }
+            Err(_) => return,
+        };
         // Who has no right to the socket's file can't come here; but a descriptor of it can be passed on.
         let is_welcome = socket::peer_user(connection.as_fd())
             .is_ok_and(|user| user == 0 || user == coracle_sys::identity::caller());
@@ -400,8 +414,8 @@ fn member_sources<'m>(path: &Path, member: &'m Member, all: &mut Vec<(Source, Bo
             all.push((Source::Output(path.clone(), *stream), output.as_fd(), readable));
         }
     }
-    for (_, reader) in member.attached.waiting() {
-        all.push((Source::Readers(path.clone()), reader, PollFlags::POLLOUT));
+    for (reader, flags) in member.attached.readers() {
+        all.push((Source::Readers(path.clone()), reader, flags));
     }
     let speaker = member.attached.speaker().map(|socket| (socket, readable));
     let input = member.pipes.input.as_ref().filter(|_| member.attached.owes_input());

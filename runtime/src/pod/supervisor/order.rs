@@ -342,6 +342,7 @@ impl Supervisor {
         if self.again.take_if(|at| *at <= now).is_some() && self.record.wish != Wish::Run {
             self.tear_down();
         }
+        self.deaf.take_if(|at| *at <= now);
         self.preparing.iter().chain(&self.teardown).filter(|job| job.deadline <= now).for_each(Job::kill);
         self.expire_errands(now);
         self.probe(now);

@@ -204,6 +204,7 @@ impl Supervisor {
             started: Instant::now(),
             grace: plan.grace,
             message: None,
+            deaf: None,
             leaving: false,
             unreaped: true,
             rests: Some(Instant::now() + super::REST),
