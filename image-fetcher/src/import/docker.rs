@@ -74,7 +74,10 @@ fn take_image(stage: &mut Stage<'_>, files: &Files, image: &Image) -> Result<Des
         layers.push(descriptor(media_type, blob)?);
     }
     let config = descriptor(MediaType::ImageConfig, config)?;
-    let text = serde_json::to_vec(&manifest(config, layers)?)
+    let manifest = manifest(config, layers)?;
+    // What the store could not read back would keep it from knowing what is in use.
+    crate::image::layers(&manifest, &document)?;
+    let text = serde_json::to_vec(&manifest)
         .map_err(|e| Error::new(Kind::Malformed, format!("writing the manifest: {e}")))?;
     let blob = stage.add(&text[..])?;
     stage.take(&blob.digest, blob.size)?;

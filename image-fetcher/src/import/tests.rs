@@ -197,3 +197,29 @@ fn an_index_for_several_machines_gives_the_one_for_this() {
     let error = put(serde_json::json!([other])).unwrap_err();
     assert!(error.to_string().ends_with("only for linux/s390x"), "{error}");
 }
+
+/// What the store writes it can read again.
+#[test]
+fn more_names_than_an_index_holds_are_refused_and_the_store_stays_as_it_is() {
+    let scratch = Scratch::new();
+    scratch.import(&[layer("a")]).unwrap();
+    let tags: Vec<String> = (0..20_000).map(|n| format!("many:{n}")).collect();
+    let archive = old_docker(&serde_json::json!(tags).to_string(), |config| config);
+    let error = take(&scratch, &archive, &Options::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Limit, "{error}");
+    assert_eq!(scratch.store.entries().unwrap().len(), 1);
+    scratch.store.collect().unwrap();
+}
+
+#[test]
+fn a_docker_archive_of_more_layers_than_an_image_may_have_is_refused() {
+    let scratch = Scratch::new();
+    let a = layer("a");
+    let config = config(&vec![Digest::of(&a); 1001]);
+    let name = format!("{}.json", Digest::of(&config).hex());
+    let manifest = serde_json::json!([{ "Config": name, "Layers": vec!["layer.tar"; 1001] }]).to_string();
+    let tar = Tar::default().file("layer.tar", &a).file(&name, &config);
+    let archive = tar.file("manifest.json", manifest.as_bytes()).end();
+    let error = take(&scratch, &archive, &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("1001 layers are over the limit of 1000"), "{error}");
+}

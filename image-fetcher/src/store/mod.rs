@@ -197,6 +197,12 @@ impl Store {
         index.set_manifests(manifests);
         let bytes = serde_json::to_vec(&index)
             .map_err(|e| Error::new(Kind::Malformed, format!("writing index.json: {e}")))?;
+        if bytes.len() as u64 > DOCUMENT_LIMIT {
+            // A longer one could never be read again, and the store not be used.
+            let why =
+                format!("index.json would be {} bytes, over the limit of {DOCUMENT_LIMIT}", bytes.len());
+            return Err(Error::new(Kind::Limit, why).hint("the store has no place for so many names"));
+        }
         self.replace("index.json", &bytes)?;
         Ok(result)
     }
