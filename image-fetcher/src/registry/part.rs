@@ -25,6 +25,8 @@ const MAGIC: u64 = 4;
 pub(crate) struct Part {
     pub digest: Digest,
     pub size: u64,
+    /// Whether some of it was here before.
+    pub was_begun: bool,
     file: File,
     state: Mutex<State>,
     changed: Condvar,
@@ -34,6 +36,8 @@ struct State {
     length: u64,
     /// Whether more will come, and if not, whether all has.
     end: Option<End>,
+    /// Whether all of it was digested, and right.
+    verified: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,8 +57,9 @@ impl Part {
             length = 0;
         }
         let end = (length == size).then_some(End::Whole);
-        let (digest, state) = (digest.clone(), Mutex::new(State { length, end }));
-        Ok(Self { digest, size, file, state, changed: Condvar::new() })
+        let state = Mutex::new(State { length, end, verified: false });
+        let (digest, was_begun) = (digest.clone(), length > 0);
+        Ok(Self { digest, size, was_begun, file, state, changed: Condvar::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -94,9 +99,18 @@ impl Part {
         Reader { part: self, at: 0 }
     }
 
-    /// Digests all of it.
+    /// Digests all of it, where that has not been done.
     pub(crate) fn verify(&self) -> Result<()> {
-        Verified::new(self.reader(), self.digest.clone(), self.size).finish()
+        if !self.lock().verified {
+            Verified::new(self.reader(), self.digest.clone(), self.size).finish()?;
+            self.note_verified();
+        }
+        Ok(())
+    }
+
+    /// Notes that who has read all of it has digested it, and that it was right.
+    pub(crate) fn note_verified(&self) {
+        self.lock().verified = true;
     }
 
     /// The file.

@@ -44,12 +44,21 @@ pub fn pull(
     settings: &Settings,
     report: &dyn Report,
 ) -> Result<Pulled> {
-    let attempt = || pull_once(store, reference, settings, report).context(|| format!("pulling {reference}"));
-    match attempt() {
-        // The beginning of a blob may have come from elsewhere, or long ago, and be wrong: it is gone now.
-        Err(error) if error.kind() == Kind::Corrupt => attempt(),
-        other => other,
+    let mut amends = Amends::default();
+    let mut result = pull_once(store, reference, settings, report, &mut amends);
+    if result.as_ref().is_err_and(|error| error.kind() == Kind::Corrupt || amends.may_help) {
+        result = pull_once(store, reference, settings, report, &mut amends);
     }
+    result.context(|| format!("pulling {reference}"))
+}
+
+/// What a failed attempt leaves to the next one.
+#[derive(Default)]
+struct Amends {
+    /// Blobs of the store that are not what their names say: they are fetched again.
+    damaged: BTreeSet<Digest>,
+    /// Whether something wrong was at hand before the attempt, from elsewhere or long ago, and will not be any more.
+    may_help: bool,
 }
 
 fn pull_once(
@@ -57,6 +66,7 @@ fn pull_once(
     reference: &Reference,
     settings: &Settings,
     report: &dyn Report,
+    amends: &mut Amends,
 ) -> Result<Pulled> {
     let stop = Stop::default();
     let watch = Watch { report, stop: &stop };
@@ -69,10 +79,10 @@ fn pull_once(
     let layers = &found.image.layers;
     let lock = store.lock_digests(layers.iter().flat_map(|l| [&l.diff_id, &l.digest]))?;
     let partial = store.partial()?;
-    let parts = Parts::open(store, partial.as_fd(), layers)?;
+    let parts = Parts::open(store, partial.as_fd(), layers, &amends.damaged)?;
     let before: u64 = parts.missing();
     let unpacked = transfer(&fetcher, store, &found.image, &parts, settings);
-    let unpacked = unpacked.inspect_err(|error| parts.tidy(partial.as_fd(), error))?;
+    let unpacked = unpacked.map_err(|failure| parts.tidy(partial.as_fd(), layers, failure, amends))?;
 
     let names: Vec<Digest> = parts.map.keys().cloned().collect();
     let replaced = commit(store, &found, parts)?;
@@ -160,11 +170,23 @@ struct Parts<'a> {
     map: BTreeMap<Digest, Part>,
 }
 
+/// Why a transfer failed.
+struct Failure {
+    error: Error,
+    /// Whether it was fetching that failed, and not unpacking.
+    in_fetching: bool,
+}
+
 impl<'a> Parts<'a> {
-    fn open(store: &'a Store, partial: BorrowedFd<'_>, layers: &[Layer]) -> Result<Self> {
+    fn open(
+        store: &'a Store,
+        partial: BorrowedFd<'_>,
+        layers: &[Layer],
+        damaged: &BTreeSet<Digest>,
+    ) -> Result<Self> {
         let mut map = BTreeMap::new();
         for layer in layers {
-            if store.has_blob(&layer.digest) {
+            if store.has_blob(&layer.digest) && !damaged.contains(&layer.digest) {
                 // One that was killed after it had named the blob has left this.
                 archive::remove_tree(partial, layer.digest.hex())?;
             } else if !map.contains_key(&layer.digest) {
@@ -179,17 +201,42 @@ impl<'a> Parts<'a> {
         self.map.values().map(|part| part.size - part.length()).sum()
     }
 
-    /// After a failure: removes what is wrong, and all of it where the disk is full.
-    fn tidy(&self, partial: BorrowedFd<'_>, error: &Error) {
-        let is_full = matches!(error.errno(), Some(Errno::ENOSPC | Errno::EDQUOT));
+    /// After a failure: removes what is wrong, and all of it where the disk is full. Wrong bytes can fail in any way, and
+    /// while some are missing nobody can tell: what could not be unpacked is not trusted then.
+    fn tidy(
+        &self,
+        partial: BorrowedFd<'_>,
+        layers: &[Layer],
+        failure: Failure,
+        amends: &mut Amends,
+    ) -> Error {
+        let is_full = matches!(failure.error.errno(), Some(Errno::ENOSPC | Errno::EDQUOT));
         for part in self.map.values() {
-            let is_wrong = || part.length() == part.size && part.verify().is_err();
-            if is_full || (error.kind() == Kind::Corrupt && is_wrong()) {
+            let is_wrong = match part.length() == part.size {
+                true => part.verify().is_err(),
+                false => !failure.in_fetching,
+            };
+            if is_full || is_wrong {
                 // The failure itself is what is told; what stays behind is tried again by the next pull.
                 let _ = archive::remove_tree(partial, part.digest.hex());
+                amends.may_help |= part.was_begun && !is_full;
             }
         }
+        if !is_full && !failure.in_fetching {
+            for layer in layers.iter().filter(|layer| !self.map.contains_key(&layer.digest)) {
+                if is_damaged(self.store, layer) {
+                    amends.may_help |= amends.damaged.insert(layer.digest.clone());
+                }
+            }
+        }
+        failure.error
     }
+}
+
+/// Whether the store's blob of a layer is not what its name says.
+fn is_damaged(store: &Store, layer: &Layer) -> bool {
+    let verify = |blob| crate::digest::Verified::new(blob, layer.digest.clone(), layer.size).finish();
+    store.blob(&layer.digest).and_then(verify).is_err_and(|error| error.kind() == Kind::Corrupt)
 }
 
 impl Blobs for Parts<'_> {
@@ -197,6 +244,12 @@ impl Blobs for Parts<'_> {
         match self.map.get(&layer.digest) {
             Some(part) => Ok(Box::new(part.reader())),
             None => Blobs::open(self.store, layer),
+        }
+    }
+
+    fn note_verified(&self, layer: &Layer) {
+        if let Some(part) = self.map.get(&layer.digest) {
+            part.note_verified();
         }
     }
 }
@@ -208,7 +261,7 @@ fn transfer(
     image: &Image,
     parts: &Parts<'_>,
     settings: &Settings,
-) -> Result<usize> {
+) -> std::result::Result<usize, Failure> {
     let order = in_order(image, parts);
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     let watch = fetcher.clients[0].watch();
@@ -234,8 +287,10 @@ fn transfer(
     });
     match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         // One that was only stopped is no reason.
-        Some(error) if !error.to_string().ends_with(super::report::STOPPED) => Err(error),
-        _ => unpacked,
+        Some(error) if !error.to_string().ends_with(super::report::STOPPED) => {
+            Err(Failure { error, in_fetching: true })
+        }
+        _ => unpacked.map_err(|error| Failure { error, in_fetching: false }),
     }
 }
 
@@ -253,20 +308,11 @@ fn fetch(fetcher: &Fetcher<'_>, part: &Part, watch: Watch<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks and so verifies what comes; what is unpacked already, or shall not be, is only verified.
+/// Unpacks and so verifies what comes, and verifies all that nothing was unpacked from: a layer that is unpacked already,
+/// one of the same diff ID as another, or all of them.
 fn finish(store: &Store, image: &Image, parts: &Parts<'_>, settings: &Settings) -> Result<usize> {
-    let stays_packed: BTreeSet<&Digest> = image
-        .layers
-        .iter()
-        .filter(|layer| !settings.unpack || store.unpacked(layer).is_some())
-        .map(|layer| &layer.digest)
-        .collect();
     let count = if settings.unpack { unpack_from(store, parts, image, &settings.options)? } else { 0 };
-    for digest in stays_packed {
-        if let Some(part) = parts.map.get(digest) {
-            part.verify()?;
-        }
-    }
+    parts.map.values().try_for_each(Part::verify)?;
     Ok(count)
 }
 

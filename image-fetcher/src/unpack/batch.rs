@@ -126,6 +126,9 @@ impl<'a> Batch<'a> {
             scope.spawn(move || source.run(blob, layer, limits));
             let applied = apply_all(&mut stream, form, limits);
             let applied = applied.or_else(|error| blame(&mut stream, error));
+            if applied.is_ok() {
+                self.blobs.note_verified(layer);
+            }
             // The other thread ends where nobody listens.
             drop(stream);
             applied

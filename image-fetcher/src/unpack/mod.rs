@@ -80,6 +80,9 @@ pub fn unpack(store: &Store, image: &Image, options: &Options) -> Result<usize> 
 pub(crate) trait Blobs: Sync {
     /// Opens the blob of a layer. What it holds is verified while it is read.
     fn open<'a>(&'a self, layer: &Layer) -> Result<Box<dyn Read + Send + 'a>>;
+
+    /// Notes that all of the blob was read, and was right.
+    fn note_verified(&self, _layer: &Layer) {}
 }
 
 impl Blobs for Store {

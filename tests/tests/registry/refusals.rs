@@ -1,7 +1,7 @@
 //! Registries that lie: what they say is found out, and nothing of it gets a name.
 
 use coracle_fixtures::image::descriptor;
-use coracle_fixtures::layer::digest;
+use coracle_fixtures::layer::{Entry, digest, tar};
 use coracle_tests::image::Store;
 use coracle_tests::registry::{Content, Registry, Reply, Request};
 use coracle_tests::{Host, privileged};
@@ -80,14 +80,91 @@ fn a_beginning_from_elsewhere_that_is_wrong_is_fetched_again() {
         if !can_run(host) {
             return;
         }
+        for beginning in [vec![7; 1000], unknown_entry()] {
+            let (store, image) = (Store::new(host), image());
+            store.call(&["ls"]).succeeds();
+            let partial_directory = store.directory().join("partial");
+            std::fs::create_dir(&partial_directory).unwrap();
+            let name = digest(&image.layers[0].blob)[7..].to_owned();
+            std::fs::write(partial_directory.join(name), beginning).unwrap();
+            let registry = Registry::serving(Content::of(&image));
+            pull(&store, &registry, "a", &[]).succeeds();
+            assert_whole(&store, &registry.image("a:latest"), &image);
+        }
+    });
+}
+
+/// Of layers with one diff ID only one is unpacked; the bytes of the other are digested all the same.
+#[test]
+fn a_blob_that_nothing_is_unpacked_from_is_not_taken_for_another_images() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let store = Store::new(host);
+        let mut hostile = image();
+        hostile.layers[1].diff_id = hostile.layers[0].diff_id.clone();
+        let (content, victim) = (Content::of(&hostile), digest(&hostile.layers[1].blob));
+        let registry = Registry::start(move |request| {
+            let mut reply = content.answer(request);
+            if request.path.contains(&victim) {
+                reply.body.fill(7);
+            }
+            reply
+        });
+        pull(&store, &registry, "a", &["--quiet"]).fails_with(&["but holds those of"]);
+        let honest = Registry::serving(Content::of(&image()));
+        pull(&store, &honest, "a", &["--quiet"]).succeeds();
+        assert_whole(&store, &honest.image("a:latest"), &image());
+    });
+}
+
+/// The header of an entry of a type that no layer has.
+fn unknown_entry() -> Vec<u8> {
+    let mut header = tar(&[Entry::file("volume", "")])[..512].to_vec();
+    header[156] = b'V';
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
+}
+
+/// Bytes that are wrong can fail as what is not understood, before all of them have come.
+#[test]
+fn bytes_that_could_not_be_unpacked_are_not_kept_for_the_next_pull() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let unknown = |mut reply: Reply| {
+            let header = unknown_entry();
+            reply.body.fill(0);
+            reply.body[..header.len()].copy_from_slice(&header);
+            reply
+        };
+        refused(host, &["an entry of type 'V' is none of a layer's"], move |request, reply| {
+            if request.offset().is_none() { unknown(reply) } else { reply }
+        });
+        refused(host, &["an entry of type 'V' is none of a layer's"], move |request, reply| {
+            let reply = if request.offset().is_none() { unknown(reply) } else { reply };
+            Reply { cut: Some(100_000), ..reply }
+        });
+    });
+}
+
+#[test]
+fn a_damaged_blob_of_the_store_is_fetched_again() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
         let (store, image) = (Store::new(host), image());
-        store.call(&["ls"]).succeeds();
-        let partial_directory = store.directory().join("partial");
-        std::fs::create_dir(&partial_directory).unwrap();
-        let name = digest(&image.layers[0].blob)[7..].to_owned();
-        std::fs::write(partial_directory.join(name), vec![7; 1000]).unwrap();
         let registry = Registry::serving(Content::of(&image));
-        pull(&store, &registry, "a", &[]).succeeds();
+        pull(&store, &registry, "a", &["--quiet", "--no-unpack"]).succeeds();
+        let blob = &image.layers[1].blob;
+        let path = store.directory().join(coracle_fixtures::image::blob_path(blob));
+        std::fs::write(path, vec![7; blob.len()]).unwrap();
+        pull(&store, &registry, "a", &["--quiet"]).succeeds();
         assert_whole(&store, &registry.image("a:latest"), &image);
     });
 }
