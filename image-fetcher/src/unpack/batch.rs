@@ -1,5 +1,6 @@
 //! Layers that are unpacked together, in a temporary directory, on all processors.
 
+use std::ffi::OsStr;
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
@@ -17,9 +18,10 @@ use super::stream::{self, Stream};
 use super::{Blobs, Limits};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer};
+use crate::store::is_missing;
 
-/// The prefix of a temporary directory's name.
-const TEMPORARY: &str = ".new-";
+/// The prefix of a temporary directory's name. Our PID and a number follow: one can be in a directory of somebody else's.
+const TEMPORARY: &str = ".coracle-new-";
 
 /// Layers that are unpacked together.
 pub(super) struct Batch<'a> {
@@ -41,11 +43,16 @@ impl<'a> Batch<'a> {
         limits: Limits,
     ) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{TEMPORARY}{}-{count}", std::process::id());
-        file::mkdir(parent, &name, 0o700)?;
-        let directory = begin_in(parent, &name).inspect_err(|_| drop(archive::remove_tree(parent, &name)))?;
-        Ok(Self { parent, readable, blobs, limits, name, directory })
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{TEMPORARY}{}-{count}", std::process::id());
+            file::mkdir(parent, &name, 0o700)?;
+            let begun = begin_in(parent, &name).inspect_err(|_| drop(archive::remove_tree(parent, &name)))?;
+            // Before it was locked, another process could take it for one that was left, and remove it.
+            if let Some(directory) = begun {
+                return Ok(Self { parent, readable, blobs, limits, name, directory });
+            }
+        }
     }
 
     /// The temporary directory.
@@ -136,22 +143,36 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Makes a new directory what layers can be unpacked in.
-fn begin_in(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    let directory = file::open(parent, name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+/// Makes a new directory what layers can be unpacked in; none where it is gone.
+fn begin_in(parent: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>> {
+    let opened = file::open(parent, name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks);
+    if is_missing(&opened) {
+        return Ok(None);
+    }
+    let directory = opened?;
     file::lock(directory.as_fd(), true)?;
+    if is_missing(&file::stat_at(parent, name)) {
+        return Ok(None);
+    }
     // Without a set-group-ID bit that a parent's would have brought.
     file::chmod(directory.as_fd(), 0o700)?;
     // Ext4 would make all layers' files in one part of the disk, and look at each inode that was freed there of late
     // (its `recently_deleted`) whenever it makes one: more work than all else that the kernel does here.
     archive::spread_directories(directory.as_fd());
-    Ok(directory)
+    Ok(Some(directory))
+}
+
+/// Whether we give temporary directories such names.
+fn is_temporary(name: &OsStr) -> bool {
+    let numbers = name.to_str().and_then(|name| name.strip_prefix(TEMPORARY)?.split_once('-'));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|(pid, count)| is_number(pid) && is_number(count))
 }
 
 /// Removes what a killed process has left in `parent`: temporary directories that nobody holds a lock of.
 pub(super) fn sweep(parent: BorrowedFd<'_>) -> Result<()> {
     for name in file::list(parent)? {
-        if !name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+        if !is_temporary(&name) {
             continue;
         }
         match file::open(parent, &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {

@@ -22,7 +22,8 @@ fn many_files() -> Layer {
 /// Puts a link to the canary in the place of the directory `d` of whatever layer is being unpacked.
 fn swap(layers: &std::path::Path) -> bool {
     let entries = |path: &std::path::Path| fs::read_dir(path).into_iter().flatten().flatten();
-    let batches = entries(layers).filter(|entry| entry.file_name().to_string_lossy().starts_with(".new-"));
+    let batches =
+        entries(layers).filter(|entry| entry.file_name().to_string_lossy().starts_with(".coracle-new-"));
     let mut swapped = false;
     for layer in batches.flat_map(|batch| entries(&batch.path()).collect::<Vec<_>>()) {
         let d = layer.path().join("d");

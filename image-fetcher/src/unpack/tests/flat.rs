@@ -161,3 +161,17 @@ fn one_that_is_there_is_not_touched() {
     let error = flat.unpack(&[tar().file("f", b"").end()], Owners::All).unwrap_err();
     assert_eq!((error.kind(), names(flat.directory.path())), (Kind::Exists, vec![ROOT.to_owned()]));
 }
+
+#[test]
+fn what_somebody_else_has_beside_the_tree_stays() {
+    let flat = Flat::new();
+    for name in [".new-mine", ".new-1-0", ".coracle-new-", ".coracle-new-1"] {
+        fs::create_dir(flat.directory.path().join(name)).unwrap();
+    }
+    fs::create_dir(flat.directory.path().join(".coracle-new-1-0")).unwrap();
+    flat.unpack(&[tar().dir("d/").end()], Owners::All).unwrap();
+    let mut left: Vec<_> =
+        fs::read_dir(flat.directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".coracle-new-", ".coracle-new-1", ".new-1-0", ".new-mine", ROOT]);
+}

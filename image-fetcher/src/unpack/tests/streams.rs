@@ -1,6 +1,7 @@
 //! Streams, digests, and who else wants the same layers.
 
 use super::*;
+use crate::unpack::batch::{Batch, sweep};
 
 #[test]
 fn a_truncated_gzip_stream_says_so_and_leaves_nothing() {
@@ -82,7 +83,7 @@ fn a_wrong_diff_id_is_refused() {
 fn what_a_killed_process_left_is_removed_by_the_next() {
     both(|new| {
         let scratch = new();
-        fs::create_dir_all(scratch.store.path().join("layers/.new-1-0/abc/d")).unwrap();
+        fs::create_dir_all(scratch.store.path().join("layers/.coracle-new-1-0/abc/d")).unwrap();
         scratch.layer(&tar().dir("d/")).unwrap();
         assert_eq!(fs::read_dir(scratch.store.path().join("layers")).unwrap().count(), 1);
     });
@@ -103,5 +104,30 @@ fn processes_that_want_the_same_layers_at_once_unpack_them_once() {
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert_eq!(counts.iter().sum::<usize>(), 4);
+    });
+}
+
+#[test]
+fn a_temporary_directory_that_another_process_sweeps_away_is_made_again() {
+    let scratch = crate::fixture::Scratch::new();
+    let layers = scratch.store.layers();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(relaxed) {
+                let _ = sweep(layers);
+            }
+        });
+        for _ in 0..2000 {
+            let begun = Batch::begin(layers, (scratch.store.root(), &scratch.store), Limits::default());
+            let made = begun.and_then(|batch| {
+                file::mkdir(batch.directory(), "d", 0o700)?;
+                batch.remove()
+            });
+            over.store(made.is_err(), relaxed);
+            made.unwrap();
+        }
+        over.store(true, relaxed);
     });
 }
