@@ -35,6 +35,7 @@ pub(crate) fn apply<F: Form>(
         return white_out(form, parent, name).map(|()| None);
     }
     let at = form.parent(parent)?;
+    keep(form, &at, name, &entry);
     match entry.kind {
         Type::Directory => form.make_directory(&at, name, Some(entry.metadata))?,
         Type::File => {
@@ -56,10 +57,22 @@ pub(crate) fn apply<F: Form>(
     Ok(None)
 }
 
+/// Counts what may be kept of an entry: its path without links, which can be much longer than its name, where it leads,
+/// and a directory's attributes.
+fn keep<F: Form>(form: &mut F, at: &F::Place, name: &[u8], entry: &Entry) {
+    let of_directory = if entry.kind == Type::Directory { attributes(entry) } else { 0 };
+    *form.kept() += (at.path().len() + name.len() + entry.link.len()) as u64 + of_directory;
+}
+
+fn attributes(entry: &Entry) -> u64 {
+    entry.metadata.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum()
+}
+
 fn apply_root(form: &mut impl Form, entry: Entry) -> Result<()> {
     if entry.kind != Type::Directory {
         return Err(Error::new(Kind::Malformed, "the root of a layer can only be a directory"));
     }
+    *form.kept() += attributes(&entry);
     form.directories().entry(Vec::new()).or_default().metadata = Some(entry.metadata);
     Ok(())
 }
@@ -78,6 +91,7 @@ fn white_out(form: &mut impl Form, parent: &[&[u8]], name: &[u8]) -> Result<()> 
         return Err(Error::new(Kind::Malformed, "it is a whiteout of nothing that has a name"));
     }
     let parent = form.parent(parent)?;
+    *form.kept() += (parent.path().len() + hidden.len()) as u64;
     form.white_out(&parent, hidden)
 }
 

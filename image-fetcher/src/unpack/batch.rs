@@ -192,7 +192,11 @@ pub(super) fn apply_all<F: Form>(stream: &mut Stream, mut form: F, limits: &Limi
     while let Some(entry) = entries.next()? {
         let path = entry.path.clone();
         let applied = apply(&mut form, &mut entries, entry);
-        links.extend(applied.context(|| format!("entry {:?}", String::from_utf8_lossy(&path)))?);
+        let naming = || format!("entry {:?}", String::from_utf8_lossy(&path));
+        links.extend(applied.context(naming)?);
+        if *form.kept() > limits.names {
+            return Err(Limits::error("the names of its entries", limits.names, "bytes")).context(naming);
+        }
     }
     let bytes = entries.bytes();
     stream.drain()?;

@@ -56,7 +56,7 @@ pub(crate) struct Metadata {
     pub gid: u32,
     pub accessed: Time,
     pub modified: Time,
-    /// Names and values of extended attributes.
+    /// Names and values of the extended attributes that belong to a file of an image.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -71,7 +71,6 @@ pub(crate) struct Entries<'a> {
     headers: u64,
     count: u64,
     bytes: u64,
-    names: u64,
 }
 
 /// Headers that describe the entry behind them.
@@ -84,7 +83,7 @@ struct Extensions {
 
 impl<'a> Entries<'a> {
     pub(crate) fn new(stream: &'a mut Stream, limits: &'a Limits) -> Self {
-        Self { stream, limits, left: 0, padding: 0, headers: 0, count: 0, bytes: 0, names: 0 }
+        Self { stream, limits, left: 0, padding: 0, headers: 0, count: 0, bytes: 0 }
     }
 
     /// The next entry; none at the end of the archive.
@@ -250,11 +249,6 @@ impl<'a> Entries<'a> {
         let metadata = metadata(header, &mut pax).context(naming)?;
         self.expect(size);
         let (real_size, map) = self.map(header, &pax, size).context(naming)?;
-        self.names += (path.len() + link.len()) as u64;
-        if self.names > self.limits.names {
-            return Err(Limits::error("the names of its entries", self.limits.names, "bytes"))
-                .context(naming);
-        }
         self.bytes = self.bytes.saturating_add(real_size.max(size));
         if self.bytes > self.limits.bytes {
             return Err(Limits::error("the size of its files", self.limits.bytes, "bytes")).context(naming);

@@ -135,6 +135,8 @@ pub(crate) trait Form {
     fn read_link(&self, at: &Self::Place, name: &[u8]) -> Result<Vec<u8>>;
     /// What is known of the directories.
     fn directories(&mut self) -> &mut Directories;
+    /// How many bytes of names, links and attributes are kept in memory, at most.
+    fn kept(&mut self) -> &mut u64;
 
     /// Makes the directory `name`, or where there is one already gives it the new metadata. Anything else of
     /// that name is replaced; then what is below must not show through.
@@ -214,6 +216,7 @@ pub(crate) trait Form {
                     parts.filter(|p| !p.is_empty() && *p != b".").for_each(|p| todo.push_front(p.to_vec()));
                 }
                 Found::Nothing | Found::Whiteout if missing == Missing::Make => {
+                    *self.kept() += path.len() as u64;
                     self.make_directory(&here, &name, None)?;
                     here = self.at(&path)?;
                 }

@@ -10,6 +10,7 @@ use super::entry::{Metadata, Type, malformed};
 use super::number;
 use super::pax::Pax;
 use crate::error::{Error, Kind, Result};
+use crate::metadata::is_kept;
 
 /// The one name of an entry: that of GNU's header, of PAX's, or of the header itself.
 pub(super) fn pick(
@@ -93,6 +94,6 @@ pub(super) fn metadata(header: &Header, pax: &mut Pax) -> Result<Metadata> {
         gid: id(pax.gid, &old.gid, "gid")?,
         accessed: pax.accessed.unwrap_or(modified),
         modified,
-        xattrs: std::mem::take(&mut pax.xattrs),
+        xattrs: std::mem::take(&mut pax.xattrs).into_iter().filter(|(name, _)| is_kept(name)).collect(),
     })
 }

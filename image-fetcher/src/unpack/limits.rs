@@ -13,7 +13,8 @@ pub struct Limits {
     pub ratio: u64,
     /// Bytes of headers for one entry: names, attributes, maps of sparse files.
     pub header: u64,
-    /// Bytes of the names of all entries, and of where links lead: they are kept in memory.
+    /// Bytes of the names of all entries without the links in them, of where links lead, and of the attributes of
+    /// directories: they are kept in memory.
     pub names: u64,
 }
 

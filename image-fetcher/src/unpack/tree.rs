@@ -19,7 +19,7 @@ use super::entry::Metadata;
 use super::form::{Content, Directories, Directory, Form, Found, NewFile, Place, forget};
 use super::owners::Owners;
 use crate::error::Result;
-use crate::metadata::{DEVICE, OWNER, is_kept};
+use crate::metadata::{DEVICE, OWNER};
 use crate::store::is_missing;
 
 /// Files from this size on are sent to the device while the next ones are written.
@@ -29,6 +29,7 @@ const EARLY_SYNC: u64 = 1 << 20;
 pub(crate) struct Tree {
     root: Arc<OwnedFd>,
     directories: Directories,
+    kept: u64,
     owners: Owners,
     /// The last one entered: most entries are in the directory of the one before.
     last: Option<Opened>,
@@ -57,7 +58,7 @@ impl Tree {
     /// A tree in the empty directory `root`, whose files are given to these owners.
     pub(crate) fn new(root: OwnedFd, owners: Owners) -> Self {
         let directories = Directories::from([(Vec::new(), Directory::default())]);
-        Self { root: Arc::new(root), directories, owners, last: None }
+        Self { root: Arc::new(root), directories, kept: 0, owners, last: None }
     }
 
     /// Its directory.
@@ -143,6 +144,10 @@ impl Form for Tree {
 
     fn directories(&mut self) -> &mut Directories {
         &mut self.directories
+    }
+
+    fn kept(&mut self) -> &mut u64 {
+        &mut self.kept
     }
 
     fn make_directory(&mut self, at: &Opened, name: &[u8], metadata: Option<Metadata>) -> Result<()> {
@@ -306,7 +311,7 @@ fn set_attributes(
     owners: Owners,
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<()> {
-    for (name, value) in metadata.xattrs.iter().filter(|(name, _)| is_kept(name) && wanted(name)) {
+    for (name, value) in metadata.xattrs.iter().filter(|(name, _)| wanted(name)) {
         allowed(archive::set_xattr(fd, OsStr::from_bytes(name), value), owners)?;
     }
     Ok(())
@@ -330,7 +335,7 @@ fn set_owner_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata, owners: O
 
 fn set_rest_at(dir: BorrowedFd<'_>, name: &[u8], metadata: &Metadata, owners: Owners) -> Result<()> {
     let name = OsStr::from_bytes(name);
-    for (attribute, value) in metadata.xattrs.iter().filter(|(name, _)| is_kept(name)) {
+    for (attribute, value) in &metadata.xattrs {
         allowed(archive::set_xattr_at(dir, name, OsStr::from_bytes(attribute), value), owners)?;
     }
     Ok(archive::set_times_at(dir, name, metadata.accessed, metadata.modified)?)

@@ -16,11 +16,11 @@ mod output;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Arc;
 
 use super::entry::Metadata;
 use super::form::{Directories, Directory, Form, Found, NewFile, Place, forget};
 use crate::error::{Error, Kind, Result};
-use crate::metadata::is_kept;
 use format::{BLOCK, Inode, Layout, MOST_INLINE, SLOT};
 use output::Output;
 
@@ -32,6 +32,7 @@ pub(crate) struct Erofs {
     output: Output,
     uuid: [u8; 16],
     directories: Directories,
+    kept: u64,
     /// Directories with all that is to be known of them.
     described: BTreeMap<Vec<u8>, Described>,
     files: BTreeMap<Vec<u8>, Leaf>,
@@ -48,8 +49,8 @@ struct Leaf {
     /// The type, as stat(2) has it.
     kind: u32,
     inode: usize,
-    /// Where a symbolic link leads.
-    target: Vec<u8>,
+    /// Where a symbolic link leads; all its names share it.
+    target: Arc<[u8]>,
     is_whiteout: bool,
 }
 
@@ -78,6 +79,7 @@ impl Erofs {
             output: Output::new(file),
             uuid,
             directories: Directories::from([(Vec::new(), Directory::default())]),
+            kept: 0,
             described: BTreeMap::new(),
             files: BTreeMap::new(),
             inodes: Vec::new(),
@@ -170,8 +172,7 @@ fn check_name(name: &[u8]) -> Result<()> {
 }
 
 fn attributes(metadata: &Metadata, marks: &[(&str, &[u8])]) -> Result<Vec<u8>> {
-    let kept = metadata.xattrs.iter().filter(|(name, _)| is_kept(name));
-    let kept = kept.map(|(name, value)| (name.as_slice(), value.as_slice()));
+    let kept = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
     format::attributes(kept.chain(marks.iter().map(|(name, value)| (name.as_bytes(), *value))))
 }
 
@@ -187,11 +188,15 @@ impl Form for Erofs {
     }
 
     fn read_link(&self, at: &Vec<u8>, name: &[u8]) -> Result<Vec<u8>> {
-        Ok(self.files.get(&at.join(name)).map(|leaf| leaf.target.clone()).unwrap_or_default())
+        Ok(self.files.get(&at.join(name)).map(|leaf| leaf.target.to_vec()).unwrap_or_default())
     }
 
     fn directories(&mut self) -> &mut Directories {
         &mut self.directories
+    }
+
+    fn kept(&mut self) -> &mut u64 {
+        &mut self.kept
     }
 
     fn make_directory(&mut self, at: &Vec<u8>, name: &[u8], metadata: Option<Metadata>) -> Result<()> {
@@ -242,7 +247,7 @@ impl Form for Erofs {
         };
         let record = format::inode(&inode, new.metadata, &attributes(new.metadata, &[])?);
         let inode = self.add_inode(&record, &end)?;
-        self.name(at, name, Leaf { kind: libc::S_IFREG, inode, target: Vec::new(), is_whiteout: false })
+        self.name(at, name, Leaf { kind: libc::S_IFREG, inode, target: Arc::default(), is_whiteout: false })
     }
 
     fn add_symlink(&mut self, at: &Vec<u8>, name: &[u8], target: &[u8], meta: &Metadata) -> Result<()> {
@@ -271,7 +276,7 @@ impl Form for Erofs {
         let meta = Metadata { mode: 0o777, ..meta.clone() };
         let record = format::inode(&inode, &meta, &attributes(&meta, &[])?);
         let inode = self.add_inode(&record, behind)?;
-        self.name(at, name, Leaf { kind: libc::S_IFLNK, inode, target: target.to_vec(), is_whiteout: false })
+        self.name(at, name, Leaf { kind: libc::S_IFLNK, inode, target: target.into(), is_whiteout: false })
     }
 
     fn add_node(
@@ -292,7 +297,7 @@ impl Form for Erofs {
         let record = format::inode(&inode, meta, &attributes(meta, &[])?);
         let inode = self.add_inode(&record, b"")?;
         let is_whiteout = kind == libc::S_IFCHR && device == 0;
-        self.name(at, name, Leaf { kind, inode, target: Vec::new(), is_whiteout })
+        self.name(at, name, Leaf { kind, inode, target: Arc::default(), is_whiteout })
     }
 
     fn add_link(&mut self, (from, old): (&Vec<u8>, &[u8]), at: &Vec<u8>, name: &[u8]) -> Result<()> {

@@ -195,6 +195,31 @@ fn each_limit_is_named_by_its_error() {
     });
 }
 
+/// What is kept in memory counts as it is kept, not as it is written.
+#[test]
+fn names_through_links_and_attributes_of_directories_count_as_names() {
+    both(|new| {
+        let deep = "d/".repeat(40);
+        let through = (0..50).fold(tar().dir(&deep).link("s", &deep), |t, n| t.file(&format!("s/{n}"), b""));
+        let attributes = |name: &str| {
+            let record = |t: Tar, n| t.pax(&[(name, &[b'x'; 500])]).dir(&format!("{n}/"));
+            (0..10).fold(tar(), record)
+        };
+        let take = |layer: &Tar| {
+            let scratch = new();
+            scratch.import(&[layer.end()]).unwrap();
+            let limits = Limits { names: 3000, ..Limits::default() };
+            let options = Options { limits, ..scratch.unpacking };
+            unpack(&scratch.store, &scratch.store.image("image").unwrap(), &options)
+        };
+        for layer in [through, attributes("SCHILY.xattr.user.x")] {
+            let error = take(&layer).unwrap_err();
+            assert!(error.to_string().contains("the names of its entries is over the limit"), "{error}");
+        }
+        take(&attributes("SCHILY.xattr.junk.x")).unwrap();
+    });
+}
+
 #[test]
 fn a_path_ends_at_4096_bytes_with_the_links_that_it_leads_through() {
     both(|new| {
