@@ -60,6 +60,11 @@ impl<'a> Batch<'a> {
         self.directory.as_fd()
     }
 
+    /// What each layer may cost.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Its name.
     pub(super) fn name(&self) -> &str {
         &self.name

@@ -1,5 +1,6 @@
 //! The last of a layer: what it takes from the layers below, and the metadata of its directories.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,8 @@ use coracle_sys::{self as sys, Errno};
 
 use super::apply::{LinkBelow, link_inside, target_components};
 use super::entry::Metadata;
-use super::form::{Content, Directories, Directory, Form, Found, NewFile};
+use super::form::{Content, Directories, Directory, Form, Found, NewFile, Place};
+use super::limits::Limits;
 use crate::error::{Context, Error, Kind, Result};
 use crate::metadata::{self, IMPLIED, OPAQUE, SIZE, is_kept};
 
@@ -35,12 +37,14 @@ impl<F: Form> Applied<F> {
 
     /// Finishes the layer; `below` shows the layers below it as a container would see them, none for the
     /// lowest. Returns whether the layer has become another one than it would be elsewhere.
-    pub(crate) fn finish(mut self, below: Option<BorrowedFd<'_>>) -> Result<Fit> {
+    pub(crate) fn finish(mut self, below: Option<BorrowedFd<'_>>, limits: &Limits) -> Result<Fit> {
         let mut fit = if self.links.is_empty() { Fit::Anywhere } else { Fit::Here };
+        let mut copies = Copies { made: BTreeMap::new(), bytes: self.bytes, limit: limits.bytes };
         for link in std::mem::take(&mut self.links) {
             let name = || format!("entry {:?}", String::from_utf8_lossy(&link.name));
-            link_below(&mut self.form, &link, below).context(name)?;
+            link_below(&mut self.form, &link, below, &mut copies).context(name)?;
         }
+        self.bytes = copies.bytes;
         let directories = std::mem::take(self.form.directories());
         // Backwards, what is in a directory comes before it, since its path is longer.
         for (path, directory) in directories.iter().rev() {
@@ -106,8 +110,32 @@ fn is_hidden(directories: &Directories, path: &[u8]) -> bool {
     prefixes.any(|prefix| directories.get(prefix).is_some_and(|d| d.opaque))
 }
 
+/// What hard links have brought from the layers below.
+struct Copies {
+    /// Where the copy of a target is that has not got the target's own name.
+    made: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The bytes of the layer's files, with those of the copies.
+    bytes: u64,
+    limit: u64,
+}
+
+impl Copies {
+    fn count(&mut self, size: u64) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(size);
+        if self.bytes > self.limit {
+            return Err(Limits::error("the size of its files", self.limit, "bytes"));
+        }
+        Ok(())
+    }
+}
+
 /// Links to a file of the layers below as overlayfs does: a copy of it gets both names.
-fn link_below<F: Form>(form: &mut F, link: &LinkBelow, below: Option<BorrowedFd<'_>>) -> Result<()> {
+fn link_below<F: Form>(
+    form: &mut F,
+    link: &LinkBelow,
+    below: Option<BorrowedFd<'_>>,
+    copies: &mut Copies,
+) -> Result<()> {
     let directory: Vec<&[u8]> = link.directory.split(|b| *b == b'/').filter(|c| !c.is_empty()).collect();
     let place = form.parent(&directory)?;
     if !matches!(form.look(&place, &link.name)?, Found::Nothing | Found::Whiteout) {
@@ -128,14 +156,19 @@ fn link_below<F: Form>(form: &mut F, link: &LinkBelow, below: Option<BorrowedFd<
     match source(Resolve::BeneathNoLinks).open(libc::O_PATH) {
         Ok(_) => {
             let origin = form.parent(parent)?;
-            copy_up(form, &source(Resolve::BeneathNoLinks), &origin, name)?;
+            copy_up(form, &source(Resolve::BeneathNoLinks), (&origin, name), copies)?;
             link_inside(form, &place, &link.name, &link.target).map(drop)
         }
         // Through a link of a lower layer, whose name a directory of this layer would hide: one copy.
         Err(e) if e.errno() == Errno::ELOOP => {
+            if let Some(made) = copies.made.get(&target) {
+                return link_inside(form, &place, &link.name, made).map(drop);
+            }
             let source = source(Resolve::InRoot);
             source.open(libc::O_PATH).map_err(|_| missing())?;
-            copy_up(form, &source, &place, &link.name)
+            copy_up(form, &source, (&place, &link.name), copies)?;
+            copies.made.insert(target.clone(), place.join(&link.name));
+            Ok(())
         }
         Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ENOTDIR) => Err(missing()),
         Err(e) => Err(e.into()),
@@ -162,19 +195,21 @@ impl Source<'_> {
 }
 
 /// Copies a file of the layers below with all its metadata. Of what can't be opened, attributes stay behind.
-fn copy_up<F: Form>(form: &mut F, source: &Source<'_>, to: &F::Place, name: &[u8]) -> Result<()> {
+fn copy_up<F: Form>(
+    form: &mut F,
+    source: &Source<'_>,
+    (to, name): (&F::Place, &[u8]),
+    copies: &mut Copies,
+) -> Result<()> {
     let looked = source.open(libc::O_PATH)?;
     let stat = file::stat(looked.as_fd())?;
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => {
             let file = source.open(libc::O_RDONLY)?;
             let metadata = read_metadata(file.as_fd())?;
-            let content = Content::File(File::from(file));
-            form.add_file(
-                to,
-                name,
-                NewFile { metadata: &metadata, size: stat.st_size.unsigned_abs(), content },
-            )
+            let (content, size) = (Content::File(File::from(file)), stat.st_size.unsigned_abs());
+            copies.count(size)?;
+            form.add_file(to, name, NewFile { metadata: &metadata, size, content })
         }
         libc::S_IFDIR => Err(Error::new(Kind::Malformed, "it is a hard link to a directory")),
         libc::S_IFLNK => {

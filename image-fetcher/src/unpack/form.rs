@@ -81,6 +81,11 @@ pub(crate) enum Content<'a, 's> {
 }
 
 impl Content<'_, '_> {
+    /// Whether zeros of the file may be left out.
+    pub(crate) fn has_holes(&self) -> bool {
+        !matches!(self, Self::Archive(_, None))
+    }
+
     /// Hands all pieces to `sink`, with the offset of each, in their order.
     pub(crate) fn pour(self, mut sink: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
         match self {
@@ -93,9 +98,13 @@ impl Content<'_, '_> {
                 loop {
                     match file.read(&mut buffer).map_err(|e| coracle_sys::Error::of_io("read()", &e))? {
                         0 => return Ok(()),
-                        n => sink(offset, &buffer[..n])?,
+                        // A hole, or as good as one.
+                        n if buffer[..n].iter().all(|byte| *byte == 0) => offset += n as u64,
+                        n => {
+                            sink(offset, &buffer[..n])?;
+                            offset += n as u64;
+                        }
                     }
-                    offset += buffer.len() as u64;
                 }
             }
         }

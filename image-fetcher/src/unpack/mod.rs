@@ -137,12 +137,12 @@ struct Kept<'a> {
 
 /// A layer with its entries applied.
 trait Unfinished: Send {
-    fn finish(self: Box<Self>, below: Option<BorrowedFd<'_>>) -> Result<Fit>;
+    fn finish(self: Box<Self>, below: Option<BorrowedFd<'_>>, limits: &Limits) -> Result<Fit>;
 }
 
 impl<F: Form + Send> Unfinished for Applied<F> {
-    fn finish(self: Box<Self>, below: Option<BorrowedFd<'_>>) -> Result<Fit> {
-        Applied::finish(*self, below)
+    fn finish(self: Box<Self>, below: Option<BorrowedFd<'_>>, limits: &Limits) -> Result<Fit> {
+        Applied::finish(*self, below, limits)
     }
 }
 
@@ -183,7 +183,7 @@ impl Kept<'_> {
         if applied.needs_below() {
             return Ok(Some(Box::new(applied) as Box<dyn Unfinished>));
         }
-        applied.finish(None).map(|_| None)
+        applied.finish(None, self.batch.limits()).map(|_| None)
     }
 
     /// Finishes the layers that need those below them, syncs, and gives all layers their names.
@@ -194,7 +194,7 @@ impl Kept<'_> {
             let layer = &image.layers[place];
             let below = self.below(image, place).context(|| format!("below layer {}", layer.digest))?;
             let below = below.as_ref().map(AsFd::as_fd);
-            let finished = self.batch.confined(below, || applied.finish(below));
+            let finished = self.batch.confined(below, || applied.finish(below, self.batch.limits()));
             if finished.context(|| format!("layer {}", layer.digest))? == Fit::Here {
                 chained.push(layer);
             }
@@ -259,5 +259,7 @@ impl Kept<'_> {
 /// Makes an EROFS image of an archive, in a file.
 #[cfg(feature = "fuzz")]
 pub(crate) fn make_image(archive: &[u8], file: File, limits: &Limits) -> Result<()> {
-    apply_all(&mut stream::Stream::of(archive), Erofs::new(file, [0; 16]), limits)?.finish(None).map(drop)
+    apply_all(&mut stream::Stream::of(archive), Erofs::new(file, [0; 16]), limits)?
+        .finish(None, limits)
+        .map(drop)
 }

@@ -16,7 +16,7 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{self as sys, Errno};
 
 use super::entry::Metadata;
-use super::form::{Content, Directories, Directory, Form, Found, NewFile, Place, forget};
+use super::form::{Directories, Directory, Form, Found, NewFile, Place, forget};
 use super::owners::Owners;
 use crate::error::Result;
 use crate::metadata::{DEVICE, OWNER};
@@ -173,7 +173,7 @@ impl Form for Tree {
 
     fn add_file(&mut self, at: &Opened, name: &[u8], new: NewFile<'_, '_>) -> Result<()> {
         let file = File::from(self.replace(at, name, new_file)?);
-        let has_holes = matches!(new.content, Content::Archive(_, Some(_)));
+        let has_holes = new.content.has_holes();
         new.content.pour(|offset, bytes| {
             Ok(file.write_all_at(bytes, offset).map_err(|e| coracle_sys::Error::of_io("pwrite()", &e))?)
         })?;

@@ -126,3 +126,46 @@ fn an_image_with_the_same_layer_twice_unpacks_it_for_each_place() {
         assert_eq!(text(&scratch.layer_path(3).join("h")), "2");
     });
 }
+
+/// A file of zeros, `size` bytes long, in a few bytes of archive.
+fn hollow(name: &str, size: &str) -> Vec<u8> {
+    tar().pax(&[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", b"0,1")]).file(name, b"x").end()
+}
+
+#[test]
+fn a_copy_for_a_hard_link_has_the_holes_of_the_file_below() {
+    both(|new| {
+        let scratch = new();
+        scratch.unpack(&[hollow("f", "67108864"), tar().hard("h", "f").end()]).unwrap();
+        let meta = fs::metadata(scratch.layer_path(1).join("h")).unwrap();
+        assert_eq!((meta.len(), meta.nlink()), (64 << 20, 2));
+        assert!(scratch.blocks() * 512 < 8 << 20, "{} blocks", scratch.blocks());
+    });
+}
+
+#[test]
+fn copies_for_hard_links_count_as_files_of_their_layer() {
+    both(|new| {
+        let scratch = new();
+        let upper = tar().hard("h", "f").hard("i", "g").end();
+        scratch.import(&[hollow("f", "40000000"), hollow("g", "40000000"), upper]).unwrap();
+        let limits = Limits { bytes: 64 << 20, ..Limits::default() };
+        let options = Options { limits, ..scratch.unpacking };
+        let error = unpack(&scratch.store, &scratch.store.image("image").unwrap(), &options).unwrap_err();
+        assert!(error.to_string().contains("the size of its files is over the limit"), "{error}");
+        scratch.assert_clean();
+    });
+}
+
+#[test]
+fn hard_links_through_one_link_below_share_their_copy() {
+    both(|new| {
+        let scratch = new();
+        let lower = tar().dir("d/").file("d/f", b"below").link("l", "d").end();
+        scratch.unpack(&[lower, tar().hard("h", "l/f").hard("i", "l/f").end()]).unwrap();
+        let dir = scratch.layer_path(1);
+        let [h, i] = ["h", "i"].map(|name| fs::metadata(dir.join(name)).unwrap());
+        assert_eq!((h.ino(), h.nlink()), (i.ino(), 2));
+        assert_eq!(text(&dir.join("i")), "below");
+    });
+}
