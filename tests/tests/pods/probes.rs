@@ -83,3 +83,38 @@ fn http_and_tcp_are_asked_in_the_pods_own_network() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn a_hook_after_the_start_has_all_the_time_that_it_takes() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run(
+            "web",
+            &pod("
+    command: [sleep, '1000']
+    lifecycle: {postStart: {exec: {command: [sh, -c, 'sleep 0.5; touch /tmp/done']}}}"),
+        );
+        command::eventually("the hook is done", || {
+            pods.exec("web/main", &["test", "-e", "/tmp/done"]).code == 0
+        });
+        assert_eq!(pods.container("web", "main")["restarts"], 0);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_container_that_is_not_alive_ends_after_those_below_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = pod("
+    command: [sleep, '1000']
+    livenessProbe: {exec: {command: [test, '!', -e, /tmp/ill]}, periodSeconds: 1, failureThreshold: 2}");
+        pods.make_with("run", "web", QUICK, &spec.replace("Seconds: 0", "Seconds: 1")).succeeds();
+        let image = coracle_tests::pod::IMAGE;
+        let file = pods.file(&format!("{{name: child, image: '{image}', command: [sleep, '1000']}}"));
+        pods.call(&["launch", "-f", file.to_str().unwrap(), "web/main"]).succeeds();
+        pods.exec("web/main", &["touch", "/tmp/ill"]).succeeds();
+        command::eventually("a restart", || pods.container("web", "main")["restarts"].as_u64() >= Some(1));
+        pods.remove("web");
+    });
+}

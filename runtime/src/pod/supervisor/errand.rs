@@ -25,6 +25,9 @@ use crate::state::State;
 /// How long a process may take to begin.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long the answer to a hook may take that has no other end.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(3600);
+
 /// Why an errand is run.
 #[derive(Debug, Clone)]
 pub(super) enum Purpose {
@@ -154,16 +157,26 @@ impl Supervisor {
         self.next
     }
 
-    /// Runs a hook of the container at `path`; one that can't be run has failed.
-    pub(super) fn run_hook(&mut self, path: &Path, hook: &Handler, purpose: Purpose, within: Duration) {
+    /// Runs a hook of the container at `path`, within this time if there is one; a hook that can't be run has failed.
+    pub(super) fn run_hook(
+        &mut self,
+        path: &Path,
+        hook: &Handler,
+        purpose: Purpose,
+        within: Option<Duration>,
+    ) {
         let begun = match (&hook.exec, &hook.http_get, &hook.sleep) {
             (Some(exec), ..) => {
                 let options = program(&exec.command);
-                self.execute(path, options, None, (purpose.clone(), Some(within)))
+                self.execute(path, options, None, (purpose.clone(), within))
             }
-            (_, Some(get), _) => self.ask(path, purpose.clone(), within, Question::Http(get.clone())),
+            (_, Some(get), _) => {
+                let within = within.unwrap_or(ANSWERED_WITHIN);
+                self.ask(path, purpose.clone(), within, Question::Http(get.clone()))
+            }
             (.., sleep) => {
-                let time = Duration::from_secs(sleep.as_ref().map_or(0, |sleep| sleep.seconds));
+                let time = seconds(sleep.as_ref().map_or(0, |sleep| sleep.seconds));
+                let within = within.unwrap_or(time + BEGINS_WITHIN);
                 self.ask(path, purpose.clone(), within, Question::Sleep(time))
             }
         };
@@ -287,10 +300,13 @@ impl Supervisor {
     /// Ends a container that does not do what it should; its restart policy says what follows.
     fn end_unhealthy(&mut self, path: &Path, why: &str) {
         let grace = self.plan.grace;
-        if let Some(member) = self.members.get_mut(path) {
-            member.cause = Some("Unhealthy".to_owned());
-            member.warnings.push(why.to_owned());
-        }
+        // What was asked of one that has ended meanwhile says nothing of the next.
+        let running = self.members.get_mut(path).filter(|member| matches!(member.phase, Phase::Running(_)));
+        let Some(member) = running else { return };
+        member.cause = Some("Unhealthy".to_owned());
+        member.warnings.push(why.to_owned());
+        // Those below it end first: until then, it is asked again and again.
+        member.doomed = Some(grace);
         self.end(path, grace);
     }
 
@@ -368,16 +384,20 @@ fn connect(host: Option<&str>, port: &PortRef, container: &Container, within: Du
     Err(last)
 }
 
+/// The document's header fields, and ours where it has none of the name.
+fn request(get: &HttpGet, host: &str) -> String {
+    let given = |name: &str| get.http_headers.iter().any(|field| field.name.eq_ignore_ascii_case(name));
+    let ours = [("Host", host), ("Connection", "close"), ("User-Agent", "coracle")];
+    let ours = ours.into_iter().filter(|(name, _)| !given(name));
+    let theirs = get.http_headers.iter().map(|field| (&*field.name, &*field.value));
+    let fields: String = ours.chain(theirs).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("GET {} HTTP/1.1\r\n{fields}\r\n", get.path.as_deref().unwrap_or("/"))
+}
+
 /// Success is a status from 200 to 399, as for Kubernetes.
 fn http(stream: &mut TcpStream, get: &HttpGet, host: &str) -> Result<()> {
     let failed = |e: std::io::Error| Error::new(Code::System, format!("asking by HTTP: {e}"));
-    let path = get.path.as_deref().unwrap_or("/");
-    let mut request =
-        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: coracle\r\n");
-    for field in &get.http_headers {
-        request.push_str(&format!("{}: {}\r\n", field.name, field.value));
-    }
-    stream.write_all(format!("{request}\r\n").as_bytes()).map_err(failed)?;
+    stream.write_all(request(get, host).as_bytes()).map_err(failed)?;
     let mut head = [0; 64];
     let mut length = 0;
     while length < head.len() && !head[..length].contains(&b'\n') {
@@ -392,5 +412,20 @@ fn http(stream: &mut TcpStream, get: &HttpGet, host: &str) -> Result<()> {
         Some(200..400) => Ok(()),
         Some(status) => Err(Error::new(Code::System, format!("HTTP status {status}"))),
         None => Err(Error::new(Code::System, "the answer is no HTTP")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_fields_of_the_document_take_the_places_of_ours() {
+        let text =
+            r#"{"port": 80, "path": "/up", "httpHeaders": [{"name": "host", "value": "web.example"}]}"#;
+        let get: HttpGet = serde_json::from_str(text).unwrap();
+        let wanted =
+            "GET /up HTTP/1.1\r\nConnection: close\r\nUser-Agent: coracle\r\nhost: web.example\r\n\r\n";
+        assert_eq!(request(&get, "127.0.0.1"), wanted);
     }
 }

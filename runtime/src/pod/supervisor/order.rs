@@ -154,7 +154,7 @@ impl Supervisor {
         let hook = member.plan.container.lifecycle.post_start.clone();
         self.tell(path, "running");
         if let Some(hook) = hook {
-            self.run_hook(path, &hook, Purpose::PostStart(path.clone()), self.plan.grace);
+            self.run_hook(path, &hook, Purpose::PostStart(path.clone()), None);
         }
         if self.record.wish == Wish::Stop {
             self.wind_down();
@@ -191,7 +191,7 @@ impl Supervisor {
         self.errands.values_mut().for_each(|errand| errand.end_for(path));
         let Some(member) = self.members.get_mut(path) else { return };
         member.life.ended = Some(ended.clone());
-        member.phase = Phase::Ended(ended);
+        (member.phase, member.doomed) = (Phase::Ended(ended), None);
         self.save_life(path);
         for child in self.below(path) {
             self.with(&child, |member| member.doomed = Some(Duration::ZERO));
@@ -308,7 +308,7 @@ impl Supervisor {
                 }
                 (End::No, Some(hook)) => {
                     running.end = End::Hook(deadline);
-                    self.run_hook(path, &hook, Purpose::PreStop(path.clone()), grace);
+                    self.run_hook(path, &hook, Purpose::PreStop(path.clone()), Some(grace));
                 }
                 (End::No, None) => ask_to_end(running, deadline),
                 _ => {}
