@@ -11,7 +11,7 @@ use coracle_sys::{descriptor, signal};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::document::Pod;
+use super::document::{Pod, PodSecurity, Security};
 use super::job::{Job, Mouth};
 use super::network::Networks;
 use super::plan::{self as pods, Member, Plan};
@@ -178,12 +178,36 @@ fn shape(bundle: Bundle, order: Order<'_>, (member, mounts): (&Member, Vec<Value
     let above = order.plan.cgroup.as_ref().and_then(|place| place.at.first()).map(|site| site.path.clone());
     let above = above.map_or(pod, |path| format!("/{}", path.display()));
     spec["linux"]["cgroupsPath"] = json!(format!("{above}/{}", member.path));
-    let security = &member.container.security_context;
-    if security.allow_privilege_escalation == Some(false) {
-        spec["process"]["noNewPrivileges"] = json!(true);
-    }
+    secure(&mut spec, &member.container.security_context, &order.pod.spec.security_context);
     refuse_root(order.pod, member, &spec)?;
     Loaded::composed(bundle.path, &spec)
+}
+
+/// What the document says of rights beside what the bundle was made with.
+fn secure(spec: &mut Value, own: &Security, all: &PodSecurity) {
+    if let Some(group) = own.run_as_group.or(all.run_as_group) {
+        // It may be said without a user, which is then the image's.
+        spec["process"]["user"]["gid"] = group.into();
+    }
+    let escalates = own.allow_privilege_escalation.or(own.privileged.then_some(true));
+    if let Some(escalates) = escalates {
+        spec["process"]["noNewPrivileges"] = (!escalates).into();
+    }
+    if own.privileged {
+        free(spec);
+    }
+}
+
+/// Takes away what confines beside capabilities and the filter of system calls.
+fn free(spec: &mut Value) {
+    if let Some(linux) = spec["linux"].as_object_mut() {
+        linux.retain(|field, _| !["maskedPaths", "readonlyPaths"].contains(&&**field));
+    }
+    spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    let mounts = spec["mounts"].as_array_mut().into_iter().flatten();
+    for mount in mounts.filter(|mount| mount["type"] == "sysfs" || mount["type"] == "cgroup") {
+        mount["options"].as_array_mut().into_iter().for_each(|options| options.retain(|one| one != "ro"));
+    }
 }
 
 fn refuse_root(pod: &Pod, member: &Member, spec: &Value) -> Result<()> {
@@ -230,4 +254,51 @@ fn remove_in(states: &Path, isolators: &Registry) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secured(own: Security) -> Value {
+        let mut spec = json!({
+            "process": {"user": {"uid": 5, "gid": 6}, "noNewPrivileges": true},
+            "linux": {"maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"], "resources": {}},
+            "mounts": [
+                {"destination": "/sys", "type": "sysfs", "options": ["nosuid", "ro"]},
+                {"destination": "/v", "type": "bind", "options": ["ro"]},
+            ],
+        });
+        secure(&mut spec, &own, &PodSecurity::default());
+        spec
+    }
+
+    #[test]
+    fn a_group_counts_without_a_user() {
+        let spec = secured(Security { run_as_group: Some(7), ..Security::default() });
+        assert_eq!(spec["process"]["user"], json!({"uid": 5, "gid": 7}));
+    }
+
+    #[test]
+    fn privileges_escalate_where_the_document_says_so() {
+        for (allowed, privileged, confined) in [
+            (None, false, true),
+            (Some(true), false, false),
+            (Some(false), false, true),
+            (None, true, false),
+            (Some(false), true, true),
+        ] {
+            let own = Security { allow_privilege_escalation: allowed, privileged, ..Security::default() };
+            assert_eq!(secured(own)["process"]["noNewPrivileges"], confined);
+        }
+    }
+
+    #[test]
+    fn nothing_is_hidden_from_the_privileged() {
+        let spec = secured(Security { privileged: true, ..Security::default() });
+        let devices = json!([{"allow": true, "access": "rwm"}]);
+        assert_eq!(spec["linux"], json!({ "resources": { "devices": devices } }));
+        assert_eq!(spec["mounts"][0]["options"], json!(["nosuid"]));
+        assert_eq!(spec["mounts"][1]["options"], json!(["ro"]));
+    }
 }

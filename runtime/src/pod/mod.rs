@@ -11,6 +11,7 @@
 //! launch parses no pod again and starts no new program image, and one that hangs or crashes is one container's failure.
 
 pub mod document;
+mod variables;
 pub mod plan;
 mod pull;
 pub mod record;

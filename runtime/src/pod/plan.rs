@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::document::{
     Container, MOST_LOGS, Pod, Resources, RestartPolicy, SeccompKind, SeccompProfile, seconds,
 };
+use super::variables;
 use crate::cgroup::{self, Management, Manager, Place};
 use crate::error::{Code, Error, Result};
 
@@ -340,10 +341,13 @@ impl Member {
         let (own, all) = (&container.security_context, &pod.spec.security_context);
         let user = own.run_as_user.or(all.run_as_user).map(|uid| uid.to_string());
         let group = own.run_as_group.or(all.run_as_group);
+        let env = variables::defined(&container.env);
+        let words =
+            |list: &[String]| list.iter().map(|word| variables::expanded(word, &env)).collect::<Vec<_>>();
         Options {
-            args: container.args.clone(),
-            entrypoint: Some(container.command.clone()).filter(|command| !command.is_empty()),
-            env: container.env.iter().map(|one| format!("{}={}", one.name, one.value)).collect(),
+            args: words(&container.args),
+            entrypoint: Some(words(&container.command)).filter(|command| !command.is_empty()),
+            env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
             user: user.map(|uid| group.map_or(uid.clone(), |gid| format!("{uid}:{gid}"))),
             working_dir: container.working_dir.clone(),
             hostname: Some(shared(pod).hostname),

@@ -67,7 +67,8 @@ fn document(options: &Make) -> Result<Pod> {
     let container = Container {
         name: "main".to_owned(),
         image: options.image.clone().unwrap_or_default(),
-        args: options.args.clone(),
+        // What the caller's shell has left of it is meant as it stands.
+        args: options.args.iter().map(|word| word.replace('$', "$$")).collect(),
         ..Container::default()
     };
     let restart_policy = RestartPolicy::Never;

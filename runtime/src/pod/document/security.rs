@@ -38,7 +38,7 @@ pub struct Security {
     pub run_as_non_root: Option<bool>,
     /// Whether the root file system can't be written.
     pub read_only_root_filesystem: bool,
-    /// With `false`, no program gives more rights than its caller has.
+    /// With `true`, programs may give more rights than their caller has.
     pub allow_privilege_escalation: Option<bool>,
     /// All capabilities, all devices, no filters.
     pub privileged: bool,
