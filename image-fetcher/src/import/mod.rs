@@ -48,10 +48,12 @@ pub fn import(store: &Store, path: &Path, options: &Options) -> Result<Vec<Entry
         archive::read(&mut stage, fd, options)
     };
     let entries = found.and_then(|found| name(found, path, options)).context(importing)?;
-    let replaced = stage.commit(&entries).context(importing)?;
+    let replaced = stage.commit(&entries).context(importing);
     drop(lock);
-    if replaced {
-        store.collect().context(importing)?;
+    if !matches!(replaced, Ok(false)) {
+        // Of an image that got no name, too, the blobs may have theirs.
+        let collected = store.collect().context(importing);
+        replaced.and(collected)?;
     }
     Ok(entries)
 }

@@ -205,10 +205,11 @@ fn more_names_than_an_index_holds_are_refused_and_the_store_stays_as_it_is() {
     scratch.import(&[layer("a")]).unwrap();
     let tags: Vec<String> = (0..20_000).map(|n| format!("many:{n}")).collect();
     let archive = old_docker(&serde_json::json!(tags).to_string(), |config| config);
+    let blobs = || fs::read_dir(scratch.store.path().join("blobs/sha256")).unwrap().count();
+    let before = blobs();
     let error = take(&scratch, &archive, &Options::default()).unwrap_err();
     assert_eq!(error.kind(), Kind::Limit, "{error}");
-    assert_eq!(scratch.store.entries().unwrap().len(), 1);
-    scratch.store.collect().unwrap();
+    assert_eq!((scratch.store.entries().unwrap().len(), blobs()), (1, before));
 }
 
 #[test]
