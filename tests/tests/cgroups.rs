@@ -243,6 +243,59 @@ fn bad_limits_are_named() {
 }
 
 #[test]
+fn a_lock_on_a_cgroup_that_was_made_for_it_keeps_no_container_from_starting() {
+    privileged(|host| {
+        for hierarchy in cgroup_hierarchies() {
+            let _ = fs::create_dir(hierarchy.join("ready"));
+        }
+        let made = hierarchies_of("/ready");
+        let lock = format!(
+            "{} flock --no-fork {} sleep 30 >/dev/null 2>&1 & echo $!; sleep 0.3",
+            as_user(4343),
+            made[0].display()
+        );
+        let holder = host.shell(&lock).succeeds().text();
+        host.bundle(Spec::new().cgroup("/ready")).run().succeeds();
+        host.shell(&format!("kill {holder}")).succeeds();
+        made.iter().for_each(|directory| fs::remove_dir(directory).unwrap());
+    });
+}
+
+#[test]
+fn cgroups_below_a_containers_own_go_with_it_however_deep_they_are() {
+    privileged(|host| {
+        let container = host.bundle(sleeping().cgroup("/deep")).start();
+        let depth = ["d"; 200].join("/");
+        let pids = hierarchies_of("/deep").into_iter().find(|directory| directory.join("pids.max").exists());
+        fs::create_dir_all(pids.unwrap().join(depth)).unwrap();
+        let program = host.runtime().display();
+        for verb in ["ps", "delete --force"] {
+            let id = container.id();
+            host.shell(&format!("ulimit -n 100; {program} {verb} {id}")).succeeds();
+        }
+        assert!(hierarchies_of("/deep").is_empty());
+    });
+}
+
+#[test]
+fn a_threaded_cgroup_of_the_containers_hides_no_process() {
+    privileged(|host| {
+        if !is_unified() {
+            host.skip("threaded cgroups: of version 2 alone");
+            return;
+        }
+        let container = host.bundle(sleeping().cgroup("/threaded")).start();
+        let threads = hierarchies_of("/threaded")[0].join("threads");
+        fs::create_dir(&threads).unwrap();
+        fs::write(threads.join("cgroup.type"), "threaded").unwrap();
+        let pids = host.call(&["ps", "--format", "json", container.id()]).succeeds().json();
+        assert_eq!(pids, json!([container.pid()]));
+        host.call(&["kill", "--all", container.id(), "KILL"]).succeeds();
+        container.remove();
+    });
+}
+
+#[test]
 fn a_cgroup_in_use_is_refused_and_those_who_use_it_live_on() {
     privileged(|host| {
         let first = host.bundle(sleeping().cgroup("/shared")).start();

@@ -1,6 +1,7 @@
 //! `exec`: one more process in a running container.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use coracle_tests::{Spec, cgroup, command, privileged};
@@ -265,6 +266,43 @@ fn it_goes_into_a_cgroup_below_the_containers_own() {
         container
             .exec_with(&["--cgroup", &below.replace("below", "nowhere")], &["true"])
             .fails_with(&["nowhere"]);
+        container.remove();
+    });
+}
+
+/// As systemd in a container does, or another engine.
+#[test]
+fn it_goes_to_where_the_first_process_is_once_the_container_passes_controllers_down() {
+    privileged(|host| {
+        if !cgroup::is_unified() {
+            host.skip("cgroups that pass controllers down hold no processes on version 2 alone");
+            return;
+        }
+        let script = "cd /sys/fs/cgroup && mkdir below && echo 1 >below/cgroup.procs &&
+            echo +pids >cgroup.subtree_control && echo done && sleep 1000";
+        let spec = Spec::new().without_mount("/sys/fs/cgroup").script(script);
+        let container =
+            host.bundle(spec.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["rw", "nosuid"])).start();
+        command::eventually("it passes controllers down", || container.output().contains("done"));
+        let run = container.exec(&["cat", "/proc/self/cgroup"]).succeeds();
+        assert_eq!(run.text(), "0::/below");
+        container.remove();
+    });
+}
+
+/// As execvp(3) has it, and not as root would see it.
+#[test]
+fn a_program_that_this_user_may_not_execute_is_looked_for_further_on() {
+    privileged(|host| {
+        let container = host.bundle(Spec::new().args(["sleep", "1000"])).start();
+        let roots = container.bundle().rootfs().join("roots");
+        fs::create_dir(&roots).unwrap();
+        fs::copy(container.bundle().rootfs().join("bin/busybox"), roots.join("id")).unwrap();
+        fs::set_permissions(&roots, fs::Permissions::from_mode(0o700)).unwrap();
+        let options = ["--user", "1000:1000", "--env", "PATH=/roots:/bin"];
+        assert_eq!(container.exec_with(&options, &["id", "-u"]).succeeds().text(), "1000");
+        fs::remove_file(container.bundle().rootfs().join("bin/id")).unwrap();
+        container.exec_with(&options, &["id", "-u"]).fails_with(&["permission denied"]);
         container.remove();
     });
 }

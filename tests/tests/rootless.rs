@@ -176,6 +176,24 @@ fn in_the_hosts_network_it_has_the_hosts_sysfs() {
     });
 }
 
+/// CVE-2023-25809: read-only is an attribute of each mount, and below the host's lie the user's own cgroups.
+#[test]
+fn nothing_below_the_hosts_sysfs_can_be_written_to() {
+    unprivileged(|host| {
+        let writable = "awk '$5 ~ \"^/sys\" && $6 !~ /^ro/' /proc/self/mountinfo; echo end";
+        let spec = single().without_namespace("network").without_mount("/sys/fs/cgroup").script(writable);
+        assert_eq!(host.bundle(spec).run().succeeds().text(), "end");
+        let bundle = host.bundle(Spec::new());
+        host.call_in(bundle.directory(), &["spec", "--rootless", "--file", "written.json"]).succeeds();
+        let written = fs::read_to_string(bundle.directory().join("written.json")).unwrap();
+        let mut spec: Value = serde_json::from_str(&written).unwrap();
+        spec["process"]["args"] = json!(["sh", "-c", writable]);
+        spec["process"]["terminal"] = json!(false);
+        fs::write(bundle.directory().join("config.json"), spec.to_string()).unwrap();
+        assert_eq!(bundle.run().succeeds().text(), "end");
+    });
+}
+
 #[test]
 fn groups_that_nobody_may_set_are_refused_by_name() {
     unprivileged(|host| {

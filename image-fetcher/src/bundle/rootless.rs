@@ -42,7 +42,8 @@ pub fn rootless(spec: &Spec, maps: &Maps) -> Result<Spec> {
 
 fn make_mount_rootless(mount: &mut Value, maps: &Maps) {
     if mount["type"] == "sysfs" {
-        let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
+        // All of it: below lie the user's own cgroups, delegated and writable (CVE-2023-25809).
+        let options = ["rbind", "nosuid", "noexec", "nodev", "rro"];
         *mount = json!({"destination": "/sys", "type": "none", "source": "/sys", "options": options});
     }
     let is_known = |option: &str| match option.split_once('=') {

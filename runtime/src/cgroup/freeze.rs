@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use coracle_sys::file::{self, Resolve};
 
-use super::tree::children;
+use super::tree::each;
 use super::{LONGEST, Tree};
 use crate::error::{Code, Error, Result};
 
@@ -47,11 +47,23 @@ impl Tree {
         self.freezer().ok_or_else(no_freezer)?.set(false, LIMIT)
     }
 
+    /// Has the processes stop that are about to be killed one by one, as far as they can at this moment. On version 1 alone:
+    /// on version 2 who is frozen takes `SIGKILL`, too, but goes on being frozen.
+    pub fn freeze_to_kill(&self) {
+        if let Some(freezer @ Freezer::V1(_)) = self.freezer() {
+            let _ = freezer.ask(true);
+        }
+    }
+
     /// Lets the processes of a container that has been killed die: on version 1 a frozen one takes no signal, and the
     /// container may have frozen cgroups of its own below.
     pub fn thaw_to_die(&self) {
         if let Some(Freezer::V1(dir)) = self.freezer() {
-            thaw_below(dir);
+            // Where there is nobody to thaw, there is nothing to do.
+            let _ = each(dir, |cgroup| {
+                let _ = Freezer::V1(cgroup).ask(false);
+                Ok(())
+            });
         }
     }
 
@@ -99,16 +111,6 @@ impl Freezer<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Thaws a cgroup of version 1 and all below it. Where there is nobody to thaw, there is nothing to do.
-fn thaw_below(dir: BorrowedFd<'_>) {
-    let _ = Freezer::V1(dir).ask(false);
-    for child in children(dir).unwrap_or_default() {
-        if let Ok(child) = file::open(dir, &child, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
-            thaw_below(child.as_fd());
-        }
     }
 }
 

@@ -118,29 +118,36 @@ fn is_forbidden(failure: &Error) -> bool {
     matches!(failure.errno(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
 }
 
-/// Waits for other launches that are at this point. One's turn ends with the descriptor. Nobody's takes long: whoever
-/// has the lock for a second is no launch, since any user can take it, and must not keep containers from starting.
+/// Waits for other launches that are at this point. One's turn ends with the descriptor.
 fn queue() -> Result<OwnedFd> {
     let turn = mount_point()?;
+    wait_for_lock(turn.as_fd())?;
+    Ok(turn)
+}
+
+/// Nobody's turn takes long: whoever has the lock for a second is no launch, since any user can take it, and must not keep
+/// containers from starting.
+fn wait_for_lock(dir: BorrowedFd<'_>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
-        match file::lock(turn.as_fd(), false) {
+        match file::lock(dir, false) {
             Err(e) if e.errno() == Errno::EAGAIN && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_micros(50));
             }
             Err(e) if e.errno() != Errno::EAGAIN => return Err(e.into()),
-            _ => return Ok(turn),
+            _ => return Ok(()),
         }
     }
 }
 
-/// Keeps every other launch out until this one's process is in: the lock ends with the descriptor, and from then on
-/// the process is there to be seen.
+/// Keeps every other launch out of a new cgroup until this one's process is in: the lock ends with the descriptor, and from
+/// then on the process is there to be seen. Until it is locked nobody else can open it, and so lock it first.
 fn claim(dir: BorrowedFd<'_>) -> Result<()> {
     match file::lock(dir, false) {
         Err(e) if e.errno() == Errno::EAGAIN => Err(in_use("another container is being made in it")),
         other => Ok(other?),
-    }
+    }?;
+    Ok(file::chmod(dir, 0o755)?)
 }
 
 fn in_use(why: &str) -> Error {
@@ -160,8 +167,12 @@ fn own_or_claim(root: BorrowedFd<'_>, site: &Site) -> Result<OwnedFd> {
         }
         other => other?,
     };
-    claim(dir.as_fd())?;
-    if !is_own && !processes_below(dir.as_fd())?.is_empty() {
+    if is_own {
+        claim(dir.as_fd())?;
+        return Ok(dir);
+    }
+    wait_for_lock(dir.as_fd())?;
+    if !processes_below(dir.as_fd())?.is_empty() {
         return Err(in_use("the container's cgroup is not empty: it is there already and holds processes"));
     }
     Ok(dir)
@@ -181,7 +192,7 @@ fn furnish(root: BorrowedFd<'_>, dir: BorrowedFd<'_>, site: &Site) -> Result<()>
 fn make_own(root: BorrowedFd<'_>, site: &Site, full: &Path) -> Result<()> {
     // A parent that another container's end removes in between is made once more.
     for _ in 0..8 {
-        match file::mkdir(root, full, 0o755) {
+        match file::mkdir(root, full, 0o700) {
             Ok(()) => return Ok(()),
             Err(e) if e.errno() == Errno::EEXIST => return Err(in_use("another made it in the meantime")),
             Err(e) if e.errno() == Errno::ENOENT => make_parents(root, &site.hierarchy, &site.path)?,

@@ -1,13 +1,14 @@
 //! Emptying and removing a container's cgroups.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, process};
 
-use super::tree::children;
+use super::tree::{above, children};
 use super::{Place, is_absent, mount_point};
 use crate::error::{Code, Context, Error, Result};
 
@@ -77,26 +78,65 @@ fn is_parent_gone(root: BorrowedFd<'_>, path: &Path) -> bool {
 }
 
 /// Removes a cgroup and all below it. A process that has been killed is gone from its cgroup a moment after
-/// it is reaped, so a busy one is tried again.
+/// it is reaped, so a busy one is tried again for as long as others go, and two seconds more.
 fn remove_tree(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut deadline = Instant::now() + Duration::from_secs(2);
     loop {
-        let failure = match file::rmdir(root, path) {
-            Ok(()) => return Ok(()),
-            Err(e) if is_absent(e.errno()) => return Ok(()),
-            Err(e) if e.errno() == Errno::EBUSY => e,
-            Err(e) => return Err(e.into()),
-        };
+        let Some(failure) = busy(file::rmdir(root, path))? else { return Ok(()) };
         let dir = match file::open(root, path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
             Err(e) if is_absent(e.errno()) => return Ok(()),
             other => other?,
         };
-        for child in children(dir.as_fd())? {
-            remove_tree(dir.as_fd(), Path::new(&child))?;
+        if remove_below(dir)? {
+            deadline = Instant::now() + Duration::from_secs(2);
+            continue;
         }
         if Instant::now() > deadline {
             return Err(failure.into());
         }
         std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Removes what is below the cgroup `top` and is not busy, the deepest first; returns whether there was any. A
+/// container can make them thousands deep, so no more than two are open at a time.
+fn remove_below(top: OwnedFd) -> Result<bool> {
+    let mut any = false;
+    let mut waiting = vec![children(top.as_fd())?];
+    let mut way: Vec<OsString> = Vec::new();
+    let mut here = top;
+    while let Some(names) = waiting.last_mut() {
+        if let Some(name) = names.pop() {
+            if busy(file::rmdir(here.as_fd(), &name))?.is_none() {
+                any = true;
+                continue;
+            }
+            let below = match file::open(here.as_fd(), &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+                Err(e) if is_absent(e.errno()) => continue,
+                below => below?,
+            };
+            let names = children(below.as_fd())?;
+            if !names.is_empty() {
+                here = below;
+                waiting.push(names);
+                way.push(name);
+            }
+        } else {
+            waiting.pop();
+            let Some(name) = way.pop() else { break };
+            here = above(here.as_fd())?;
+            any |= busy(file::rmdir(here.as_fd(), &name))?.is_none();
+        }
+    }
+    Ok(any)
+}
+
+/// What the removal of a cgroup failed with that is still in use; `None` where it is gone.
+fn busy(removed: coracle_sys::Result<()>) -> Result<Option<coracle_sys::Error>> {
+    match removed {
+        Ok(()) => Ok(None),
+        Err(e) if is_absent(e.errno()) => Ok(None),
+        Err(e) if e.errno() == Errno::EBUSY => Ok(Some(e)),
+        Err(e) => Err(e.into()),
     }
 }

@@ -7,11 +7,34 @@ use std::os::fd::AsFd;
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 
-use super::{LONGEST, Place};
+use super::tree::pids;
+use super::{LONGEST, Place, Tree, Version, own_path};
 use crate::error::{Context, Result};
 
 /// The leaf. No container's name begins so.
 const LEAF: &str = "_own";
+
+impl Tree {
+    /// The same cgroups, but on version 2 the one below in which the container's process `pid` is, where its own can hold no
+    /// processes: one that passes controllers down (systemd, or an engine in it) has moved them below. Where the process is not
+    /// below, the host has moved it, and nobody follows.
+    ///
+    /// # Errors
+    /// Whatever reading says.
+    pub fn with(self, pid: i32, place: &Place) -> Result<Self> {
+        let (Version::V2, Some(dir)) = (self.version, self.unified()) else { return Ok(self) };
+        if file::read(dir, "cgroup.subtree_control", LONGEST, Resolve::Beneath)?.trim_ascii().is_empty() {
+            return Ok(self);
+        }
+        let text = file::read(file::CWD, format!("/proc/{pid}/cgroup"), LONGEST, Resolve::Host)?;
+        let text = String::from_utf8_lossy(&text);
+        let below = place.at.iter().filter(|site| site.hierarchy.unified).find_map(|site| {
+            let at = own_path(&text, &site.hierarchy);
+            Some(at.strip_prefix("/").ok()?.strip_prefix(&site.path).ok()?.to_str()?.to_owned())
+        });
+        self.below(below.as_slice())
+    }
+}
 
 impl Place {
     /// Moves the container's processes into a leaf, on a machine with version 2 alone; nothing elsewhere.
@@ -31,8 +54,13 @@ impl Place {
             if text.is_empty() {
                 return Ok(());
             }
-            for pid in String::from_utf8_lossy(&text).lines() {
-                match file::write_to(leaf.as_fd(), "cgroup.procs", pid.as_bytes(), Resolve::Beneath) {
+            for pid in pids(&text) {
+                match file::write_to(
+                    leaf.as_fd(),
+                    "cgroup.procs",
+                    pid.to_string().as_bytes(),
+                    Resolve::Beneath,
+                ) {
                     // It has ended meanwhile.
                     Err(e) if e.errno() == Errno::ESRCH => {}
                     moved => moved.context(|| "moving the container's processes into a leaf")?,

@@ -86,28 +86,40 @@ impl Tree {
     /// # Errors
     /// Whatever reading says; a process that is gone is no error.
     pub fn signal_all(&self, signal: i32) -> Result<()> {
-        if signal == libc::SIGKILL
-            && let Some(dir) = self.unified()
-        {
-            let _ = file::write_to(dir, "cgroup.kill", b"1", Resolve::Beneath);
+        if signal != libc::SIGKILL {
+            return self.signal_each(signal);
         }
+        let by_kernel = self.unified().map(|dir| file::write_to(dir, "cgroup.kill", b"1", Resolve::Beneath));
+        let killed = if let Some(Ok(())) = by_kernel {
+            Ok(())
+        } else {
+            // Who is frozen neither forks nor ends, so nobody is missed and no number becomes another's.
+            self.freeze_to_kill();
+            self.signal_each(signal)
+        };
+        self.thaw_to_die();
+        killed
+    }
+
+    fn signal_each(&self, signal: i32) -> Result<()> {
         for pid in self.processes()? {
             match process::kill(pid, signal) {
                 Err(e) if e.errno() != Errno::ESRCH => return Err(e.into()),
                 _ => {}
             }
         }
-        if signal == libc::SIGKILL {
-            self.thaw_to_die();
-        }
         Ok(())
     }
 }
 
-/// The cgroups in the cgroup `dir`: its entries that are directories.
+/// The cgroups in the cgroup `dir`: its entries that are directories. One that is gone has none.
 pub(super) fn children(dir: BorrowedFd<'_>) -> Result<Vec<std::ffi::OsString>> {
     let mut found = Vec::new();
-    for name in file::list(dir)? {
+    let names = match file::list(dir) {
+        Err(e) if is_gone(e.errno()) => return Ok(found),
+        names => names?,
+    };
+    for name in names {
         if file::stat_at(dir, &name).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR) {
             found.push(name);
         }
@@ -121,16 +133,66 @@ fn is_gone(errno: Errno) -> bool {
 }
 
 pub(super) fn processes_below(dir: BorrowedFd<'_>) -> Result<Vec<i32>> {
-    let text = match file::read(dir, "cgroup.procs", LONGEST, Resolve::Beneath) {
-        Err(e) if is_gone(e.errno()) => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut found: Vec<i32> =
-        String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse().ok()).collect();
-    for child in children(dir)? {
-        if let Ok(child) = file::open(dir, &child, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
-            found.extend(processes_below(child.as_fd())?);
+    let mut found = Vec::new();
+    each(dir, |cgroup| {
+        match file::read(cgroup, "cgroup.procs", LONGEST, Resolve::Beneath) {
+            Ok(text) => found.extend(pids(&text)),
+            Err(e) if is_gone(e.errno()) => {}
+            // A threaded cgroup: its processes are listed by the one above that is not.
+            Err(e) if e.errno() == Errno::EOPNOTSUPP => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// The processes that `cgroup.procs` lists. A process of another PID namespace, or one that has ended meanwhile, is a 0:
+/// sent a signal, the caller's own process group.
+pub(super) fn pids(text: &[u8]) -> Vec<i32> {
+    let text = String::from_utf8_lossy(text);
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+}
+
+/// Calls `visit` with the cgroup `top` and with each below it. A container can make them thousands deep, so no more than
+/// two are open at a time.
+pub(super) fn each(top: BorrowedFd<'_>, mut visit: impl FnMut(BorrowedFd<'_>) -> Result<()>) -> Result<()> {
+    visit(top)?;
+    let mut here = file::open(top, ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
+    let mut waiting = vec![children(top)?];
+    while let Some(names) = waiting.last_mut() {
+        let Some(name) = names.pop() else {
+            waiting.pop();
+            if !waiting.is_empty() {
+                here = above(here.as_fd())?;
+            }
+            continue;
+        };
+        let below = match file::open(here.as_fd(), &name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Err(e) if is_gone(e.errno()) => continue,
+            below => below?,
+        };
+        visit(below.as_fd())?;
+        let names = children(below.as_fd())?;
+        if !names.is_empty() {
+            here = below;
+            waiting.push(names);
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// The cgroup above `dir`. The kernel moves none to another parent, so this leads back to where one came from.
+pub(super) fn above(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    Ok(file::open(dir, "..", libc::O_DIRECTORY, 0, Resolve::Host)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_can_not_be_named_is_none() {
+        assert_eq!(pids(b"12\n0\n34\n"), [12, 34]);
+    }
 }

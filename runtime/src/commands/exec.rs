@@ -54,14 +54,15 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
     plan::checks::check_process(&process)?;
     spec.set_process(Some(process));
     plan::namespace_checks::ids_are_mapped(&spec)?;
+    let cgroups = match (record.process, &record.cgroup) {
+        (Some(process), Some(place)) if options.cgroups.is_empty() => {
+            record.cgroups()?.with(process.pid, place)?
+        }
+        _ => record.cgroups()?.below(&options.cgroups).context(|| "--cgroup")?,
+    };
     let isolators = isolators::all(global)?;
     let launch = prepare(global, &record, &spec, &isolators)?;
-    let target = Target {
-        bundle: &record.bundle,
-        first,
-        kinds: namespaces::kinds(&spec)?,
-        cgroups: record.cgroups()?.below(&options.cgroups).context(|| "--cgroup")?,
-    };
+    let target = Target { bundle: &record.bundle, first, kinds: namespaces::kinds(&spec)?, cgroups };
     if let Some(processors) = &launch.process.scheduling.affinity.before_cgroup {
         global.debug(|| format!("nsexec: affinity: {}", processors.to_hex()));
     }

@@ -1,11 +1,13 @@
 //! The last steps: what the user's program must not have is given up, each as late as the kernel allows.
 
+use std::path::PathBuf;
+
 use coracle_isolator::SeccompProgram;
 use coracle_sys::identity::{self, Capabilities};
 use coracle_sys::landlock::Ruleset;
 use coracle_sys::{Errno, seccomp};
 
-use super::landlock;
+use super::{landlock, program};
 use crate::error::{Context, Error, Result};
 use crate::handshake::Executing;
 use crate::stages::plan::process::ProcessPlan;
@@ -14,9 +16,14 @@ use crate::stages::plan::process::ProcessPlan;
 const SYS_ADMIN: u64 = 1 << 21;
 const SETGID: u64 = 1 << 6;
 
-/// Sets limits, user, groups, capabilities, rules of Landlock and system call filter. The filter comes as late as it
-/// can: what follows it, it must allow.
-pub(super) fn confine(plan: &ProcessPlan, landlock: Option<&Ruleset>, word: &Executing) -> Result<()> {
+/// Sets limits, user, groups, capabilities, rules of Landlock and system call filter; the user changes to the working
+/// directory `cwd`, where root could not. The filter comes as late as it can: what follows it, it must allow.
+pub(super) fn confine(
+    plan: &ProcessPlan,
+    cwd: Option<&PathBuf>,
+    landlock: Option<&Ruleset>,
+    word: &Executing,
+) -> Result<()> {
     for (name, soft, hard) in &plan.rlimits {
         identity::set_limit(name, *soft, *hard).context(|| format!("setting /process/rlimits {name}"))?;
     }
@@ -29,6 +36,9 @@ pub(super) fn confine(plan: &ProcessPlan, landlock: Option<&Ruleset>, word: &Exe
     become_user(plan, &with_lent).context(|| "becoming /process/user")?;
     identity::set_capabilities(&with_lent).context(|| "setting /process/capabilities")?;
     identity::raise_ambient(sets.ambient).context(|| "setting /process/capabilities/ambient")?;
+    if let Some(cwd) = cwd {
+        program::change_dir(cwd)?;
+    }
     identity::set_umask(plan.umask);
     if plan.no_new_privileges {
         identity::no_new_privileges()?;

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::landlock::Ruleset;
-use coracle_sys::{descriptor, identity, namespace, net, process, signal};
+use coracle_sys::{Errno, descriptor, identity, namespace, net, process, signal};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::Hook;
 
@@ -144,7 +144,9 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
 
 /// What is ready when the child says Ready.
 struct Prepared {
-    program: CString,
+    programs: Vec<CString>,
+    /// Whether the working directory is the program's already.
+    is_there: bool,
     /// The container's state, for the hooks that run just before the program.
     state: serde_json::Value,
     /// The rules of Landlock, their paths opened.
@@ -163,20 +165,19 @@ fn build(launch: &Launch, birth: &Birth<'_>, labels: Labels, word: &Building) ->
         net::bring_loopback_up().context(|| "bringing the loopback interface up")?;
     }
     identity::set_umask(0);
-    let cwd = &launch.process.cwd;
     let mut state = own_state(launch, birth);
     match &launch.inside {
         Some(inside) => build_inside(launch, inside, birth, (&state, word))?,
         None => console::open_in_container(&launch.process, birth)?,
     }
-    program::change_dir(cwd)?;
-    let program = program::find(&launch.process)?;
+    let is_there = program::could_change_dir(&launch.process)?;
+    let programs = program::find(&launch.process, is_there)?;
     let landlock = landlock::open(&launch.process)?;
     scheduling::settle(&launch.process.scheduling)?;
     labels.label_program(&launch.process)?;
     process::die_with_parent(false)?;
     state["status"] = "created".into();
-    Ok(Prepared { program, state, landlock })
+    Ok(Prepared { programs, is_there, state, landlock })
 }
 
 fn build_inside(
@@ -239,7 +240,7 @@ fn host_proc(name: &str) -> Result<OwnedFd> {
 fn new_keyring() -> Result<()> {
     match namespace::new_session_keyring() {
         // A kernel without keys has none to protect.
-        Err(e) if e.errno() == coracle_sys::Errno::ENOSYS => Ok(()),
+        Err(e) if e.errno() == Errno::ENOSYS => Ok(()),
         Err(e) => {
             let error = Error::from(e).hint("--no-new-keyring keeps the caller's");
             Err(error).context(|| "making the container's session keyring")
@@ -274,13 +275,23 @@ fn become_program(launch: &Launch, birth: &Birth<'_>, ready: &Prepared, word: &E
         program::strings(&launch.process.args)?,
         program::environment(&launch.process, birth.options.listen_fds)?,
     );
-    confine::confine(&launch.process, ready.landlock.as_ref(), word)?;
+    confine::confine(
+        &launch.process,
+        (!ready.is_there).then_some(&launch.process.cwd),
+        ready.landlock.as_ref(),
+        word,
+    )?;
     if let Some(inside) = &launch.inside {
         // Programs of the image, so they get no more rights than the user's.
         let hooks = start_hooks(inside, &env);
         hooks::run("startContainer", &hooks, &ready.state, Path::new("/"))?;
     }
-    Ok(program::explain(&launch.process.args[0], process::execute(&ready.program, &args, &env)))
+    // Of several, the first that the user may execute.
+    let mut failures = ready.programs.iter().map(|program| process::execute(program, &args, &env));
+    let failure = failures.find(|failure| failure.errno() != Errno::EACCES);
+    let name = &launch.process.args[0];
+    let denied = || coracle_sys::Error::new(format!("execve({name:?})"), Errno::EACCES);
+    Ok(program::explain(name, failure.unwrap_or_else(denied)))
 }
 
 /// The hooks that run just before the program. One that names no environment has the program's, as runc's users know it.

@@ -92,7 +92,10 @@ fn hosts(root: &Root, plan: &MountPlan, birth: &Birth<'_>, failure: Error) -> Re
     }
     let tree = mount::clone_tree(file::CWD, Path::new(place), true)?;
     let target = target(root, plan, true)?;
-    attach(tree.as_fd(), target.as_fd(), plan.attributes, plan.recursive)?;
+    // Other file systems come along, cgroups among them, which a user may have been given to write to (CVE-2023-25809).
+    let read_only = plan.attributes.set & attr::RDONLY;
+    let recursive = Attributes { set: plan.recursive.set | read_only, ..plan.recursive };
+    attach(tree.as_fd(), target.as_fd(), plan.attributes, recursive)?;
     Ok(tree)
 }
 

@@ -1,15 +1,24 @@
 //! The user's program: where it is, in which directory it starts, and what its streams belong to.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{Errno, namespace, tty};
+use coracle_sys::{Errno, namespace};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::process::ProcessPlan;
+
+/// Changes to the working directory as root; returns whether it could. One that its owner alone may enter, and root may
+/// not (of a network file system, or another's FUSE), is for the user to change to.
+pub(super) fn could_change_dir(plan: &ProcessPlan) -> Result<bool> {
+    match change_dir(&plan.cwd) {
+        Err(e) if e.errno() == Some(Errno::EACCES) && plan.uid != 0 => Ok(false),
+        changed => changed.map(|()| true),
+    }
+}
 
 /// Changes to the working directory, and makes sure that it is inside the container: a path like
 /// `/proc/self/fd/7` could lead to a directory of the host (CVE-2024-21626).
@@ -21,10 +30,15 @@ pub(super) fn change_dir(cwd: &Path) -> Result<()> {
     Err(Error::new(Code::InvalidSpec, format!("/process/cwd {cwd:?} leads out of the container")))
 }
 
-/// Looks for the program as execvp(3) would, with the container's own `PATH`.
-pub(super) fn find(plan: &ProcessPlan) -> Result<CString> {
+/// Looks for the program as execvp(3) would, with the container's own `PATH`: all that may be meant, since only execve(2)
+/// tells what this user may execute. `is_there` says whether the working directory is the one that relative names are
+/// looked up in.
+pub(super) fn find(plan: &ProcessPlan, is_there: bool) -> Result<Vec<CString>> {
     let name = &plan.args[0];
-    let mut denied = false;
+    if !is_there && name.contains('/') && !name.starts_with('/') {
+        return Ok(vec![c_string(name.as_bytes())?]);
+    }
+    let (mut denied, mut found) = (false, Vec::new());
     let candidates: Vec<PathBuf> = if name.contains('/') {
         vec![name.into()]
     } else {
@@ -35,10 +49,13 @@ pub(super) fn find(plan: &ProcessPlan) -> Result<CString> {
     };
     for candidate in &candidates {
         match executable(candidate) {
-            Ok(()) => return c_string(candidate.as_os_str().as_bytes()),
+            Ok(()) => found.push(c_string(candidate.as_os_str().as_bytes())?),
             Err(Errno::EACCES | Errno::EISDIR) => denied = true,
             Err(_) => {}
         }
+    }
+    if !found.is_empty() {
+        return Ok(found);
     }
     let doing = format!("executing {name:?}");
     let error = match (denied, name.contains('/')) {
@@ -83,15 +100,16 @@ pub(super) fn explain(name: &str, error: coracle_sys::Error) -> Error {
     explained.doing(format!("executing {name:?}"))
 }
 
-/// Gives pipes and terminals among the standard streams to the user, who could not open `/dev/stdout` else.
-/// Nothing else: a file or device of the host keeps its owner (CVE-2026-88265).
+/// Gives pipes among the standard streams to the user, who could not open `/dev/stdout` else. Nothing else: a file or
+/// device of the host keeps its owner (CVE-2026-88265), and so does the caller's terminal, which the host's user of that
+/// number could read from then on. The container's own terminal is the user's already.
 pub(super) fn own_streams(plan: &ProcessPlan) -> Result<()> {
     if plan.uid == 0 {
         return Ok(());
     }
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
-        if is_ours_to_give(stream)? {
+        if file::stat(stream)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
             match file::chown(stream, plan.uid, u32::MAX) {
                 Err(e) if !matches!(e.errno(), Errno::EPERM | Errno::EINVAL | Errno::EROFS) => {
                     return Err(e).context(|| "giving the standard streams to the user");
@@ -101,11 +119,6 @@ pub(super) fn own_streams(plan: &ProcessPlan) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn is_ours_to_give(stream: BorrowedFd<'_>) -> Result<bool> {
-    let kind = file::stat(stream)?.st_mode & libc::S_IFMT;
-    Ok(kind == libc::S_IFIFO || (kind == libc::S_IFCHR && tty::is_terminal(stream)))
 }
 
 /// The environment of the process: what the configuration says, and `HOME` where it says nothing or leaves it empty,

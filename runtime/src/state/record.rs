@@ -71,7 +71,7 @@ impl Process {
         Ok(Self { pid, start_time: process::status(pid)?.start_time })
     }
 
-    /// Whether it lives; a zombie doesn't.
+    /// Whether it lives; a zombie doesn't, unless only its first thread has ended.
     pub fn is_alive(&self) -> bool {
         process::status(self.pid).is_ok_and(|status| self.is_living(&status))
     }
@@ -99,7 +99,8 @@ impl Process {
     }
 
     fn is_living(&self, status: &process::Status) -> bool {
-        status.start_time == self.start_time && !matches!(status.state, 'Z' | 'X')
+        let has_ended = matches!(status.state, 'Z' | 'X') && status.threads <= 1;
+        status.start_time == self.start_time && !has_ended
     }
 
     /// Kills it and waits, at most ten seconds, until it is gone. `freed` is called when it has been signalled, to

@@ -69,6 +69,8 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
 pub struct Status {
     /// Its state: `R`, `S`, `D`, `Z` and so on.
     pub state: char,
+    /// How many threads it has. Its first may have ended (`Z`) while others run.
+    pub threads: usize,
     /// When it started, in clock ticks since boot: with the PID, this names a process for good.
     pub start_time: u64,
 }
@@ -88,8 +90,9 @@ fn parse_stat(text: &[u8]) -> Option<Status> {
     let text = String::from_utf8_lossy(text);
     let mut fields = text.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?.chars().next()?;
-    let start_time = fields.nth(18)?.trim().parse().ok()?;
-    Some(Status { state, start_time })
+    let threads = fields.nth(16)?.parse().ok()?;
+    let start_time = fields.nth(1)?.trim().parse().ok()?;
+    Some(Status { state, threads, start_time })
 }
 
 #[cfg(test)]
@@ -101,7 +104,7 @@ mod tests {
     #[test]
     fn a_process_name_with_parentheses_does_not_shift_the_fields() {
         let line = b"42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2 3\n";
-        assert_eq!(parse_stat(line), Some(Status { state: 'S', start_time: 98765 }));
+        assert_eq!(parse_stat(line), Some(Status { state: 'S', threads: 1, start_time: 98765 }));
     }
 
     #[test]
