@@ -1,6 +1,8 @@
 //! The time of day, as records and logs have it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::ClockId;
 
 /// Now, in UTC, as RFC 3339 writes it, to the millisecond: `2026-11-21T06:04:10.123Z`.
 pub fn now() -> String {
@@ -13,6 +15,11 @@ pub fn now_to_the_nanosecond() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let to_the_second = format(since.as_secs(), 0);
     format!("{}.{:09}Z", &to_the_second[..19], since.subsec_nanos())
+}
+
+/// How long ago the machine was started, by the clock of [`std::time::Instant`]; for whoever goes on in another process.
+pub fn since_start() -> Duration {
+    ClockId::CLOCK_MONOTONIC.now().map_or(Duration::ZERO, Duration::from)
 }
 
 fn format(seconds: u64, millis: u32) -> String {

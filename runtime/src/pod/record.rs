@@ -14,6 +14,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, Resolve};
@@ -49,6 +50,9 @@ pub struct Record {
     pub created: String,
     /// Whether it is to run.
     pub wish: Wish,
+    /// When it was last started, from the machine's start.
+    #[serde(default)]
+    pub started: Option<Duration>,
     /// Its supervisor.
     pub supervisor: Option<Process>,
     /// The holder of its namespaces.
@@ -117,6 +121,8 @@ pub struct Life {
     pub restarts: u32,
     /// How it last ended.
     pub ended: Option<Ended>,
+    /// Whether what is left of it after that end is still to be removed.
+    pub removing: bool,
     /// Whether it is over for good in this run of the pod.
     pub done: bool,
     /// The document of a container that came later, and is in no pod's.

@@ -144,3 +144,62 @@ fn a_host_is_drained_and_takes_no_pods_until_it_is_opened_again() {
         }
     });
 }
+
+#[test]
+fn the_input_of_a_container_stays_open_and_can_be_written_to() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: reads, image: IMAGE, stdin: true, stdinOnce: true, command: [sh, -c, 'read line; echo \"got $line\"']}
+";
+        pods.run("web", spec);
+        kill(&pods.inspect("web")["supervisor"]);
+        host.call(&["recover"]).succeeds();
+        assert_eq!(pods.container("web", "reads")["state"], "running");
+        host.shell("echo a word | $RUNTIME pod attach --stdin web/reads").succeeds();
+        pods.call(&["wait", "web/reads"]).exits(0);
+        assert_eq!(pods.logs("web/reads"), "got a word");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pods_deadline_counts_from_its_own_start() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", &format!("  activeDeadlineSeconds: 600{TALKER}"));
+        kill(&pods.inspect("web")["supervisor"]);
+        let file = "/run/coracle/.pods/web/pod.json";
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        // As if it had run for as long as the machine, and had no more time than that.
+        record["document"]["spec"]["activeDeadlineSeconds"] = record["started"]["secs"].clone();
+        record["started"]["secs"] = 0.into();
+        fs::write(file, record.to_string()).unwrap();
+        host.call(&["recover"]).succeeds();
+        pods.is("web", "Failed");
+        assert_eq!(pods.container("web", "sleeps")["exit"]["reason"], "DeadlineExceeded");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_container_whose_end_is_on_record_is_not_run_again() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        pods.exec("web/talks", &["touch", "/tmp/end"]).succeeds();
+        pods.call(&["wait", "web/talks"]).exits(9);
+        kill(&pods.inspect("web")["supervisor"]);
+        // As if it had been killed when what was left of the container had just been removed.
+        let file = "/run/coracle/.pods/web/members/talks.json";
+        let mut life: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        (life["done"], life["removing"]) = (false.into(), true.into());
+        fs::write(file, life.to_string()).unwrap();
+        host.call(&["recover"]).succeeds();
+        pods.becomes("web", "talks", "state", "exited");
+        assert_eq!(pods.container("web", "talks")["exit"]["exitCode"], 9);
+        pods.remove("web");
+    });
+}

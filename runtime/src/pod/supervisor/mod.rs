@@ -248,12 +248,15 @@ impl Supervisor {
                 self.with(path, |member| member.attached.give());
             }
             Source::Writer(path) => {
-                self.with(path, |member| {
+                let is_closed = self.with(path, |member| {
                     let ended = member.attached.speak(member.pipes.input.as_ref());
-                    if ended && member.plan.container.stdin_once {
-                        member.pipes.input = None;
-                    }
+                    let is_closed = ended && member.plan.container.stdin_once;
+                    member.pipes.input.take_if(|_| is_closed);
+                    is_closed
                 });
+                if let (Some(true), Some(sandbox)) = (is_closed, &self.sandbox) {
+                    let _ = sandbox.keeper.drop_held(&format!("{path}:stdin"));
+                }
             }
         }
     }

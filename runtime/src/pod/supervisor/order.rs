@@ -112,6 +112,9 @@ impl Supervisor {
         for (stream, fd) in &member.pipes.outputs {
             order.sandbox.keeper.hold(&format!("{path}:{}", stream.name()), fd.as_fd())?;
         }
+        if let Some(input) = &member.pipes.input {
+            order.sandbox.keeper.hold(&format!("{path}:stdin"), input.as_fd())?;
+        }
         let job = launch::start(order, &member.plan, streams, &self.isolators)?;
         if let Some(member) = self.members.get_mut(path) {
             member.phase = Phase::Launching(job);
@@ -190,7 +193,7 @@ impl Supervisor {
     pub(super) fn end_with(&mut self, path: &Path, ended: Ended) {
         self.errands.values_mut().for_each(|errand| errand.end_for(path));
         let Some(member) = self.members.get_mut(path) else { return };
-        member.life.ended = Some(ended.clone());
+        (member.life.ended, member.life.removing) = (Some(ended.clone()), true);
         (member.phase, member.doomed) = (Phase::Ended(ended), None);
         self.save_life(path);
         for child in self.below(path) {
@@ -227,10 +230,10 @@ impl Supervisor {
             member.phase = Phase::Ended(ended);
             return;
         }
-        member.left = 0;
+        (member.left, member.life.removing) = (0, false);
         member.finish_streams();
         if let Some(sandbox) = &self.sandbox {
-            for what in ["stdout", "stderr", "process", "terminal"] {
+            for what in ["stdin", "stdout", "stderr", "process", "terminal"] {
                 let _ = sandbox.keeper.drop_held(&format!("{path}:{what}"));
             }
         }
@@ -339,10 +342,10 @@ impl Supervisor {
                 member.attached.give();
             }
         }
+        self.deaf.take_if(|at| *at <= now);
         if self.again.take_if(|at| *at <= now).is_some() && self.record.wish != Wish::Run {
             self.tear_down();
         }
-        self.deaf.take_if(|at| *at <= now);
         self.preparing.iter().chain(&self.teardown).filter(|job| job.deadline <= now).for_each(Job::kill);
         self.expire_errands(now);
         self.probe(now);
@@ -370,6 +373,7 @@ impl Supervisor {
         }
         (self.started, self.grace, self.message) = (Instant::now(), self.plan.grace, None);
         (self.record.wish, self.failure, self.again) = (Wish::Run, None, None);
+        self.record.started = Some(time::since_start());
         self.record.networks = wanted.map(|_| Vec::new());
         self.save();
         self.prepare();

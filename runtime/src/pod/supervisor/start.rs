@@ -64,6 +64,7 @@ pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
         document,
         created: time::now(),
         wish: Wish::Created,
+        started: None,
         supervisor: None,
         keeper: None,
         cgroup: None,
@@ -187,6 +188,8 @@ impl Supervisor {
         let listener = socket::listen_stream(dir.fd(), SOCKET).context(|| "making the pod's socket")?;
         let record = record.supervised()?;
         dir.write(&record)?;
+        let ago = record.started.map(|at| time::since_start().saturating_sub(at));
+        let started = ago.and_then(|ago| Instant::now().checked_sub(ago));
         let global = Global { log: None, debug: false, ..global.clone() };
         let mut supervisor = Self {
             sandbox: Sandbox::adopt(&dir, &record, &plan)?,
@@ -201,10 +204,10 @@ impl Supervisor {
             failure: None,
             teardown: None,
             again: None,
-            started: Instant::now(),
+            deaf: None,
+            started: started.unwrap_or_else(Instant::now),
             grace: plan.grace,
             message: None,
-            deaf: None,
             leaving: false,
             unreaped: true,
             rests: Some(Instant::now() + super::REST),
@@ -251,13 +254,22 @@ impl Supervisor {
     fn find(&mut self, path: &Path, held: &mut BTreeMap<String, OwnedFd>) -> Result<()> {
         let (states, name) = self.dir.states(path);
         let state = match State::open_unlocked(&states, &name) {
-            Err(e) if e.code() == Code::NotFound => return Ok(()),
-            state => state?,
+            Err(e) if e.code() == Code::NotFound => None,
+            state => Some(state?),
         };
-        let record = state.record().ok().flatten();
         let Some(member) = self.members.get_mut(path) else { return Ok(()) };
+        let ended = member.life.ended.clone().filter(|_| member.life.removing);
+        if state.is_none() && ended.is_none() {
+            return Ok(());
+        }
         take_streams(member, path, held)?;
         member.pipes.log = Some(Log::open(self.dir.logs(path)?, self.plan.logs)?);
+        if let Some(ended) = ended {
+            // How it ended is known, and whether anything is left of it the removal finds out.
+            member.phase = Phase::Ended(ended);
+            return Ok(());
+        }
+        let record = state.and_then(|state| state.record().ok().flatten());
         let pidfd = held.remove(&format!("{path}:process"));
         let process = record.as_ref().filter(|record| record.phase == state::Phase::Running);
         let process = process.and_then(|record| record.process);
@@ -284,6 +296,7 @@ fn take_streams(member: &mut Member, path: &str, held: &mut BTreeMap<String, Own
     if let Some(master) = held.remove(&format!("{path}:terminal")) {
         return member.take_terminal(master);
     }
+    member.pipes.input = held.remove(&format!("{path}:stdin"));
     for stream in [Stream::Stdout, Stream::Stderr] {
         if let Some(output) = held.remove(&format!("{path}:{}", stream.name())) {
             member.pipes.outputs.push((stream, output));
