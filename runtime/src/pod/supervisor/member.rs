@@ -290,6 +290,7 @@ impl Member {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may have a second thread")]
 mod tests {
     use std::io::Write;
 
