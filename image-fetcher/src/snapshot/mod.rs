@@ -164,12 +164,9 @@ pub fn mount_for(store: &Store, id: &str, image: &Image, purpose: Purpose<'_>) -
 pub(crate) fn mount_again(store: &Store, id: &str, new: &str) -> Result<()> {
     check_id(id)?;
     let _lock = store.lock_adding()?;
-    let path = std::path::Path::new(id).join(RECORD);
-    let bytes = file::read(store.snapshots(), &path, crate::store::DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
-    if crate::store::is_missing(&bytes) {
-        return Err(Error::new(Kind::NotFound, format!("there is no snapshot {id:?}")));
-    }
-    let record = Record { access: Access::ReadOnly, ..crate::image::parse(&bytes?, RECORD)? };
+    let none = || Error::new(Kind::NotFound, format!("there is no snapshot {id:?}"));
+    let record = removal::record(store, id.as_ref())?.ok_or_else(none)?;
+    let record = Record { access: Access::ReadOnly, ..record };
     let directory = begin(store, new, &record)?;
     assemble(store, new, directory.as_fd(), (&record, None)).inspect_err(|_| {
         // As in `mount_for`.
@@ -208,6 +205,7 @@ fn begin(store: &Store, id: &str, record: &Record) -> Result<OwnedFd> {
     let directory = open_directory(store.snapshots(), OsStr::new(id))?;
     let bytes =
         serde_json::to_vec(record).map_err(|e| Error::new(Kind::Malformed, format!("{RECORD}: {e}")))?;
+    // Not synced: a start would wait for the device. One that is lost with the power is taken for none.
     file::replace(directory.as_fd(), RECORD, &bytes, 0o600)?;
     Ok(directory)
 }

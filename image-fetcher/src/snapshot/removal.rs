@@ -1,8 +1,9 @@
 //! Snapshots are taken away, and asked what they are made of.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, archive, mount};
@@ -62,19 +63,13 @@ pub fn remove(store: &Store, id: &str) -> Result<()> {
 pub fn remove_forgotten(store: &Store) -> Result<(Vec<String>, Vec<Error>)> {
     let (mut gone, mut failures) = (Vec::new(), Vec::new());
     for id in file::list(store.snapshots())?.into_iter().filter_map(|id| id.into_string().ok()) {
-        let path = std::path::Path::new(&id).join(RECORD);
-        let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
-        if is_missing(&bytes) {
-            continue; // being made, or removed
-        }
-        let record: Record = crate::image::parse(&bytes?, RECORD)?;
-        let is_gone =
-            |path: &PathBuf| is_missing(&file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host));
-        if record.known_by.as_ref().is_some_and(is_gone) {
-            match remove(store, &id) {
-                Ok(()) => gone.push(id),
-                Err(error) => failures.push(error),
-            }
+        let removed = match is_forgotten(store, &id) {
+            Ok(false) => continue,
+            forgotten => forgotten.and_then(|_| remove(store, &id)),
+        };
+        match removed {
+            Ok(()) => gone.push(id),
+            Err(error) => failures.push(error),
         }
     }
     Ok((gone, failures))
@@ -87,14 +82,39 @@ pub(crate) fn layers_in_use(store: &Store) -> Result<BTreeSet<String>> {
 
 /// What the snapshots are made of.
 pub(crate) fn records(store: &Store) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    for id in file::list(store.snapshots())? {
-        let path = std::path::Path::new(&id).join(RECORD);
-        let bytes = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
-        // One without a record was never assembled.
-        if !is_missing(&bytes) {
-            records.push(crate::image::parse(&bytes?, "snapshot.json")?);
-        }
+    let ids = file::list(store.snapshots())?;
+    ids.iter().filter_map(|id| record(store, id).transpose()).collect()
+}
+
+/// What the snapshot `id` is made of; nothing where it has no record: it was never assembled.
+pub(super) fn record(store: &Store, id: &OsStr) -> Result<Option<Record>> {
+    read(store, id)?.map_or(Ok(None), |text| parse(id, &text))
+}
+
+/// Whether nobody knows of the snapshot `id` any more.
+fn is_forgotten(store: &Store, id: &str) -> Result<bool> {
+    // One without a record is being made, or removed.
+    let Some(text) = read(store, id.as_ref())? else { return Ok(false) };
+    let Some(record) = parse(id.as_ref(), &text)? else { return Ok(true) };
+    let is_gone = |path: &PathBuf| is_missing(&file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host));
+    Ok(record.known_by.as_ref().is_some_and(is_gone))
+}
+
+/// The text of the record of the snapshot `id`, where there is one.
+fn read(store: &Store, id: &OsStr) -> Result<Option<Vec<u8>>> {
+    let path = Path::new(id).join(RECORD);
+    let text = file::read(store.snapshots(), &path, DOCUMENT_LIMIT, Resolve::BeneathNoLinks);
+    if is_missing(&text) { Ok(None) } else { Ok(Some(text?)) }
+}
+
+/// What the record of the snapshot `id` says. An empty one is what is left where the power was cut soon after it was
+/// written, and so of a snapshot that is not mounted any more.
+fn parse(id: &OsStr, text: &[u8]) -> Result<Option<Record>> {
+    if text.is_empty() {
+        return Ok(None);
     }
-    Ok(records)
+    let id = id.display();
+    let parsed =
+        crate::image::parse(text, RECORD).context(|| format!("reading the record of snapshot \"{id}\""));
+    parsed.map(Some).map_err(|e| e.hint(format!("`coracle-image unmount {id}` removes it")))
 }

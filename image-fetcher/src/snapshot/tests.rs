@@ -145,3 +145,25 @@ fn removing_an_image_keeps_the_layers_of_its_snapshots() {
         assert!(file::list(scratch.store.layers()).unwrap().is_empty());
     });
 }
+
+#[test]
+fn a_record_that_went_with_the_power_stands_in_nobodys_way() {
+    let scratch = crate::fixture::Scratch::new();
+    scratch.unpack(&layers()).unwrap();
+    let image = scratch.store.image("image").unwrap();
+    let record = |id: &str| directory_path(&scratch.store, id).join(RECORD);
+    for id in ["cut", "torn"] {
+        mount(&scratch.store, id, &image, Access::Writable).unwrap();
+        unmount(&scratch.store, id).unwrap();
+    }
+    fs::write(record("cut"), "").unwrap();
+    assert_eq!(records(&scratch.store).unwrap().len(), 1);
+    fs::write(record("torn"), "{").unwrap();
+    let error = records(&scratch.store).unwrap_err().to_string();
+    assert!(error.contains("\"torn\""), "{error}");
+    let (gone, failures) = remove_forgotten(&scratch.store).unwrap();
+    assert_eq!(gone, ["cut"]);
+    assert!(failures.len() == 1 && failures[0].to_string().contains("\"torn\""), "{failures:?}");
+    remove(&scratch.store, "torn").unwrap();
+    assert!(records(&scratch.store).unwrap().is_empty());
+}

@@ -125,15 +125,9 @@ impl Store {
         check_layout(&bytes)
     }
 
-    /// Replaces a file of the store: synced before it has its name, and the name synced, too.
+    /// Replaces a file of the store.
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let temporary = format!(".{name}.new");
-        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
-        let fd = file::open(self.root.as_fd(), &temporary, flags, 0o600, Resolve::BeneathNoLinks)?;
-        file::write_all(fd.as_fd(), bytes)?;
-        archive::sync(fd.as_fd())?;
-        file::rename(self.root.as_fd(), &temporary, self.root.as_fd(), name)?;
-        Ok(archive::sync(self.root.as_fd())?)
+        Ok(file::replace_synced(self.root.as_fd(), name, bytes, 0o600)?)
     }
 
     /// Waits until nobody is removing, and keeps removers out.

@@ -101,8 +101,7 @@ impl Record {
 
 /// This start of the machine.
 pub(crate) fn boot() -> Result<String> {
-    let text = file::read(CWD, "/proc/sys/kernel/random/boot_id", 64, Resolve::Host).map_err(failed)?;
-    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+    coracle_sys::machine::boot().map_err(failed)
 }
 
 /// The records of a directory, with its lock.
@@ -172,7 +171,7 @@ impl Records {
     /// Replaces it.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record).map_err(|e| Error::new(e.to_string()))?;
-        file::replace(self.directory(&record.id)?.as_fd(), RECORD, &text, 0o600).map_err(failed)
+        file::replace_synced(self.directory(&record.id)?.as_fd(), RECORD, &text, 0o600).map_err(failed)
     }
 
     /// Removes all that is kept of the container `id`.

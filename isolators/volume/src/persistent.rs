@@ -187,7 +187,8 @@ fn users(dir: &OwnedFd) -> Result<Vec<(String, PathBuf, Vec<String>)>> {
         let Ok(text) = file::read(lists.as_fd(), &name, LONGEST, Resolve::BeneathNoLinks) else { continue };
         let text = String::from_utf8_lossy(&text).into_owned();
         let mut lines = text.lines().map(str::to_owned);
-        let Some(owner) = lines.next() else { continue };
+        // A list that was lost when the power was cut is empty, and nobody's.
+        let owner = lines.next().unwrap_or_default();
         found.push((name, owner.into(), lines.collect()));
     }
     Ok(found)

@@ -26,6 +26,7 @@ pub mod quota;
 pub mod signal;
 pub mod pattern;
 pub mod identity;
+pub mod machine;
 pub mod users;
 pub mod scheduling;
 pub mod landlock;

@@ -65,7 +65,7 @@ impl Records {
         let record = Record { owner: owner(&self.root, id), limits: limits.to_vec() };
         let text = serde_json::to_vec(&record).map_err(|e| Error::new(e.to_string()))?;
         let dir = made(&self.state).map_err(failed)?;
-        file::replace(dir.as_fd(), &known_by(&self.root, id), &text, 0o600).map_err(failed)
+        file::replace_synced(dir.as_fd(), &known_by(&self.root, id), &text, 0o600).map_err(failed)
     }
 
     /// The limits of the container `id`; none where it is not known.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::archive;
 use crate::error::{Error, Result, check, named, show};
 use crate::event;
 use crate::file::{Resolve, exchange, open, rename, unlink};
@@ -100,21 +101,40 @@ pub fn write_to(dir: BorrowedFd<'_>, name: impl AsRef<Path>, bytes: &[u8], resol
     })
 }
 
-/// Replaces the file `name` in `dir` by one that holds `bytes`, at once: readers see the old or the new.
+/// Replaces the file `name` in `dir` by one that holds `bytes`, at once: readers see the old or the new. When the power is
+/// cut, both may be lost, and an empty file be left: [`replace_synced`] is for what is to be read after that.
 ///
 /// # Errors
 /// As [`open`], [`write_all`] and [`rename`]; the old file stays.
 pub fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
-    let temporary = format!(".{name}.new");
-    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
-    let fd = open(dir, &temporary, flags, mode, Resolve::BeneathNoLinks)?;
-    write_all(fd.as_fd(), bytes)?;
+    let (temporary, _) = write_beside(dir, name, bytes, mode)?;
     // Not renamed over the old one: ext4 would write the new one's data to the disk there and then.
     match exchange(dir, &temporary, name) {
         Ok(()) => unlink(dir, &temporary),
         // There is no old one, or the file system can't exchange.
         Err(_) => rename(dir, &temporary, dir, name),
     }
+}
+
+/// The same, on the disk when it returns, where `dir` is open to be read: for the price of two writes to the device,
+/// a millisecond or more.
+///
+/// # Errors
+/// As [`replace`] and [`archive::sync`].
+pub fn replace_synced(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    let (temporary, fd) = write_beside(dir, name, bytes, mode)?;
+    archive::sync(fd.as_fd())?;
+    rename(dir, &temporary, dir, name)?;
+    archive::sync(dir)
+}
+
+/// Writes `bytes` to a file that is to become `name` in `dir`: what it is called until then, and it, open.
+fn write_beside(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Result<(String, OwnedFd)> {
+    let temporary = format!(".{name}.new");
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
+    let fd = open(dir, &temporary, flags, mode, Resolve::BeneathNoLinks)?;
+    write_all(fd.as_fd(), bytes)?;
+    Ok((temporary, fd))
 }
 
 /// Takes (or with `wait` waits for) the advisory lock of an open file; it is held until the descriptor is

@@ -12,7 +12,9 @@ mod content;
 pub use attributes::{
     FsType, chmod, chown, device, file_system, is_read_only, mount_flags, mount_id, stat, stat_at,
 };
-pub use content::{lock, lock_shared, read, read_all, read_pipe, read_some, replace, write_all, write_to};
+pub use content::{
+    lock, lock_shared, read, read_all, read_pipe, read_some, replace, replace_synced, write_all, write_to,
+};
 use directory::exchange;
 pub use directory::{
     link, list, mkdir, mkdir_all, mkdir_all_no_links, mknod, read_link, rename, rmdir, symlink, unlink,
