@@ -348,6 +348,14 @@ fn networks_are_listed_asked_checked_and_collected() {
         let told: Value = serde_json::from_str(&lan.read("GC")).unwrap();
         let valid = json!([{"containerID": "kept", "ifname": "eth0"}]);
         assert_eq!(told["cni.dev/valid-attachments"], valid);
+        // Of whom nothing can be read nobody may be told that they are gone.
+        fs::remove_file(lan.path("GC")).unwrap();
+        let record = "/var/lib/coracle/network/kept/record.json";
+        let text = fs::read(record).unwrap();
+        fs::write(record, "{").unwrap();
+        lan.host().call(&["network", "gc"]).fails_with(&["the record of \"kept\" on networks is malformed"]);
+        assert!(!lan.path("GC").exists());
+        fs::write(record, text).unwrap();
 
         fs::write(lan.path("full"), "").unwrap();
         let status = lan.host().call(&["network", "status", "modern"]).exits(1).text();

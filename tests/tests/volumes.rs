@@ -203,6 +203,24 @@ fn a_secret_is_in_memory_alone() {
 }
 
 #[test]
+fn what_secrets_may_hold_is_for_all_of_a_container_together() {
+    privileged(|host| {
+        if !host.needs_coracle("secrets") {
+            return;
+        }
+        let secrets = host.directory();
+        for name in ["one", "two"] {
+            fs::write(secrets.join(name), [b'x'; 600 << 10]).unwrap();
+        }
+        let options = format!("options = {{ directory = {secrets:?} }}");
+        let host = host.configured(&format!("[isolator.\"volume/secret\"]\n{options}\n"));
+        let one = || Spec::new().mount("/one", "secret", "one", &[]);
+        host.bundle(one()).run().succeeds();
+        host.bundle(one().mount("/two", "secret", "two", &[])).run().fails_with(&["file too large"]);
+    });
+}
+
+#[test]
 fn a_missing_source_is_made_where_the_operator_allows_it() {
     privileged(|host| {
         if !host.needs_coracle("the creation of sources") {

@@ -230,7 +230,7 @@ impl Cni {
     pub fn collect(&self, tell_plugins: bool) -> Result<Collected> {
         let mut collected = Collected::default();
         let Some(records) = Records::open_alone(&self.0.state)? else { return Ok(collected) };
-        let mut alive: Vec<Record> = Vec::new();
+        let (mut alive, mut all_are_known): (Vec<Record>, bool) = (Vec::new(), true);
         for id in records.ids()? {
             match records.read(&id) {
                 Ok(Some(record)) if record.is_owned() => alive.push(record),
@@ -239,10 +239,14 @@ impl Cni {
                     Err(error) => collected.failures.push(error),
                 },
                 Ok(None) => collected.failures.extend(records.remove(&id).err()),
-                Err(error) => collected.failures.push(error),
+                Err(error) => {
+                    collected.failures.push(error);
+                    all_are_known = false;
+                }
             }
         }
-        if tell_plugins {
+        // An attachment that plugins are not told of they would take from whoever lives with it.
+        if tell_plugins && all_are_known {
             for network in self.networks()?.into_iter().filter_map(|(_, list)| list.ok()) {
                 let valid = valid(&alive, &network.name);
                 let told = list::collect(&self.plugins(), &network, &valid);

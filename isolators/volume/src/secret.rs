@@ -86,7 +86,7 @@ impl Secrets {
         let secrets = file::open_dir(&self.source)?;
         let source = file::open(secrets.as_fd(), wanted.name, libc::O_RDONLY, 0, Resolve::Beneath)?;
         if !is_dir(source.as_fd())? {
-            return put(memory, wanted.name, file::read_all(source, *left)?, wanted);
+            return put(memory, wanted.name, read(source, left)?, wanted);
         }
         let target = file::mkdir_all_no_links(memory, wanted.name, 0o755)?;
         for name in file::list(source.as_fd())? {
@@ -95,9 +95,7 @@ impl Secrets {
             if is_dir(opened.as_fd())? {
                 continue;
             }
-            let content = file::read_all(opened, *left)?;
-            *left -= content.len() as u64;
-            put(target.as_fd(), &name.to_string_lossy(), content, wanted)?;
+            put(target.as_fd(), &name.to_string_lossy(), read(opened, left)?, wanted)?;
         }
         let mode = wanted.mode | (wanted.mode & 0o444) >> 2;
         file::chmod(target.as_fd(), mode)?;
@@ -107,6 +105,13 @@ impl Secrets {
 
 fn is_dir(fd: BorrowedFd<'_>) -> coracle_sys::Result<bool> {
     Ok(file::stat(fd)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// What a file holds, of which `left` is for others.
+fn read(file: OwnedFd, left: &mut u64) -> coracle_sys::Result<Vec<u8>> {
+    let content = file::read_all(file, *left)?;
+    *left -= content.len() as u64;
+    Ok(content)
 }
 
 fn put(dir: BorrowedFd<'_>, name: &str, content: Vec<u8>, wanted: &Wanted<'_>) -> coracle_sys::Result<()> {
