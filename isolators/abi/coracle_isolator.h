@@ -60,6 +60,9 @@ typedef struct coracle_call {
     // where no system call failed. Returns what the call is to return, which then ends with
     // `return call->fail(call, ENOENT, "there is no volume data")`.
     int32_t (*fail)(const struct coracle_call *call, int32_t error, const char *why);
+    // The directory of the containers' states: there may be another container of the same ID in another one. Of a
+    // struct_size that ends before, a host that does not tell.
+    const char *states;
 } coracle_call;
 
 // The directory of a container's cgroup in one hierarchy.

@@ -35,8 +35,15 @@ pub fn all(global: &Global) -> Result<Registry> {
     if config.isolators.is_empty() {
         return Ok(Registry::new(built_in)?);
     }
-    let program = self_image::origin()?.with_file_name(HOST);
-    Ok(Registry::with_plugins(built_in, plugin::plugins(&config, &program))?)
+    Ok(Registry::with_plugins(built_in, plugin::plugins(&config, &place(global)?))?)
+}
+
+/// What plugins run in.
+///
+/// # Errors
+/// Where the runtime does not know its own file.
+pub fn place(global: &Global) -> Result<plugin::Place> {
+    Ok(plugin::Place { program: self_image::origin()?.with_file_name(HOST), states: global.root.clone() })
 }
 
 /// The same, to launch a container with.

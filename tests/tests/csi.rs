@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use coracle_tests::command::eventually;
+use coracle_tests::command::{eventually, tool};
 use coracle_tests::storage::{Storage, WORD};
 use coracle_tests::{Outcome, Spec, privileged};
 use serde_json::json;
@@ -172,6 +172,96 @@ fn driver_or_runtime_killed_between_any_two_calls_leave_nothing_that_recovery_do
             }
         }
         assert_eq!(turns, 24);
+        storage.end();
+    });
+}
+
+#[test]
+fn a_volume_that_is_not_staged_is_counted_all_the_same() {
+    privileged(|host| {
+        let Some(storage) = Storage::new(host) else { return };
+        fs::write(storage.directory().join("unstaged"), "").unwrap();
+        let container = storage.bundle("echo written >/data/file; sleep 1000", &[]).start();
+        eventually("it is counted", || {
+            container.call("stats").succeeds().json()["other"]["volume/csi/bytes-used/data"] == json!(8.0)
+        });
+        container.remove();
+        assert!(storage.is_clean());
+        storage.end();
+    });
+}
+
+#[test]
+fn a_container_of_the_same_name_elsewhere_has_no_part_in_a_volume() {
+    privileged(|host| {
+        let Some(storage) = Storage::new(host) else { return };
+        let web = storage.bundle("sleep 1000", &[]).named("web").start();
+        storage.calls();
+        let states = host.directory();
+        let elsewhere = |spec: Spec| {
+            let bundle = storage.host().bundle(spec.cgroup("/elsewhere").script("true"));
+            let (root, directory) = (states.to_str().unwrap(), bundle.directory().to_str().unwrap());
+            storage.host().call(&["--root", root, "run", "--bundle", directory, "web"]).succeeds();
+        };
+        elsewhere(Spec::new());
+        assert_eq!(storage.calls(), Vec::<String>::new());
+        elsewhere(Spec::new().mount("/data", "csi", "data", &[]));
+        assert_eq!(
+            storage.calls(),
+            ok(&["Probe", "NodeGetCapabilities", "NodePublishVolume", "NodeUnpublishVolume"])
+        );
+        assert_eq!(storage.mounted(), ["staging", "web"]);
+        web.remove();
+        assert!(storage.is_clean());
+        storage.end();
+    });
+}
+
+/// A container with the volume, which goes as with the machine's end: processes, namespaces, mounts and `/run` are gone,
+/// `/var` is not. Then `after` comes, in the machine's next start.
+fn lost(storage: &Storage, after: impl FnOnce()) {
+    let lost = storage.bundle("sleep 1000", &[]).named("lost").start();
+    tool("kill", &["-9", &lost.pid().to_string()]);
+    lost.becomes("stopped");
+    for mounted in ["targets/lost", "staging"] {
+        tool("umount", &[storage.state().join("data").join(mounted).to_str().unwrap()]);
+    }
+    fs::rename("/run/coracle/lost", "/run/lost").unwrap();
+    let number = storage.host().directory().join("boot_id");
+    fs::write(&number, "another\n").unwrap();
+    tool("mount", &["--bind", number.to_str().unwrap(), "/proc/sys/kernel/random/boot_id"]);
+    storage.calls();
+    after();
+    tool("umount", &["/proc/sys/kernel/random/boot_id"]);
+    // Its cgroups went with the machine.
+    fs::rename("/run/lost", "/run/coracle/lost").unwrap();
+    storage.host().call(&["delete", "--force", "lost"]).succeeds();
+}
+
+#[test]
+fn a_volume_from_before_the_machines_start_is_staged_anew() {
+    privileged(|host| {
+        let Some(storage) = Storage::new(host) else { return };
+        lost(&storage, || {
+            storage.bundle("test -d /data", &[]).run().succeeds();
+            let ended = ["NodeUnpublishVolume", "NodeUnstageVolume"];
+            let begun = ["Probe", "NodeGetCapabilities", "NodeStageVolume", "NodePublishVolume"];
+            assert_eq!(storage.calls(), ok(&[&ended[..], &begun, &ended].concat()));
+            assert!(storage.is_clean());
+        });
+        storage.end();
+    });
+}
+
+#[test]
+fn recovery_takes_back_volumes_from_before_the_machines_start() {
+    privileged(|host| {
+        let Some(storage) = Storage::new(host) else { return };
+        lost(&storage, || {
+            storage.host().call(&["recover"]).succeeds();
+            assert_eq!(storage.calls(), ok(&["NodeUnpublishVolume", "NodeUnstageVolume"]));
+            assert!(storage.is_clean());
+        });
         storage.end();
     });
 }

@@ -4,6 +4,7 @@
 //! one, named by [`export`].
 
 use std::ffi::{CStr, CString, c_char};
+use std::mem::offset_of;
 use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -44,6 +45,8 @@ pub struct Container<'a> {
 /// What a call is given: the document, empty where there is none, and the container.
 #[derive(Debug)]
 pub struct Given<'a> {
+    /// The directory of the containers' states; empty where the host does not tell.
+    pub states: &'a str,
     /// The document.
     pub text: &'a str,
     /// The container.
@@ -185,7 +188,8 @@ unsafe extern "C" fn update_intel_rdt(
 unsafe fn run(verb: Verb, call: *const Call, given: (*const c_char, *const Handles), fd: *mut i32) -> i32 {
     let made = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: as the caller of this function says.
-        let given = Given { text: unsafe { text(given.0)? }, container: unsafe { container(given.1)? } };
+        let (states, text, container) = unsafe { (states(call)?, text(given.0)?, container(given.1)?) };
+        let given = Given { states, text, container };
         let author = AUTHOR.get().ok_or_else(|| failure(EINVAL, "there is no isolator"))?;
         author.call(verb, &given)
     }));
@@ -224,6 +228,18 @@ unsafe fn fail(call: *const Call, failure: &Failure) -> i32 {
     let fail = unsafe { (*call).fail };
     // SAFETY: it takes a number and a text that ends with a NUL.
     unsafe { fail(call, failure.errno, why.as_ptr()) }
+}
+
+/// # Safety
+/// `call` is the host's for this call.
+unsafe fn states<'a>(call: *const Call) -> Result<&'a str, Failure> {
+    // SAFETY: every structure of a call begins with its size.
+    let size = unsafe { call.cast::<u32>().read() };
+    if (size as usize) < offset_of!(Call, states) + size_of::<*const c_char>() {
+        return Ok("");
+    }
+    // SAFETY: it is long enough to hold the text, which is the host's, and ends with a NUL.
+    unsafe { text((*call).states) }
 }
 
 /// # Safety

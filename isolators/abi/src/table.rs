@@ -31,6 +31,9 @@ pub struct Call {
     /// where no system call failed. Returns what the call is to return, which then ends with
     /// `return call->fail(call, ENOENT, "there is no volume data")`.
     pub fail: unsafe extern "C" fn(call: *const Call, error: i32, why: *const c_char) -> i32,
+    /// The directory of the containers' states: there may be another container of the same ID in another one. Of a
+    /// struct_size that ends before, a host that does not tell.
+    pub states: *const c_char,
 }
 
 /// The directory of a container's cgroup in one hierarchy.

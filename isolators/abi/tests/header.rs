@@ -64,6 +64,7 @@ fn no_field_of_version_1_has_moved() {
         (offset_of!(Call, host), 8),
         (offset_of!(Call, write), 16),
         (offset_of!(Call, fail), 24),
+        (offset_of!(Call, states), 32),
     ];
     let handles = [
         (offset_of!(Handles, struct_size), 0),

@@ -17,7 +17,9 @@ mod volume;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Result, Usage, export_isolator};
+use coracle_isolator::{
+    Adjustment, Config, Error, Handles, Isolator, Result, States, Usage, export_isolator,
+};
 use oci_spec::runtime::Mount;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -30,7 +32,11 @@ const TYPE: &str = "csi";
 
 /// The isolator.
 #[derive(Debug, Default)]
-struct Csi(Settings);
+struct Csi {
+    settings: Settings,
+    /// The directory of the containers' states.
+    states: PathBuf,
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -59,37 +65,79 @@ impl Default for Settings {
     }
 }
 
+/// The directory of states whose containers' IDs are names of files here as they are: root's, where nothing else is said.
+const DEFAULT_STATES: &str = "/run/coracle";
+
 impl Csi {
+    /// What the container `id` is called in names of files: there may be another one of its name in another directory
+    /// of states.
+    fn known_by(&self, id: &str) -> String {
+        let name = id.replace('/', "~");
+        if self.states == Path::new(DEFAULT_STATES) || self.states.as_os_str().is_empty() {
+            return name;
+        }
+        let bytes = self.states.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
+        // FNV-1a, 64 bits: the same for ever, as names on disk have to be.
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("{hash:016x}-{name}")
+    }
+
     fn definition(&self, name: &str) -> Result<Definition> {
-        Definition::read(&self.0.definitions, name)
+        Definition::read(&self.settings.definitions, name)
     }
 
     /// The driver `name`, which has as long as one call of this isolator's may take.
     fn node(&self, name: &str) -> Result<Node> {
-        let socket = self.0.drivers.get(name).ok_or_else(|| {
+        let socket = self.settings.drivers.get(name).ok_or_else(|| {
             Error::new(format!("no driver {name:?} is configured"))
                 .with_hint("the option drivers names their sockets")
         })?;
-        Node::new(name, socket, self.0.deadline)
+        Node::new(name, socket, self.settings.deadline)
     }
 
-    /// Takes the volume `name` from the container `id`, where it has it.
-    fn end(&self, name: &str, id: &str) -> Result<()> {
+    /// Takes the volume `name` from the container `user`, where it has it.
+    fn end(&self, name: &str, user: &str) -> Result<()> {
         // Others may be at work on a volume for long, which is no reason to wait.
-        if !Volume::is_used(&self.0.state, name, id)? {
+        if !Volume::is_used(&self.settings.state, name, user)? {
             return Ok(());
         }
-        match Volume::open(&self.0.state, name)? {
-            Some(mut volume) if volume.is_used_by(id) => volume.unpublish(&self.node(volume.driver())?, id),
+        match Volume::open(&self.settings.state, name)? {
+            Some(mut volume) if volume.is_used_by(user) => {
+                volume.unpublish(&self.node(volume.driver())?, user)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Takes the volume `name` from the containers that had it before the machine's start.
+    fn end_left(&self, name: &str) -> Result<()> {
+        if !Volume::is_left(&self.settings.state, name)? {
+            return Ok(());
+        }
+        match Volume::open(&self.settings.state, name)? {
+            Some(mut volume) => volume.end_left(&self.node(volume.driver())?),
+            None => Ok(()),
+        }
+    }
+
+    /// Does this to every volume that is on record, whatever comes of the others; the first failure.
+    fn each(&self, act: impl Fn(&str) -> Result<()>) -> Result<()> {
+        let mut first = Ok(());
+        for name in Volume::names(&self.settings.state)? {
+            let done = act(&name);
+            first = first.and(done.map_err(|e| Error::relayed(format!("volume {name:?}: {e}"), e.errno())));
+        }
+        first
     }
 
     /// The volumes that the final mounts `mounts` show, each with whether that is only to read.
     fn shown<'m>(&self, mounts: &'m [Mount]) -> BTreeMap<&'m str, bool> {
         let mut shown = BTreeMap::new();
         for mount in mounts {
-            let path = mount.source().as_deref().and_then(|source| source.strip_prefix(&self.0.state).ok());
+            let path =
+                mount.source().as_deref().and_then(|source| source.strip_prefix(&self.settings.state).ok());
             let name = path.and_then(|path| path.components().next()?.as_os_str().to_str());
             let Some(name) = name else { continue };
             let is_read = mount.options().iter().flatten().any(|option| option == "ro" || option == "rro");
@@ -104,6 +152,10 @@ impl Isolator for Csi {
         "volume/csi"
     }
 
+    fn states_are_in(&mut self, directory: &Path) {
+        self.states = directory.to_owned();
+    }
+
     fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
         let settings: Settings =
             serde_json::from_value(Value::Object(options.clone())).map_err(|e| Error::new(e.to_string()))?;
@@ -113,8 +165,12 @@ impl Isolator for Csi {
                 settings.deadline
             )));
         }
-        self.0 = settings;
+        self.settings = settings;
         Ok(())
+    }
+
+    fn recover(&self, _: &States) -> Result<()> {
+        self.each(|name| self.end_left(name))
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
@@ -129,7 +185,7 @@ impl Isolator for Csi {
             options.push("rbind".to_owned());
             let mut bind = mount.clone();
             bind.set_typ(Some("bind".to_owned())).set_options(Some(options));
-            bind.set_source(Some(Volume::target(&self.0.state, name, config.id)));
+            bind.set_source(Some(Volume::target(&self.settings.state, name, &self.known_by(config.id))));
             adjustment.mounts.push(bind);
         }
         Ok(adjustment)
@@ -139,21 +195,21 @@ impl Isolator for Csi {
         for (name, is_read) in self.shown(config.spec.mounts().as_deref().unwrap_or_default()) {
             let definition = self.definition(name)?;
             let node = self.node(&definition.driver)?;
-            let secrets = definition.secrets(&self.0.secrets)?;
-            let mut volume = Volume::begin(&self.0.state, name, &definition)?;
-            volume.publish(&node, (&definition, secrets), config.id, is_read)?;
+            let secrets = definition.secrets(&self.settings.secrets)?;
+            let mut volume = Volume::begin(&self.settings.state, name, &definition)?;
+            volume.publish(&node, (&definition, secrets), &self.known_by(config.id), is_read)?;
         }
         Ok(())
     }
 
     fn usage(&self, container: &Handles<'_>) -> Result<Usage> {
-        let mut usage = Usage::default();
-        for name in Volume::names(&self.0.state)? {
-            if !Volume::is_used(&self.0.state, &name, container.id)? {
+        let (user, mut usage) = (self.known_by(container.id), Usage::default());
+        for name in Volume::names(&self.settings.state)? {
+            if !Volume::is_used(&self.settings.state, &name, &user)? {
                 continue;
             }
-            let Some(volume) = Volume::open(&self.0.state, &name)? else { continue };
-            for (measure, value) in volume.count(&self.node(volume.driver())?, container.id)? {
+            let Some(volume) = Volume::open(&self.settings.state, &name)? else { continue };
+            for (measure, value) in volume.count(&self.node(volume.driver())?, &user)? {
                 usage.other.insert(format!("volume/csi/{measure}/{name}"), value);
             }
         }
@@ -161,12 +217,8 @@ impl Isolator for Csi {
     }
 
     fn cleanup(&self, id: &str) -> Result<()> {
-        let mut first = Ok(());
-        for name in Volume::names(&self.0.state)? {
-            let ended = self.end(&name, id);
-            first = first.and(ended.map_err(|e| Error::relayed(format!("volume {name:?}: {e}"), e.errno())));
-        }
-        first
+        let user = self.known_by(id);
+        self.each(|name| self.end(name, &user))
     }
 }
 

@@ -1,13 +1,14 @@
 //! A volume: what the operator says of it, and what is on record: `STATE/NAME` holds `record`, `lock`, `staging`, and
-//! `targets/CONTAINER`. Nobody else does anything to a volume while one is open.
+//! `targets/CONTAINER`, by what the container is [known by](crate::Csi::known_by). Nobody else does anything to a volume
+//! while one is open.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_isolator::{Error, Result};
-use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, machine};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,16 @@ struct Record {
     staged: Progress,
     /// The containers that the driver has been asked to publish it for.
     users: BTreeSet<String>,
+    /// The start of the machine in which all this holds; empty where an earlier version did not write it down.
+    #[serde(default)]
+    boot: String,
+}
+
+impl Record {
+    /// Whether it holds no more, since the machine has started anew.
+    fn is_over(&self) -> Result<bool> {
+        Ok(!self.boot.is_empty() && machine::boot().map_err(failed)? != self.boot)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,9 +145,9 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// Where the volume `name` is shown to the container `id`.
-    pub(crate) fn target(state: &Path, name: &str, id: &str) -> PathBuf {
-        state.join(name).join(TARGETS).join(key(id))
+    /// Where the volume `name` is shown to the container `user`.
+    pub(crate) fn target(state: &Path, name: &str, user: &str) -> PathBuf {
+        state.join(name).join(TARGETS).join(user)
     }
 
     /// The names of those that are on record.
@@ -149,21 +160,27 @@ impl Volume {
         Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
-    /// Whether the volume `name` is on record as one of the container `id`'s, now.
-    pub(crate) fn is_used(state: &Path, name: &str, id: &str) -> Result<bool> {
-        let dir = file::open_dir(state.join(name)).map_err(failed)?;
-        Ok(read(&dir, name)?.is_some_and(|record| record.users.contains(&key(id))))
+    /// Whether the volume `name` is on record as one of the container `user`'s, now.
+    pub(crate) fn is_used(state: &Path, name: &str, user: &str) -> Result<bool> {
+        Ok(on_record(state, name)?.is_some_and(|record| record.users.contains(user)))
+    }
+
+    /// Whether the volume `name` is on record from before the machine's start.
+    pub(crate) fn is_left(state: &Path, name: &str) -> Result<bool> {
+        on_record(state, name)?.map_or(Ok(false), |record| record.is_over())
     }
 
     /// Opens the volume `name`, which may be a new one, as `definition` says.
     pub(crate) fn begin(state: &Path, name: &str, definition: &Definition) -> Result<Self> {
         let (dir, lock) = lock(state, name)?;
+        let boot = machine::boot().map_err(failed)?;
         let new = || Record {
             driver: definition.driver.clone(),
             volume: definition.volume_id.clone(),
             capabilities: Vec::new(),
             staged: Progress::No,
             users: BTreeSet::new(),
+            boot,
         };
         let record = read(&dir, name)?.unwrap_or_else(new);
         if (&record.driver, &record.volume) != (&definition.driver, &definition.volume_id) {
@@ -183,35 +200,36 @@ impl Volume {
         &self.record.driver
     }
 
-    pub(crate) fn is_used_by(&self, id: &str) -> bool {
-        self.record.users.contains(&key(id))
+    pub(crate) fn is_used_by(&self, user: &str) -> bool {
+        self.record.users.contains(user)
     }
 
     fn staging(&self) -> String {
         self.path.join(STAGING).to_string_lossy().into_owned()
     }
 
-    fn target_of(&self, id: &str) -> String {
-        self.path.join(TARGETS).join(key(id)).to_string_lossy().into_owned()
+    fn target_of(&self, user: &str) -> String {
+        self.path.join(TARGETS).join(user).to_string_lossy().into_owned()
     }
 
     fn keep(&self) -> Result<()> {
         let text = serde_json::to_vec(&self.record).map_err(|e| Error::new(e.to_string()))?;
-        file::replace(self.dir.as_fd(), RECORD, &text, 0o600).map_err(failed)
+        file::replace_synced(self.dir.as_fd(), RECORD, &text, 0o600).map_err(failed)
     }
 
-    /// Shows the volume to the container `id`. What a driver is about to be asked is on record before.
+    /// Shows the volume to the container `user`. What a driver is about to be asked is on record before.
     pub(crate) fn publish(
         &mut self,
         node: &Node,
         (definition, secrets): (&Definition, BTreeMap<String, String>),
-        id: &str,
+        user: &str,
         readonly: bool,
     ) -> Result<()> {
-        self.record.users.insert(key(id));
-        self.keep()?;
+        self.end_left(node)?;
         self.record.capabilities = node.capabilities()?;
-        let (staging, target) = (self.staging(), self.target_of(id));
+        self.record.users.insert(user.to_owned());
+        self.keep()?;
+        let (staging, target) = (self.staging(), self.target_of(user));
         let (stages, capability) = (self.record.capabilities.contains(&STAGES), definition.capability());
         let volume = self.record.volume.clone();
         let about = About {
@@ -239,18 +257,31 @@ impl Volume {
         }
     }
 
-    /// Takes the volume from the container `id`; after the last, from this machine.
-    pub(crate) fn unpublish(&mut self, node: &Node, id: &str) -> Result<()> {
-        node.unpublish(&self.record.volume, &self.target_of(id))?;
+    /// Takes the volume from the containers of before the machine's start. Their mounts went with it, but what the driver
+    /// keeps of them did not, and it is to stage the volume anew.
+    pub(crate) fn end_left(&mut self, node: &Node) -> Result<()> {
+        if self.record.is_over()? {
+            for user in self.record.users.clone() {
+                self.unpublish(node, &user)?;
+            }
+        }
+        self.record.boot = machine::boot().map_err(failed)?;
+        Ok(())
+    }
+
+    /// Takes the volume from the container `user`; after the last, from this machine.
+    pub(crate) fn unpublish(&mut self, node: &Node, user: &str) -> Result<()> {
+        node.unpublish(&self.record.volume, &self.target_of(user))?;
         // A driver may leave the directory, which is empty then. What it left mounted is not removed.
-        self.leave(&format!("{TARGETS}/{}", key(id)))?;
-        self.record.users.remove(&key(id));
+        self.leave(&format!("{TARGETS}/{user}"))?;
+        self.record.users.remove(user);
         if !self.record.users.is_empty() {
             return self.keep();
         }
         if self.record.staged != Progress::No {
             // The last user stays on record until this is done, too.
             node.unstage(&self.record.volume, &self.staging())?;
+            self.record.staged = Progress::No;
         }
         for name in [STAGING, TARGETS] {
             self.leave(name)?;
@@ -259,11 +290,11 @@ impl Volume {
     }
 
     /// What the volume holds, by measure; nothing where its driver does not count.
-    pub(crate) fn count(&self, node: &Node, id: &str) -> Result<Vec<(String, f64)>> {
-        if !self.record.capabilities.contains(&COUNTS) || !self.is_used_by(id) {
+    pub(crate) fn count(&self, node: &Node, user: &str) -> Result<Vec<(String, f64)>> {
+        if !self.record.capabilities.contains(&COUNTS) || !self.is_used_by(user) {
             return Ok(Vec::new());
         }
-        let counted = node.count(&self.record.volume, &self.target_of(id), &self.staging())?;
+        let counted = node.count(&self.record.volume, &self.target_of(user), &self.staging())?;
         let mut told = Vec::new();
         for usage in counted.usage {
             let unit = if usage.unit == 2 { "inodes" } else { "bytes" };
@@ -301,13 +332,19 @@ fn lock(state: &Path, name: &str) -> Result<(OwnedFd, OwnedFd)> {
     let parent = file::open_dir(state)
         .map_err(|e| failed(e).with_hint("make the directory, and name it in writable"))?;
     let open = || -> coracle_sys::Result<(OwnedFd, OwnedFd)> {
-        let dir = file::mkdir_all_no_links(parent.as_fd(), name, 0o700)?;
+        file::mkdir_all_no_links(parent.as_fd(), name, 0o700)?;
+        let dir = file::open(parent.as_fd(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
         let flags = libc::O_RDONLY | libc::O_CREAT;
         let lock = file::open(dir.as_fd(), LOCK, flags, 0o600, Resolve::BeneathNoLinks)?;
         file::lock(lock.as_fd(), true)?;
         Ok((dir, lock))
     };
     open().map_err(|e| failed(e).on_path(state.join(name).to_string_lossy()))
+}
+
+/// What is on record of the volume `name`, whoever is at work on it.
+fn on_record(state: &Path, name: &str) -> Result<Option<Record>> {
+    read(&file::open_dir(state.join(name)).map_err(failed)?, name)
 }
 
 /// The record of the volume `name` in `dir`.
@@ -318,11 +355,6 @@ fn read(dir: &OwnedFd, name: &str) -> Result<Option<Record>> {
             .map(Some)
             .map_err(|e| Error::new(format!("the record of volume {name:?} is malformed: {e}"))),
     }
-}
-
-/// The name of a container as that of a file.
-fn key(id: &str) -> String {
-    id.replace('/', "~")
 }
 
 fn failed(error: coracle_sys::Error) -> Error {

@@ -30,10 +30,19 @@ pub struct Plugin {
     about: OnceCell<About>,
 }
 
+/// What plugins run in, and for which containers.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// `coracle-isolator-host`.
+    pub program: PathBuf,
+    /// The directory of the containers' states.
+    pub states: PathBuf,
+}
+
 /// Plugins of one process, and the process while there is one.
 #[derive(Debug)]
 pub(crate) struct Host {
-    program: PathBuf,
+    place: Place,
     /// What it is granted; nothing stands for everything.
     granted: Option<Settings>,
     files: Vec<PluginFile>,
@@ -57,14 +66,14 @@ enum Stage {
 }
 
 /// The configured plugins, of which those that can be found are being loaded; what is wrong with the others stands in
-/// their place. `program` is `coracle-isolator-host`.
+/// their place.
 ///
 /// Each process is started before the first is waited for.
-pub fn plugins(config: &config::Config, program: &Path) -> Vec<(String, Settings, Result<Plugin>)> {
+pub fn plugins(config: &config::Config, place: &Place) -> Vec<(String, Settings, Result<Plugin>)> {
     let mut shared: Option<Rc<RefCell<Host>>> = None;
     let begun = config.isolators.iter().map(|(name, settings)| {
         let opened = config.open_plugin(name, settings).and_then(|(file, path)| {
-            let own = || Rc::new(RefCell::new(Host::new(program, settings)));
+            let own = || Rc::new(RefCell::new(Host::new(place, settings)));
             let host = if settings.inline { Rc::clone(shared.get_or_insert_with(own)) } else { own() };
             let index = host.borrow_mut().add(file, path, settings)?;
             let plugin = Plugin {
@@ -91,8 +100,8 @@ pub fn plugins(config: &config::Config, program: &Path) -> Vec<(String, Settings
 ///
 /// # Errors
 /// Where it can't be loaded.
-pub fn lone(file: OwnedFd, path: &Path, settings: Settings, program: &Path) -> Result<Plugin> {
-    let host = Rc::new(RefCell::new(Host::new(program, &settings)));
+pub fn lone(file: OwnedFd, path: &Path, settings: Settings, place: &Place) -> Result<Plugin> {
+    let host = Rc::new(RefCell::new(Host::new(place, &settings)));
     let index = host.borrow_mut().add(file, path.to_owned(), &settings)?;
     let mut plugin = Plugin { name: String::new(), settings, index, host, about: OnceCell::new() };
     plugin.name = plugin.load()?.name.clone();
@@ -100,9 +109,9 @@ pub fn lone(file: OwnedFd, path: &Path, settings: Settings, program: &Path) -> R
 }
 
 impl Host {
-    fn new(program: &Path, settings: &Settings) -> Self {
+    fn new(place: &Place, settings: &Settings) -> Self {
         let granted = (!settings.inline).then(|| settings.clone());
-        Self { program: program.to_owned(), granted, files: Vec::new(), process: None }
+        Self { place: place.clone(), granted, files: Vec::new(), process: None }
     }
 
     fn add(&mut self, file: OwnedFd, path: PathBuf, settings: &Settings) -> Result<usize> {
@@ -118,7 +127,7 @@ impl Host {
         }
         if self.process.is_none() {
             self.files.iter_mut().for_each(|file| file.stage = Stage::Unasked);
-            self.process = Some(Process::start(&self.program, self.granted.as_ref())?);
+            self.process = Some(Process::start(&self.place.program, self.granted.as_ref())?);
         }
         self.process.as_mut().ok_or_else(|| Error::new("there is no process"))
     }
@@ -145,7 +154,7 @@ impl Host {
         let asked = Asked {
             plugin: index as u32,
             call: OPEN,
-            texts: &[&plugin.options],
+            texts: &[&plugin.options, &self.place.states.to_string_lossy()],
             fds: &[plugin.file.as_fd()],
             ..Asked::default()
         };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runtime                          coracle-isolator-host
-//!    | --- OPEN, options, the file --> |   load it, check its table, configure it
+//!    | --- OPEN, texts, the file ----> |   load it, check its table, configure it
 //!    | <-- what it is, or why not ---- |
 //!    | --- a call, texts, handles ---> |   as often as there are calls
 //!    | <-- its document, or why not -- |
@@ -55,7 +55,7 @@ pub struct Asked<'a> {
     pub call: u32,
     /// The version of cgroups of the container's handles.
     pub cgroup_version: u32,
-    /// The document, and with handles the container's ID, its configuration, and the controllers of each cgroup.
+    /// With [`OPEN`] the options, and the directory of the containers' states. Else the document, and with handles the container's ID, its configuration, and the controllers of each cgroup.
     pub texts: &'a [&'a str],
     /// With [`OPEN`] the file. With handles the pidfd, where there is one, and the directory of each cgroup.
     pub fds: &'a [BorrowedFd<'a>],

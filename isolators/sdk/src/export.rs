@@ -1,6 +1,7 @@
 //! An isolator as a plugin: what [`export_isolator!`](crate::export_isolator) makes.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use coracle_isolator_abi::Verb;
@@ -83,16 +84,20 @@ impl Author for Exported {
     fn call(&self, verb: Verb, given: &Given<'_>) -> std::result::Result<Returned, Failure> {
         let mut isolator = self.isolator.lock().unwrap_or_else(PoisonError::into_inner);
         let made = match &given.container {
-            None => with_text(&mut **isolator, verb, given.text),
+            None => with_text(&mut **isolator, verb, given),
             Some(container) => with_container(&**isolator, verb, given.text, container),
         };
         made.map_err(|e| Failure { errno: e.errno().map_or(0, |errno| errno as i32), why: e.to_string() })
     }
 }
 
-fn with_text(isolator: &mut dyn Isolator, verb: Verb, text: &str) -> Result<Returned> {
+fn with_text(isolator: &mut dyn Isolator, verb: Verb, given: &Given<'_>) -> Result<Returned> {
+    let text = given.text;
     match verb {
-        Verb::Configure => isolator.configure(&parse(text)?).map(|()| nothing()),
+        Verb::Configure => {
+            isolator.states_are_in(Path::new(given.states));
+            isolator.configure(&parse(text)?).map(|()| nothing())
+        }
         Verb::Recover => isolator.recover(&parse(text)?).map(|()| nothing()),
         Verb::Prepare => isolator.prepare(&parse::<ConfigDocument>(text)?.lend()).and_then(|a| document(&a)),
         Verb::Process => isolator.process(&parse::<ConfigDocument>(text)?.lend()).and_then(|a| document(&a)),

@@ -1,6 +1,7 @@
 //! The contract.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Spec};
 use serde_json::{Map, Value};
@@ -41,6 +42,12 @@ pub trait Isolator {
     /// Names of isolators whose calls come after this one's; those that are not configured are ignored.
     fn before(&self) -> Vec<&str> {
         Vec::new()
+    }
+
+    /// Called before [`configure`](Self::configure) where it is a plugin, which can't be made with it: the directory of the
+    /// containers' states. There may be another container of the same ID in another one.
+    fn states_are_in(&mut self, directory: &Path) {
+        let _ = directory;
     }
 
     /// Called once in each process, before all calls that follow: the options that the configuration has for this

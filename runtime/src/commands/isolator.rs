@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::{Global, Isolators};
 use crate::error::{Code, Context, Error, Result};
-use crate::{isolators, self_image};
+use crate::isolators;
 
 /// Does what is asked, and returns 1 where something is wrong with the plugin that was to be checked.
 ///
@@ -26,7 +26,7 @@ pub fn isolator(global: &Global, wanted: &Isolators) -> Result<u8> {
         Isolators::List { json } => list(global, *json),
         Isolators::Inspect(name) => inspect(global, name),
         Isolators::Status(id) => status(global, id),
-        Isolators::Check { file, options } => check(file, options),
+        Isolators::Check { file, options } => check(global, file, options),
     }
 }
 
@@ -124,15 +124,14 @@ impl Findings {
 
 /// Loads the plugin in a process that is granted nothing, and makes each call that has no side effects, or that must
 /// do no harm for a container that does not exist.
-fn check(path: &Path, options: &Map<String, Value>) -> Result<u8> {
+fn check(global: &Global, path: &Path, options: &Map<String, Value>) -> Result<u8> {
     let opened = file::open(file::CWD, path, libc::O_RDONLY, 0, Resolve::Host)
         .context(|| format!("opening {}", path.display()))?;
     let mut findings = Findings::default();
     findings.say("file", &path.display().to_string());
     findings.problems.extend(check_writers(opened.as_fd()).err().map(|why| format!("the file {why}")));
     let settings = Settings { options: options.clone(), ..Settings::default() };
-    let program = self_image::origin()?.with_file_name(isolators::HOST);
-    match plugin::lone(opened, path, settings, &program) {
+    match plugin::lone(opened, path, settings, &isolators::place(global)?) {
         Ok(plugin) => look(&plugin, &mut findings),
         Err(error) => findings.problems.push(error.to_string()),
     }

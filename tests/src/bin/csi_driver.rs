@@ -5,7 +5,8 @@
 //!
 //! `DIRECTORY/VOLUME` is a volume, `DIRECTORY/log` has a line for each call, with what became of it; `DIRECTORY/fault` may
 //! hold what is to go wrong, once: `METHOD before|after WHAT`, where it `dies`, has the caller's runtime die (`killer`),
-//! `hangs`, or fails with a number of gRPC's. With `DIRECTORY/simple` it can do nothing that is optional.
+//! `hangs`, or fails with a number of gRPC's. With `DIRECTORY/simple` it can do nothing that is optional,
+//! with `DIRECTORY/unstaged` all but stage.
 
 #![forbid(unsafe_code)]
 
@@ -171,9 +172,11 @@ impl Driver {
     }
 
     fn capabilities(&self, _: &Empty) -> Result<Capabilities, Status> {
-        let all = [STAGES, COUNTS, EXPANDS].map(|kind| Capability { rpc: Some(Rpc { kind }) });
-        let simple = self.directory.join("simple").exists();
-        Ok(Capabilities { capabilities: if simple { Vec::new() } else { all.to_vec() } })
+        let has = |name: &str| self.directory.join(name).exists();
+        let mut kinds = if has("simple") { Vec::new() } else { vec![STAGES, COUNTS, EXPANDS] };
+        kinds.retain(|kind| *kind != STAGES || !has("unstaged"));
+        let told = kinds.into_iter().map(|kind| Capability { rpc: Some(Rpc { kind }) });
+        Ok(Capabilities { capabilities: told.collect() })
     }
 
     fn volume(&self, id: &str) -> Result<PathBuf, Status> {

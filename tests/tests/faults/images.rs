@@ -45,7 +45,7 @@ struct Turns<'h> {
 }
 
 /// A file system of its own.
-struct Disk<'h> {
+pub(crate) struct Disk<'h> {
     host: &'h Host,
     file: PathBuf,
     point: PathBuf,
@@ -57,7 +57,12 @@ const CUT: &str =
 
 impl<'h> Disk<'h> {
     fn new(host: &'h Host) -> Self {
-        let disk = Self { host, file: host.directory().join("disk"), point: host.directory() };
+        Self::at(host, host.directory())
+    }
+
+    /// Mounted on `point`.
+    pub(crate) fn at(host: &'h Host, point: PathBuf) -> Self {
+        let disk = Self { host, file: host.directory().join("disk"), point };
         let file = disk.file.display();
         host.shell(&format!("truncate -s 128M {file} && mkfs.ext4 -q {file}")).succeeds();
         disk.mount();
@@ -70,12 +75,12 @@ impl<'h> Disk<'h> {
             .succeeds();
     }
 
-    fn unmount(&self) {
+    pub(crate) fn unmount(&self) {
         self.host.shell(&format!("umount {}", self.point.display())).succeeds();
     }
 
     /// Cuts the power and starts anew: what was not written out is lost, and the journal is replayed.
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.host.shell(&format!("python3 -c \"{CUT}\" {}", self.point.display())).succeeds();
         self.unmount();
         self.mount();
@@ -83,7 +88,7 @@ impl<'h> Disk<'h> {
 }
 
 /// Whether the power of a disk can be cut here.
-fn can_cut(host: &Host) -> bool {
+pub(crate) fn can_cut(host: &Host) -> bool {
     can_sweep(host)
         && ["python3", "mkfs.ext4", "losetup"].into_iter().all(|program| host.needs_program(program))
 }

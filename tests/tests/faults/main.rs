@@ -10,5 +10,6 @@ mod images;
 mod kills;
 mod networks;
 mod pods;
+mod records;
 mod stuck;
 mod trace;

@@ -37,7 +37,13 @@ pub(crate) fn call(plugin: &Plugin, verb: Verb, request: &Request) -> Reply {
         return Reply::default();
     }
     let mut sink = Sink::default();
-    let call = Call { struct_size: size_of::<Call>() as u32, host: (&raw mut sink).cast(), write, fail };
+    let call = Call {
+        struct_size: size_of::<Call>() as u32,
+        host: (&raw mut sink).cast(),
+        write,
+        fail,
+        states: plugin.states.as_ptr(),
+    };
     let texts = request.texts();
     let Some((text, rest)) = texts.split_first() else { return Reply::failed("a document is missing") };
     let mut fd = -1;

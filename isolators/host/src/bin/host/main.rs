@@ -81,7 +81,8 @@ fn serve(channel: &Channel, refused: Option<&str>) -> Result<(), Broken> {
 /// Loads and configures a plugin; what it tells of itself.
 fn open(request: &mut Request) -> Result<(Plugin, Reply), Reply> {
     let file = request.fds.pop().ok_or_else(|| Reply::failed("no file came"))?;
-    let (plugin, about) = table::load(file).map_err(|why| Reply::failed(&why))?;
+    let states = request.texts().get(1).copied().unwrap_or_default().to_owned();
+    let (plugin, about) = table::load(file, &states).map_err(|why| Reply::failed(&why))?;
     if about.problems.is_empty() {
         let configured = call::configure(&plugin, request);
         if configured.failed {

@@ -1,6 +1,6 @@
 //! Loading a plugin and reading its table.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{IntoRawFd, OwnedFd};
 
@@ -19,6 +19,8 @@ const MOST_NAMES: usize = 64;
 pub(crate) struct Plugin {
     /// A copy of its table, as long as both sides know it; what it is too short for is NULL.
     pub(crate) table: Isolator,
+    /// The directory of the containers' states.
+    pub(crate) states: CString,
 }
 
 /// Loads the shared object `file`, and reads its table. What is wrong with the table is told in it; the plugin must not be
@@ -26,7 +28,7 @@ pub(crate) struct Plugin {
 ///
 /// # Errors
 /// Where there is no table to be read, or one of another version.
-pub(crate) fn load(file: OwnedFd) -> Result<(Plugin, About), String> {
+pub(crate) fn load(file: OwnedFd, states: &CStr) -> Result<(Plugin, About), String> {
     // By its descriptor: what was checked is what is loaded. It stays open, as the loader knows objects by their names.
     let path = format!("/proc/self/fd/{}", file.into_raw_fd());
     let table = find(&path)?;
@@ -50,7 +52,7 @@ pub(crate) fn load(file: OwnedFd) -> Result<(Plugin, About), String> {
     // SAFETY: the table has `size` bytes, the copy has room for `known`, which is no more than either.
     unsafe { std::ptr::copy_nonoverlapping(table.cast::<u8>(), copy.as_mut_ptr().cast::<u8>(), known) };
     // SAFETY: zero is a valid value of every field: numbers, pointers, functions that may be missing.
-    let plugin = Plugin { table: unsafe { copy.assume_init() } };
+    let plugin = Plugin { table: unsafe { copy.assume_init() }, states: states.to_owned() };
     let about = about(&plugin.table);
     Ok((plugin, about))
 }
