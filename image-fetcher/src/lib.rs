@@ -25,6 +25,8 @@ mod stage;
 pub mod import;
 #[cfg(feature = "unpack")]
 pub mod unpack;
+#[cfg(feature = "unpack")]
+mod thread;
 #[cfg(feature = "registry")]
 pub mod registry;
 mod metadata;

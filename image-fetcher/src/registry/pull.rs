@@ -19,6 +19,7 @@ use crate::image::{Image, Layer, check_depth, check_document, is_index, parse, p
 use crate::reference::Reference;
 use crate::stage::Stage;
 use crate::store::{Entry, Store};
+use crate::thread;
 use crate::unpack::{Blobs, unpack_from};
 
 /// What a pull has done.
@@ -276,10 +277,8 @@ fn transfer(
         }
     };
     let unpacked = std::thread::scope(|scope| {
-        for _ in 0..settings.parallel.clamp(1, order.len().max(1)) {
-            scope.spawn(fetch);
-        }
-        let result = finish(store, image, parts, settings);
+        let started = thread::start_some(scope, settings.parallel.clamp(1, order.len().max(1)), fetch);
+        let result = started.and_then(|()| finish(store, image, parts, settings));
         if result.is_err() {
             watch.stop.set();
         }

@@ -17,6 +17,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::image::Image;
 use crate::reference::Reference;
 use crate::store::Store;
+use crate::thread;
 
 /// Uploads an image: its layers, several at once, then its config, and its manifest last.
 ///
@@ -90,11 +91,8 @@ impl Push<'_> {
                 }
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 0..settings.parallel.min(settings.per_host).clamp(1, blobs.len().max(1)) {
-                scope.spawn(work);
-            }
-        });
+        let count = settings.parallel.min(settings.per_host).clamp(1, blobs.len().max(1));
+        std::thread::scope(|scope| thread::start_some(scope, count, work))?;
         failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
     }
 

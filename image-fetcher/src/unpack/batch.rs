@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, archive};
@@ -19,6 +20,7 @@ use super::{Blobs, Limits};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer};
 use crate::store::is_missing;
+use crate::thread;
 
 /// The prefix of a temporary directory's name. Our PID and a number follow: one can be in a directory of somebody else's.
 const TEMPORARY: &str = ".coracle-new-";
@@ -102,11 +104,7 @@ impl<'a> Batch<'a> {
             }
         };
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        std::thread::scope(|scope| {
-            for _ in 0..processors.min(places.len()) {
-                scope.spawn(worker);
-            }
-        });
+        std::thread::scope(|scope| thread::start_some(scope, processors.min(places.len()), worker))?;
         match failed.into_inner().unwrap_or_default() {
             Some(error) => Err(error),
             None => Ok(results.into_inner().unwrap_or_default()),
@@ -126,7 +124,7 @@ impl<'a> Batch<'a> {
         work: impl FnOnce() -> Result<T> + Send,
     ) -> Result<T> {
         let confined = || self.confine(below).and_then(|()| work());
-        let ended = std::thread::scope(|scope| scope.spawn(confined).join());
+        let ended = std::thread::scope(|scope| thread::start(scope, confined).map(ScopedJoinHandle::join))?;
         ended.unwrap_or_else(|_| Err(Error::new(Kind::System, "the thread that finishes it has panicked")))
     }
 
@@ -135,7 +133,7 @@ impl<'a> Batch<'a> {
         let (blob, limits) = (self.blobs.open(layer)?, &self.limits);
         let (source, mut stream) = stream::pair();
         std::thread::scope(|scope| {
-            scope.spawn(move || source.run(blob, layer, limits));
+            thread::start(scope, move || source.run(blob, layer, limits))?;
             let applied = apply_all(&mut stream, form, limits);
             let applied = applied.or_else(|error| blame(&mut stream, error));
             if applied.is_ok() {

@@ -101,7 +101,7 @@ impl Process {
         }
         self.has_ended = true;
         let pidfd = self.child.pidfd.as_fd();
-        let _ = process::signal(pidfd, libc::SIGKILL);
+        self.child.kill();
         process::wait(pidfd).ok()
     }
 

@@ -115,12 +115,9 @@ fn write(networks: BorrowedFd<'_>, name: &str, members: &[Member]) -> Result<()>
         members.iter().map(|m| format!("{} {} {}\n", m.id, m.address, m.names.join(" "))).collect();
     let written = match text.is_empty() {
         false => file::replace(networks, name, text.as_bytes(), 0o600),
-        true => file::unlink(networks, name),
+        true => file::remove_replaced(networks, name),
     };
-    match written {
-        Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
-        _ => Ok(()),
-    }
+    written.map_err(failed)
 }
 
 /// Writes `text` over what a file holds, and never leaves it empty in between: it is looked at meanwhile.

@@ -145,5 +145,7 @@ fn words(msg: String) -> Failure {
 fn told(name: &str, call: &Call<'_>, failure: &Failure) -> Error {
     let details = if failure.details.is_empty() { String::new() } else { format!(" ({})", failure.details) };
     let code = if failure.code == 0 { String::new() } else { format!(" (CNI code {})", failure.code) };
-    Error::new(format!("plugin {name:?} could not {}: {}{details}{code}", call.verb, failure.msg.trim()))
+    // A plugin hands on what its programs say, in lines.
+    let why: Vec<&str> = failure.msg.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    Error::new(format!("plugin {name:?} could not {}: {}{details}{code}", call.verb, why.join("; ")))
 }

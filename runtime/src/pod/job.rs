@@ -79,7 +79,7 @@ impl Job {
 
     /// Ends it. What it has made is left to whoever undoes it.
     pub fn kill(&self) {
-        let _ = process::signal(self.child.pidfd.as_fd(), libc::SIGKILL);
+        self.child.kill();
     }
 
     /// What came of a job that has ended, and the descriptor that it sent.

@@ -77,7 +77,7 @@ pub fn start(
         Ok(socket::send(mine.as_fd(), b"r", &[])?)
     };
     begun().context(|| "starting the keeper of the pod's namespaces").inspect_err(|_| {
-        let _ = process::signal(child.pidfd.as_fd(), libc::SIGKILL);
+        child.kill();
         let _ = process::wait(child.pidfd.as_fd());
     })?;
     Ok(child)

@@ -123,6 +123,6 @@ pub(super) fn reaped(child: &Child, error: Error) -> Error {
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 fn end(child: &Child) {
-    let _ = process::signal(child.pidfd.as_fd(), libc::SIGKILL);
+    child.kill();
     let _ = process::wait(child.pidfd.as_fd());
 }

@@ -107,6 +107,8 @@ impl Fault {
             (Self::Killed, _) | (_, 0) => None,
             (_, 137) => Some("hangs".to_owned()),
             (_, 127..) if START_UP.contains(&call.as_str()) && !run.stderr.starts_with("coracle") => None,
+            // The container's own program is followed, too.
+            _ if run.stderr.starts_with("sh: ") => None,
             // The message itself is such a call; and a stream that seems not to be open is given to nobody.
             _ if ["write", "fcntl"].contains(&call.as_str()) && run.stderr.is_empty() => None,
             (_, code) => (!is_named(&run.stderr)).then(|| format!("exit code {code}: {:?}", run.stderr)),
@@ -123,11 +125,12 @@ fn error_of(call: &str, turn: usize) -> &'static str {
     }
 }
 
-/// One line of ours that says more than that something failed: why, or what to do.
+/// One line of ours that says more than that something failed: why, or what to do. What strace(1) has to say of itself is
+/// not ours.
 fn is_named(message: &str) -> bool {
-    let message = message.trim_end();
-    let says_more = message.matches(": ").count() >= 2 || message.contains("; ");
-    message.lines().count() == 1 && message.starts_with("coracle") && says_more
+    let lines: Vec<&str> = message.trim_end().lines().filter(|line| !line.starts_with("strace: ")).collect();
+    let [line] = lines[..] else { return false };
+    line.starts_with("coracle") && (line.matches(": ").count() >= 2 || line.contains("; "))
 }
 
 /// Runs a verb under strace; its exit code is the verb's.

@@ -52,7 +52,7 @@ pub struct Holder(process::Child);
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        let _ = process::signal(self.0.pidfd.as_fd(), libc::SIGKILL);
+        self.0.kill();
         let _ = process::wait(self.0.pidfd.as_fd());
     }
 }

@@ -76,7 +76,7 @@ fn is_asked_to_end(
     let now = Instant::now();
     answering.retain(|one| {
         if one.until <= now {
-            let _ = process::signal(one.child.pidfd.as_fd(), libc::SIGKILL);
+            one.child.kill();
         }
         let is_over = one.until <= now
             || matches!(

@@ -137,6 +137,21 @@ fn write_beside(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Res
     Ok((temporary, fd))
 }
 
+/// Removes the file `name` from `dir`, and what a [`replace`] of it has left that was cut off. One that is not there is
+/// gone.
+///
+/// # Errors
+/// As [`unlink`].
+pub fn remove_replaced(dir: BorrowedFd<'_>, name: &str) -> Result<()> {
+    for name in [&format!(".{name}.new"), name] {
+        match unlink(dir, name) {
+            Err(e) if e.errno() != Errno::ENOENT => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Takes (or with `wait` waits for) the advisory lock of an open file; it is held until the descriptor is
 /// closed (flock(2)).
 ///

@@ -18,6 +18,17 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
+impl Child {
+    /// Kills it, who must not have been awaited: where a filter of the caller's leaves no pidfd_send_signal(2), by its number,
+    /// which is its own until then.
+    pub fn kill(&self) {
+        match super::signal(self.pidfd.as_fd(), libc::SIGKILL) {
+            Err(e) if e.errno() != Errno::ESRCH => drop(super::kill(self.pid, libc::SIGKILL)),
+            _ => {}
+        }
+    }
+}
+
 /// Clones the calling process with the namespaces of `namespaces` (`CLONE_NEW*`), straight into the cgroup
 /// directory `cgroup` where one is given (v2 only), and runs `child` in it (clone3(2), Linux 5.3; 5.7 for the
 /// cgroup). The child gets a copy of everything, as after fork(2); where `child` returns, it exits with that
