@@ -188,8 +188,11 @@ unsafe extern "C" fn update_intel_rdt(
 unsafe fn run(verb: Verb, call: *const Call, given: (*const c_char, *const Handles), fd: *mut i32) -> i32 {
     let made = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: as the caller of this function says.
-        let (states, text, container) = unsafe { (states(call)?, text(given.0)?, container(given.1)?) };
-        let given = Given { states, text, container };
+        let states = unsafe { states(call)? };
+        // SAFETY: likewise.
+        let text = unsafe { text(given.0)? };
+        // SAFETY: likewise.
+        let given = Given { states, text, container: unsafe { container(given.1)? } };
         let author = AUTHOR.get().ok_or_else(|| failure(EINVAL, "there is no isolator"))?;
         author.call(verb, &given)
     }));
@@ -238,8 +241,10 @@ unsafe fn states<'a>(call: *const Call) -> Result<&'a str, Failure> {
     if (size as usize) < offset_of!(Call, states) + size_of::<*const c_char>() {
         return Ok("");
     }
-    // SAFETY: it is long enough to hold the text, which is the host's, and ends with a NUL.
-    unsafe { text((*call).states) }
+    // SAFETY: it is long enough to hold the text.
+    let states = unsafe { (*call).states };
+    // SAFETY: the text is the host's, and ends with a NUL.
+    unsafe { text(states) }
 }
 
 /// # Safety

@@ -161,6 +161,7 @@ impl Cni {
             records.write(&record)?;
             self.add(&records, &mut record, index)?;
         }
+        records.write_synced(&record)?;
         names::join(&records, &record)?;
         Ok(attached(&record))
     }

@@ -162,16 +162,27 @@ impl Records {
             Err(e) if e.errno() == Errno::ENOENT => return Ok(None),
             text => text.map_err(failed)?,
         };
+        if text.is_empty() {
+            // Written just before the power was cut: what it would tell of never ran.
+            return Ok(None);
+        }
         let record = serde_json::from_slice(&text);
         record
             .map(Some)
             .map_err(|e| Error::new(format!("the record of {id:?} on networks is malformed: {e}")))
     }
 
-    /// Replaces it.
+    /// Replaces it: for as long as the machine runs.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
-        let text = serde_json::to_vec(record).map_err(|e| Error::new(e.to_string()))?;
-        file::replace_synced(self.directory(&record.id)?.as_fd(), RECORD, &text, 0o600).map_err(failed)
+        let dir = self.directory(&record.id)?;
+        file::replace(dir.as_fd(), RECORD, &text(record)?, 0o600).map_err(failed)
+    }
+
+    /// Replaces it, on the disk when it returns: what a container that runs has been given is to be given back also
+    /// after the power was cut.
+    pub(crate) fn write_synced(&self, record: &Record) -> Result<()> {
+        let dir = self.directory(&record.id)?;
+        file::replace_synced(dir.as_fd(), RECORD, &text(record)?, 0o600).map_err(failed)
     }
 
     /// Removes all that is kept of the container `id`.
@@ -198,4 +209,8 @@ impl Records {
         };
         opened().map_err(failed)
     }
+}
+
+fn text(record: &Record) -> Result<Vec<u8>> {
+    serde_json::to_vec(record).map_err(|e| Error::new(e.to_string()))
 }
