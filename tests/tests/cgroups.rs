@@ -291,7 +291,8 @@ fn a_threaded_cgroup_of_the_containers_hides_no_process() {
         let pids = host.call(&["ps", "--format", "json", container.id()]).succeeds().json();
         assert_eq!(pids, json!([container.pid()]));
         host.call(&["kill", "--all", container.id(), "KILL"]).succeeds();
-        container.remove();
+        container.becomes("stopped");
+        container.call("delete").succeeds();
     });
 }
 
