@@ -237,7 +237,7 @@ fn inherit_cpuset(
         }
     }
     if let Some(parent) = full.parent().filter(|_| is_empty) {
-        // The next begins with its parent's. Each write makes the kernel look at all other cpusets: a fifth of a
+        // The next begins with its parent's. Each write makes the kernel look at all other cpusets: a tenth of a
         // start among a thousand containers. Whoever may not say so goes on writing.
         let _ = file::write_to(root, parent.join("cgroup.clone_children"), b"1", Resolve::BeneathNoLinks);
     }
