@@ -122,6 +122,47 @@ fn where_criu_ignores_cgroups_it_runs_in_the_containers() {
 }
 
 #[test]
+fn what_is_restored_by_another_name_is_in_cgroups_of_that_name() {
+    privileged(|host| {
+        if !works(host) {
+            return;
+        }
+        let container = counter(host).start();
+        let (_, images) = images(host);
+        host.call(&["checkpoint", "--image-path", &images, container.id()]).succeeds();
+        let bundle = counter(host);
+        let directory = bundle.directory().to_str().unwrap().to_owned();
+        host.call(&["restore", "--detach", "--bundle", &directory, "--image-path", &images, bundle.id()])
+            .succeeds();
+        let processes = host.call(&["ps", bundle.id()]).succeeds().text();
+        assert!(processes.contains("sh -c"), "{processes}");
+        host.call(&["pause", bundle.id()]).succeeds();
+        let stopped = count(&bundle).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!(count(&bundle).unwrap(), stopped);
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+        forget_kernel();
+    });
+}
+
+#[test]
+fn criu_is_told_which_cgroups_are_the_containers() {
+    privileged(|host| {
+        let (bundle, images) = (host.bundle(Spec::new().cgroup("/told/again")), host.directory());
+        fs::write(images.join("descriptors.json"), "[]").unwrap();
+        let criu = images.join("criu");
+        fs::write(&criu, "#!/bin/sh\necho \"$*\" >\"$3/options\"\nexit 1\n").unwrap();
+        fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+        let [criu, images, directory] =
+            [&criu, &images, bundle.directory()].map(|path| path.to_str().unwrap());
+        host.call(&["--criu", criu, "restore", "--bundle", directory, "--image-path", images, "again"])
+            .fails_with(&["criu restore"]);
+        let options = fs::read_to_string(format!("{images}/options")).unwrap();
+        assert!(options.contains("--cgroup-root") && options.contains("/told/again"), "{options}");
+    });
+}
+
+#[test]
 fn a_container_that_is_left_running_runs_on() {
     privileged(|host| {
         if !works(host) {

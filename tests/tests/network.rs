@@ -253,6 +253,32 @@ fn plugins_that_fail_hang_answer_rubbish_or_vanish_are_named_and_leave_nothing()
 }
 
 #[test]
+fn who_is_deleted_by_force_is_gone_and_what_its_plugins_owe_is_asked_for_later() {
+    privileged(|host| {
+        let Some(lan) = Lan::new(host, 30.0) else { return };
+        lan.network(&lan_with("front", 1, &[]));
+        let before = warmed(&lan, "front");
+        lan.network(&lan_with("front", 1, &[json!({"type": "stubborn"})]));
+        let script = "case $CNI_COMMAND in\nADD) cat >/dev/null; echo '{\"cniVersion\": \"1.0.0\"}';;\n\
+            DEL) [ ! -e $DIR/busy ] || { echo '{\"code\": 9, \"msg\": \"not now\"}'; exit 1; }\n\
+            echo $CNI_NETNS >$DIR/namespace;;\nesac";
+        lan.plugin("stubborn", script);
+        fs::write(lan.path("busy"), "").unwrap();
+        let container = bundle(&lan, "owing", "front", "sleep 1000").start();
+        let deleted = lan.host().call(&["delete", "--force", container.id()]).succeeds();
+        assert!(deleted.stderr.contains("plugin \"stubborn\" could not DEL: not now"), "{}", deleted.stderr);
+        lan.host().call(&["state", container.id()]).fails_with(&["does not exist"]);
+        assert_ne!(lan.stock(), before);
+        let refused = lan.host().call(&["recover"]).succeeds();
+        assert!(refused.stderr.contains("not now"), "{}", refused.stderr);
+        fs::remove_file(lan.path("busy")).unwrap();
+        lan.host().call(&["recover"]).succeeds();
+        assert_eq!(lan.read("namespace").trim(), "/run/coracle/.network-owing");
+        lan.ends_as(&before);
+    });
+}
+
+#[test]
 fn a_plugin_that_asks_for_it_is_called_again() {
     privileged(|host| {
         let Some(lan) = Lan::new(host, 10.0) else { return };
@@ -303,7 +329,7 @@ fn after_a_start_of_the_machine_recover_gives_back_what_plugins_hold() {
         tool("kill", &["-9", &pid.to_string()]);
         lost.becomes("stopped");
         let own = fs::read("/run/coracle/lost/record.json").unwrap();
-        tool("umount", &["/run/coracle/lost/network"]);
+        tool("umount", &["/run/coracle/.network-lost"]);
         fs::remove_dir_all("/run/coracle/lost").unwrap();
         let number = host.directory().join("boot_id");
         fs::write(&number, "another\n").unwrap();

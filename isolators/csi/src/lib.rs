@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use coracle_isolator::{
-    Adjustment, Config, Error, Handles, Isolator, Result, States, Usage, export_isolator,
+    Adjustment, Config, Error, Handles, Isolator, Result, States, Usage, export_isolator, known,
 };
 use oci_spec::runtime::Mount;
 use serde::Deserialize;
@@ -76,12 +76,7 @@ impl Csi {
         if self.states == Path::new(DEFAULT_STATES) || self.states.as_os_str().is_empty() {
             return name;
         }
-        let bytes = self.states.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
-        // FNV-1a, 64 bits: the same for ever, as names on disk have to be.
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        format!("{hash:016x}-{name}")
+        format!("{:016x}-{name}", known::number(&self.states, id))
     }
 
     fn definition(&self, name: &str) -> Result<Definition> {

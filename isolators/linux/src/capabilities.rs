@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use caps::{CapSet, Capability};
-use coracle_isolator::{Adjustment, CapabilitySets, Config, Error, Isolator, Result};
-use oci_spec::runtime::{Capabilities as Names, LinuxCapabilities, LinuxNamespaceType, Spec};
+use coracle_isolator::{Adjustment, CapabilitySets, Config, Error, Isolator, Result, in_user_namespace};
+use oci_spec::runtime::{Capabilities as Names, LinuxCapabilities};
 
 /// Turns `process.capabilities` of every process into five explicit sets.
 ///
@@ -116,16 +116,12 @@ fn warn(warnings: &mut Vec<String>, mask: u64, why: impl Fn(&str) -> String) {
     }
 }
 
-fn in_user_namespace(spec: &Spec) -> bool {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
-    namespaces.unwrap_or_default().iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use coracle_isolator::{CgroupVersion, Kind};
+    use oci_spec::runtime::Spec;
     use serde_json::{Value, json};
 
     use super::*;

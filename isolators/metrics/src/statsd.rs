@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Kind, Result, States, pointer};
+use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Kind, Result, States, known, pointer};
 use coracle_sys::file::{self, CWD, Resolve};
 use coracle_sys::{Errno, descriptor, event, namespace, socket};
 use nix::libc;
@@ -93,23 +93,14 @@ impl Statsd {
 
     /// Where the container `id` is to send what it measures.
     fn address(&self, id: &str) -> Ipv4Addr {
-        let [a, b, c, ..] = self.hash(id).to_be_bytes();
+        let [a, b, c, ..] = known::number(&self.root, id).to_be_bytes();
         // 127.0.0.0/24 is where other programs listen.
         Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254))
     }
 
-    /// There may be a container of this name in another directory of states.
-    fn hash(&self, id: &str) -> u64 {
-        let bytes = self.root.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
-        // FNV-1a, 64 bits: the same in each process of the runtime.
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        })
-    }
-
     /// The name of a container's socket.
     fn name_of(&self, id: &str) -> String {
-        format!("{:016x}", self.hash(id))
+        format!("{:016x}", known::number(&self.root, id))
     }
 
     /// What makes a process of the container `id` find the endpoint.

@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Result, States, Status, pointer};
+use coracle_isolator::{
+    Adjustment, Config, Error, Handles, Isolator, Result, States, Status, known, pointer,
+};
 use coracle_sys::file::{self, CWD, Resolve};
 use coracle_sys::process;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
@@ -46,13 +48,9 @@ impl NetworkCni {
         if self.root == Path::new(DEFAULT_ROOT) && crate::wanted::is_name(id) && id.len() <= LONGEST_NAME {
             return id.to_owned();
         }
-        let bytes = self.root.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
-        // FNV-1a, 64 bits: the same for ever, as names on disk have to be.
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let number = known::number(&self.root, id);
         let name = id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(LONGEST_NAME);
-        format!("{hash:016x}-{}", name.collect::<String>())
+        format!("{number:016x}-{}", name.collect::<String>())
     }
 }
 
@@ -93,12 +91,13 @@ impl Isolator for NetworkCni {
 
     fn provide(&self, config: &Config<'_>) -> Result<()> {
         let Some(wanted) = wanted(config.spec)? else { return Ok(()) };
-        let owner = self.root.join(config.id);
+        // Beside the container's state: where a plugin will not let go, the container can be forgotten all the same.
+        let held = self.root.join(format!(".network-{}", config.id.replace('/', "~")));
         let name = config.id.rsplit('/').next().unwrap_or(config.id);
         let sandbox = Sandbox {
             id: &self.known_by(config.id),
-            owner: &owner,
-            namespace: &owner.join("network"),
+            owner: &known::owner(&self.root, config.id),
+            namespace: &held,
             names: &[config.spec.hostname().as_deref().unwrap_or(name), name],
         };
         self.cni.reserve(&sandbox, &wanted).map_err(at)

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
 /// The kinds of container.
@@ -46,6 +46,13 @@ pub enum CgroupVersion {
     V1,
     /// Version 2: the unified hierarchy.
     V2,
+}
+
+/// Whether the container of `spec` has a user namespace: its own, or one that it joins.
+#[must_use]
+pub fn in_user_namespace(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
+    namespaces.unwrap_or_default().iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 /// A container that is about to be made, or a process that is about to be started in one.

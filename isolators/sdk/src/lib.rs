@@ -17,6 +17,7 @@ pub mod adjustment;
 pub mod cgroup;
 mod before;
 pub mod report;
+pub mod known;
 pub mod error;
 pub mod export;
 #[cfg(test)]
@@ -27,7 +28,7 @@ pub use adjustment::{
     pointer,
 };
 pub use cgroup::{Cgroup, Handles};
-pub use config::{CgroupVersion, Config, ConfigDocument, Kind, State, States};
+pub use config::{CgroupVersion, Config, ConfigDocument, Kind, State, States, in_user_namespace};
 pub use error::{Error, Result};
 pub use isolator::Isolator;
 pub use nix::errno::Errno;

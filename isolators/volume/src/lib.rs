@@ -11,6 +11,7 @@ mod tmpfs;
 
 use std::path::{Path, PathBuf};
 
+use coracle_isolator::known::{self, owner};
 use coracle_isolator::{Error, Isolator, Result};
 use coracle_sys::Errno;
 use coracle_sys::file::{self, CWD, Resolve};
@@ -45,27 +46,9 @@ fn failed(error: coracle_sys::Error) -> Error {
     Error::failed(error.call(), error.errno())
 }
 
-/// A path that is there as long as the container `id` is known, whose state lies in `root` or, in a pod, below it.
-fn owner(root: &Path, id: &str) -> PathBuf {
-    let mut names = id.split('/');
-    let pod = root.join(".pods").join(names.next().unwrap_or_default());
-    if !id.contains('/') {
-        return root.join(id);
-    }
-    match file::open_dir(&pod) {
-        Ok(_) => names.fold(pod, |path, name| path.join("containers").join(name)),
-        Err(_) => root.join(id.replace('/', "~")),
-    }
-}
-
 /// The name that what belongs to a container goes by: there may be a container of its name in another directory of states.
 fn known_by(root: &Path, id: &str) -> String {
-    let bytes = root.as_os_str().as_encoded_bytes().iter().chain(b"/").chain(id.as_bytes());
-    // FNV-1a, 64 bits: the same for ever, as names on disk have to be.
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    format!("{:016x}", known::number(root, id))
 }
 
 /// What can be a name of a volume, as Docker has it.

@@ -1,6 +1,7 @@
 //! `restore`: has CRIU make a container again that `checkpoint` wrote to files.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
@@ -85,7 +86,7 @@ fn call(
     global: &Global,
     from: &cli::Checkpoint,
     external: &[(std::path::PathBuf, std::path::PathBuf)],
-    root: &std::path::Path,
+    root: &Path,
     cgroups: Option<&Place>,
 ) -> Result<Child> {
     const PID_FILE: &str = "restored.pid";
@@ -101,6 +102,9 @@ fn call(
         passed.extend(["--external".to_owned(), external]);
     }
     passed.extend(from.passed.iter().cloned());
+    if let Some(place) = cgroups {
+        passed.extend(cgroup_roots(place)?);
+    }
     // Told to ignore cgroups it leaves the processes in its own.
     let is_ignoring = from.passed.iter().any(|option| option == "--manage-cgroups=ignore");
     let entered = cgroups.filter(|_| is_ignoring).map(Place::open).transpose()?;
@@ -110,4 +114,19 @@ fn call(
     let pid = String::from_utf8_lossy(&text).trim().parse().ok();
     let pid: i32 = pid.ok_or_else(|| Error::new(Code::System, "criu did not tell the PID"))?;
     Ok(Child { pid, pidfd: process::pidfd(pid)? })
+}
+
+/// The options that put what is restored into the cgroups at `place`: the checkpoint tells of those it came from, which another
+/// container may have now.
+fn cgroup_roots(place: &Place) -> Result<Vec<String>> {
+    let mut options = Vec::new();
+    for site in &place.at {
+        let path = criu::text(&Path::new("/").join(&site.path))?;
+        let roots = match site.hierarchy.unified {
+            true => vec![path],
+            false => site.hierarchy.controllers().iter().map(|name| format!("{name}:{path}")).collect(),
+        };
+        options.extend(roots.into_iter().flat_map(|root| ["--cgroup-root".to_owned(), root]));
+    }
+    Ok(options)
 }

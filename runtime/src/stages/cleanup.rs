@@ -83,10 +83,11 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
     if let Some(first) = failures.into_iter().next() {
         return Err(first).context(|| format!("removing container {:?}", record.id));
     }
-    let poststop = run_poststop(&state, &record);
-    state.remove()?;
-    warnings.extend(poststop.iter().map(ToString::to_string));
-    Ok(warnings)
+    warnings.extend(run_poststop(&state, &record).iter().map(ToString::to_string));
+    match state.remove() {
+        Ok(()) => Ok(warnings),
+        Err(failure) => Err(warnings.into_iter().fold(failure, Error::hint)),
+    }
 }
 
 /// What the record of a container must have said: its cgroups follow from its ID and its configuration, and its

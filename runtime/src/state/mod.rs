@@ -120,8 +120,10 @@ impl State {
 
     /// Whether the directory still goes by its name: whoever had the lock before may have removed the container.
     fn is_named(&self) -> Result<bool> {
-        let named = file::stat_at(self.root.as_fd(), name(&self.id)).map(|stat| stat.st_ino).ok();
-        Ok(named == Some(file::stat(self.dir.as_fd())?.st_ino))
+        match file::stat_at(self.root.as_fd(), name(&self.id)) {
+            Err(e) if e.errno() == Errno::ENOENT => Ok(false),
+            named => Ok(named?.st_ino == file::stat(self.dir.as_fd())?.st_ino),
+        }
     }
 
     /// The container's ID.

@@ -8,7 +8,7 @@ use coracle_fixtures::spec::docker_like_seccomp;
 use coracle_tests::oracle::Snapshot;
 use coracle_tests::{Bundle, Host, Outcome, Spec, privileged};
 
-use crate::trace::{ERRORS, Fault, Step, can_sweep, patience, seed, taken};
+use crate::trace::{ERRORS, Fault, Step, can_sweep, patience, seed, taken, traced};
 
 /// Of all processes of `run`, an error hits the first that comes to a step; so the child is swept alone, too, from its
 /// isolation on.
@@ -224,6 +224,26 @@ fn sweep(host: &Host, every: usize, errors: &[&str]) {
         faults.extend(sweep.end());
     }
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.concat());
+}
+
+#[test]
+fn a_container_that_cant_be_looked_at_is_not_taken_for_gone() {
+    privileged(|host| {
+        if !can_sweep(host) {
+            return;
+        }
+        let container = host.sleeper();
+        for count in 1..8 {
+            let options = format!("-qq -o /dev/null -e inject=newfstatat:error=EINTR:when={count}");
+            let delete = traced(host, container.bundle(), &options, "delete --force");
+            let is_there = host.call(&["state", container.id()]).code == 0;
+            assert_eq!(delete.code != 0, is_there, "newfstatat #{count}: {}", delete.stderr);
+            if !is_there {
+                return;
+            }
+        }
+        container.remove();
+    });
 }
 
 #[test]

@@ -5,10 +5,12 @@ mod program;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use coracle_isolator::{Adjustment, Cgroup, CgroupVersion, Config, Errno, Error, Handles, Isolator, Result};
+use coracle_isolator::{
+    Adjustment, Cgroup, CgroupVersion, Config, Errno, Error, Handles, Isolator, Result, in_user_namespace,
+};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{bpf, identity};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
 use crate::limit::resources;
 use policy::Policy;
@@ -64,11 +66,6 @@ enum Change {
 
 fn rules(resources: Option<&LinuxResources>) -> &[LinuxDeviceCgroup] {
     resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
-}
-
-fn in_user_namespace(spec: &Spec) -> bool {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
-    namespaces.unwrap_or_default().iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 /// No right to do it, or no controller to do it with.
@@ -143,6 +140,7 @@ fn write_2(dir: BorrowedFd<'_>, policy: &Policy, change: Change) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use coracle_isolator::Kind;
+    use oci_spec::runtime::Spec;
     use serde_json::{Value, json};
 
     use super::*;

@@ -171,7 +171,12 @@ pub fn rmdir(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>) -> Result<()> {
 }
 
 fn remove(dir: BorrowedFd<'_>, name: &OsStr, flags: nix::unistd::UnlinkatFlags) -> Result<()> {
-    named(nix::unistd::unlinkat(dir, name, flags), || format!("unlinkat({}, {name:?})", show(&dir)))
+    loop {
+        match nix::unistd::unlinkat(dir, name, flags) {
+            Err(Errno::EINTR) => {} // what is undone in passing has nobody who would try again
+            removed => return named(removed, || format!("unlinkat({}, {name:?})", show(&dir))),
+        }
+    }
 }
 
 /// The names in the directory `dir`, without "." and "..", in no order (getdents64(2)).
