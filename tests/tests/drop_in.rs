@@ -226,6 +226,65 @@ fn debugging_shows_what_is_done_in_the_log_or_on_the_standard_error() {
 }
 
 #[test]
+fn containerd_may_write_an_option_with_one_dash() {
+    privileged(|host| {
+        for verb in ["restore", "create", "run"] {
+            let line = [verb, "-no-subreaper", "--bundle", "/no/such/bundle", "web"];
+            host.call(&line).fails_with(&["/no/such/bundle"]);
+        }
+    });
+}
+
+#[test]
+fn podman_finds_out_that_a_pod_can_be_restored_into() {
+    privileged(|host| {
+        let run = host.call(&["restore", "--lsm-mount-context"]);
+        let words = ["flag needs an argument", "requires an argument"];
+        assert!(words.iter().any(|words| run.stderr.contains(words)), "{}", run.stderr);
+    });
+}
+
+#[test]
+fn connections_can_be_closed_by_a_checkpoint() {
+    privileged(|host| {
+        if !host.needs_coracle("an option of crun's") {
+            return;
+        }
+        for verb in ["restore", "checkpoint"] {
+            let run = host.call(&[verb, "--tcp-close", "nobody"]);
+            assert!(!run.stderr.contains("tcp-close"), "{}", run.stderr);
+        }
+    });
+}
+
+#[test]
+fn a_switch_may_say_true_or_false() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().args(["echo", "ran"]));
+        let directory = bundle.directory().to_str().unwrap();
+        let line =
+            ["--debug=false", "--systemd-cgroup=false", "run", "--detach=false", "--bundle", directory];
+        assert_eq!(
+            host.call(&[&line[..], &["--no-pivot=false", bundle.id()]].concat()).succeeds().text(),
+            "ran"
+        );
+        host.call(&["--debug=true", "list", "--quiet=true"]).succeeds();
+        host.call(&["--debug=maybe", "list"]).fails_with(&["debug", "maybe"]);
+    });
+}
+
+#[test]
+fn help_tells_of_each_name_of_a_command() {
+    privileged(|host| {
+        if !host.needs_coracle("commands of its own") {
+            return;
+        }
+        assert!(host.call(&["ls", "--help"]).succeeds().text().contains("list [--format json]"));
+        host.call(&["help", "version"]).succeeds();
+    });
+}
+
+#[test]
 fn lines_come_from_a_terminal_as_the_program_wrote_them() {
     privileged(|host| {
         let spec = Spec::new().set("/process/terminal", true).args(["echo", "one line"]);

@@ -310,6 +310,33 @@ fn each_recipe_of_an_escape_has_a_test() {
     }
 }
 
+/// The long options that a file of the command line reads.
+fn long_options(source: &str) -> BTreeSet<String> {
+    let code = source.split("#[cfg(test)]").next().unwrap();
+    let quoted = |text: &str| text.split('"').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let read = code.split("Long(").skip(1).flat_map(|rest| quoted(rest.split(')').next().unwrap()));
+    let arms = code.lines().filter_map(|line| line.split_once("=>"));
+    // An arm that is nothing but words tells what to use instead.
+    let named = arms.filter(|(_, does)| !does.trim().starts_with('"')).flat_map(|(names, _)| quoted(names));
+    read.chain(named.filter_map(|name| name.strip_prefix("--").map(str::to_owned))).collect()
+}
+
+#[test]
+fn each_option_stands_in_the_help() {
+    let cli = repository().join("runtime/src/cli");
+    let help = fs::read_to_string(cli.join("help.txt")).unwrap();
+    let is_end = |c: char| !(c.is_ascii_lowercase() || c == '-');
+    let told: BTreeSet<&str> =
+        help.split("--").skip(1).filter_map(|rest| rest.split(is_end).next()).collect();
+    let files = sources(&cli);
+    let read: BTreeSet<String> =
+        files.iter().flat_map(|path| long_options(&fs::read_to_string(path).unwrap())).collect();
+    assert!(read.len() > 60, "{read:?}");
+    for option in read {
+        assert!(told.contains(option.as_str()), "--{option} is not in help.txt");
+    }
+}
+
 #[test]
 fn each_page_is_linked_from_the_readme() {
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();

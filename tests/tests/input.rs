@@ -48,6 +48,54 @@ fn an_empty_id_is_no_reason_to_take_the_next_word_for_it() {
 }
 
 #[test]
+fn so_it_is_of_those_who_only_look_and_of_pods() {
+    privileged(|host| {
+        if !host.needs_coracle("what an empty ID is called") {
+            return;
+        }
+        for line in [["stats", "", "x"], ["ps", "", "x"], ["debug", "", "x"], ["isolator", "status", ""]] {
+            host.call(&line).fails_with(&["the container's ID is empty"]);
+        }
+        for line in
+            [&["rm", "--force", "", "x"][..], &["kill", "", "x"], &["exec", "/c", "true"], &["stop", ""]]
+        {
+            host.call(&[&["pod"], line].concat()).fails_with(&["the pod's name is empty"]);
+        }
+    });
+}
+
+#[test]
+fn a_log_that_is_no_file_is_refused() {
+    privileged(|host| {
+        if !host.needs_coracle("places that crun logs to") {
+            return;
+        }
+        let directory = host.directory();
+        for place in ["journald:web", "syslog:web"] {
+            let run = host.call_in(&directory, &["--log", place, "state", "nobody"]);
+            run.fails_with(&[place, "nothing is written to"]);
+        }
+        host.call_in(&directory, &["--log", "file:log", "state", "nobody"]).fails_with(&["nobody"]);
+        let left: Vec<_> =
+            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["log"]);
+    });
+}
+
+#[test]
+fn an_option_that_would_do_nothing_is_refused() {
+    privileged(|host| {
+        if !host.needs_coracle("what restore and exec take") {
+            return;
+        }
+        let restore = ["restore", "--console-socket", "/s", "x"];
+        host.call(&restore).fails_with(&["no option --console-socket", "terminal"]);
+        host.call(&["restore", "--preserve-fds", "1", "x"]).fails_with(&["no option --preserve-fds"]);
+        host.call(&["exec", "--no-pivot", "x", "true"]).fails_with(&["invalid option '--no-pivot'"]);
+    });
+}
+
+#[test]
 fn an_unknown_command_or_flag_is_named() {
     privileged(|host| {
         host.call(&["no-such-verb"]).fails_with(&["no-such-verb"]);

@@ -7,7 +7,7 @@ use lexopt::prelude::*;
 use super::Launch;
 use super::launch::{is_shared, shared};
 use super::words::{self, need_id, text, usage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The options of `checkpoint`, and those of `restore` that it has in common with it.
 #[derive(Debug, Clone)]
@@ -43,8 +43,9 @@ impl Default for Checkpoint {
 }
 
 /// Options that CRIU has under the same name.
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 9] = [
     "tcp-established",
+    "tcp-close",
     "tcp-skip-in-flight",
     "ext-unix-sk",
     "shell-job",
@@ -69,8 +70,8 @@ pub(super) fn checkpoint(parser: &mut lexopt::Parser) -> Result<Checkpoint> {
     while let Some(arg) = parser.next()? {
         match arg {
             Long("parent-path") => checkpoint.parent = Some(parser.value()?.into()),
-            Long("leave-running") => checkpoint.leave_running = true,
-            Long("pre-dump") => checkpoint.pre_dump = true,
+            Long("leave-running") => checkpoint.leave_running = words::switch(parser, "leave-running")?,
+            Long("pre-dump") => checkpoint.pre_dump = words::switch(parser, "pre-dump")?,
             Long("page-server") => checkpoint.passed.extend(page_server(&text(parser)?)?),
             Long(name) if is_common(name) => common(name.to_owned().as_str(), parser, &mut checkpoint)?,
             Value(id) if checkpoint.id.is_empty() => checkpoint.id = words::id(id)?,
@@ -88,8 +89,15 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<(Launch, Checkpoint
     while let Some(arg) = parser.next()? {
         match arg {
             Short('b') | Long("bundle") => launch.bundle = parser.value()?.into(),
-            Short('d') | Long("detach") => launch.detach = true,
-            Long("no-subreaper") => {}
+            Short('d') => launch.detach = true,
+            Long("detach") => launch.detach = words::switch(parser, "detach")?,
+            Short('n') => words::no_subreaper(parser)?,
+            // The last two say how a process begins, which engines tell of each launch; this one goes on.
+            Long(name @ ("no-subreaper" | "no-pivot" | "no-new-keyring")) => {
+                let name = name.to_owned();
+                words::switch(parser, &name)?;
+            }
+            Long(name @ ("console-socket" | "preserve-fds")) => return Err(not_restored(name)),
             Long(name) if is_shared(name) => shared(name.to_owned().as_str(), parser, &mut launch)?,
             Long(name) if is_common(name) => common(name.to_owned().as_str(), parser, &mut from)?,
             Value(id) if launch.id.is_empty() => launch.id = words::id(id)?,
@@ -98,6 +106,14 @@ pub(super) fn restore(parser: &mut lexopt::Parser) -> Result<(Launch, Checkpoint
     }
     need_id(&launch.id, "restore")?;
     Ok((launch, from))
+}
+
+fn not_restored(option: &str) -> Error {
+    let why = match option {
+        "console-socket" => "a container with a terminal can't be restored",
+        _ => "who is restored has the descriptors that it had",
+    };
+    usage(format!("restore has no option --{option}")).hint(why)
 }
 
 fn is_common(name: &str) -> bool {
@@ -111,7 +127,8 @@ fn common(name: &str, parser: &mut lexopt::Parser, options: &mut Checkpoint) -> 
         "image-path" => options.images = parser.value()?.into(),
         "work-path" => options.work = Some(parser.value()?.into()),
         _ => match VALUES.iter().find(|(ours, _)| *ours == name) {
-            None => options.passed.push(format!("--{name}")),
+            None if words::switch(parser, name)? => options.passed.push(format!("--{name}")),
+            None => {}
             Some((_, theirs)) => {
                 let value = text(parser)?;
                 let value = if value == "network" { "net" } else { &value };

@@ -139,7 +139,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Debugging> {
             Long("fs") => files = Some(parse_files(&text(parser)?)?),
             Short(_) | Long(_) => option(&name(&arg), parser, &mut debug)?,
             Value(value) if pid.is_none() => {
-                id = Some(value.string()?);
+                id = Some(super::words::id(value)?);
                 debug.args = rest(parser)?;
             }
             Value(value) => {

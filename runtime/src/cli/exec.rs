@@ -55,13 +55,17 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Exec> {
             Short('u') | Long("user") => exec.user = Some(text(parser)?),
             Short('g') | Long("additional-gids") => exec.additional_gids.push(parser.value()?.parse()?),
             Short('c') | Long("cap") => exec.capabilities.push(text(parser)?),
-            Long("no-new-privs") => exec.no_new_privileges = true,
-            Short('t') | Long("tty") => exec.tty = true,
-            Short('d') | Long("detach") => exec.launch.detach = true,
+            Long("no-new-privs") => exec.no_new_privileges = words::switch(parser, "no-new-privs")?,
+            Short('t') => exec.tty = true,
+            Long("tty") => exec.tty = words::switch(parser, "tty")?,
+            Short('d') => exec.launch.detach = true,
+            Long("detach") => exec.launch.detach = words::switch(parser, "detach")?,
             Long("apparmor") => exec.apparmor = Some(text(parser)?),
             Long("process-label") => exec.label = Some(text(parser)?),
             Long("cgroup") => exec.cgroups.push(text(parser)?),
-            Long("ignore-paused") => exec.ignore_paused = true,
+            Long("ignore-paused") => exec.ignore_paused = words::switch(parser, "ignore-paused")?,
+            // Its root is the container's.
+            Long("no-pivot") => return Err(Long("no-pivot").unexpected().into()),
             Long(name) if is_shared(name) => shared(name.to_owned().as_str(), parser, &mut exec.launch)?,
             Value(id) => {
                 exec.id = words::id(id)?;

@@ -4,9 +4,9 @@
 pub(super) const HELP: &str = include_str!("help.txt");
 
 /// The commands that runc does not have.
-const OWN: [&str; 14] = [
+const OWN: [&str; 15] = [
     "debug", "pod", "drain", "image", "mounts", "plan", "stats", "metrics", "isolator", "network", "volume",
-    "recover", "complete", "help",
+    "recover", "complete", "help", "version",
 ];
 
 /// Whether help is asked for before the first word that is no option: what comes later can belong to a program.
@@ -28,6 +28,7 @@ pub(super) fn commands() -> impl Iterator<Item = &'static str> {
 
 /// What the text says of one command: its lines, and the paragraphs of options whose heading names it.
 pub(super) fn of(command: &str) -> Option<String> {
+    let command = if command == "ls" { "list" } else { command };
     let is_named = |line: &str| line.split([' ', ',', ':', '|']).any(|word| word == command);
     let mut paragraphs = HELP.split("\n\n");
     let commands = paragraphs.by_ref().take_while(|p| !p.starts_with("global options"));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 use serde_json::{Map, Value};
 
-use super::words::{need_id, nothing, only_id, text, usage};
+use super::words::{self, need_id, nothing, only_id, text, usage};
 use crate::error::Result;
 
 /// What `isolator` is to do.
@@ -98,7 +98,7 @@ pub(super) fn stats(parser: &mut lexopt::Parser) -> Result<Stats> {
                 "prometheus" => stats.prometheus = true,
                 other => return Err(usage(format!("--format {other:?} is neither json nor prometheus"))),
             },
-            Value(id) if stats.id.is_empty() => stats.id = id.string()?,
+            Value(id) if stats.id.is_empty() => stats.id = words::id(id)?,
             other => return Err(other.unexpected().into()),
         }
     }

@@ -93,9 +93,11 @@ pub(super) fn parse(parser: &mut lexopt::Parser, command: &str) -> Result<(Launc
         match arg {
             Short('b') | Long("bundle") => bundle = Some(parser.value()?.into()),
             Short('f') | Long("config") => launch.config = Some(parser.value()?.into()),
-            Short('d') | Long("detach") if command == "run" => launch.detach = true,
-            Long("keep") if command == "run" => launch.keep = true,
-            Long("no-subreaper") => {}
+            Short('d') if command == "run" => launch.detach = true,
+            Long("detach") if command == "run" => launch.detach = words::switch(parser, "detach")?,
+            Long("keep") if command == "run" => launch.keep = words::switch(parser, "keep")?,
+            Short('n') => words::no_subreaper(parser)?,
+            Long("no-subreaper") => drop(words::switch(parser, "no-subreaper")?),
             Long(name) if is_shared(name) => shared(name.to_owned().as_str(), parser, &mut launch)?,
             Long("image") if command == "run" => {
                 from_image = true;
@@ -154,8 +156,8 @@ pub(super) fn shared(name: &str, parser: &mut lexopt::Parser, launch: &mut Launc
             let more = parsed::<u32>("preserve-fds", &text(parser)?)?;
             launch.preserve_fds = open_fds(launch.listen_fds.saturating_add(more))?;
         }
-        "no-pivot" => launch.no_pivot = true,
-        _ => launch.no_new_keyring = true,
+        "no-pivot" => launch.no_pivot = words::switch(parser, name)?,
+        _ => launch.no_new_keyring = words::switch(parser, name)?,
     }
     Ok(())
 }
@@ -199,12 +201,13 @@ fn from_image_option(
         "--tmpfs" => options.tmpfs.push(text(parser)?),
         "-u" | "--user" => options.user = Some(text(parser)?),
         "-w" | "--workdir" => options.working_dir = Some(text(parser)?),
-        "-t" | "--tty" => options.terminal = true,
+        "-t" => options.terminal = true,
+        "--tty" => options.terminal = words::switch(parser, "tty")?,
         "--hostname" => options.hostname = Some(text(parser)?),
         "--entrypoint" => options.entrypoint = Some(vec![text(parser)?]),
         "--cap-add" => options.cap_add.push(text(parser)?),
         "--cap-drop" => options.cap_drop.push(text(parser)?),
-        "--read-only" => options.read_only = true,
+        "--read-only" => options.read_only = words::switch(parser, "read-only")?,
         "--memory" => options.memory = Some(size("memory", &text(parser)?)?),
         "--cpus" => options.cpus = Some(cpus(&text(parser)?)?),
         "--cpu-shares" => options.cpu_shares = Some(parsed("cpu-shares", &text(parser)?)?),

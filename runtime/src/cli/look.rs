@@ -78,7 +78,7 @@ pub(super) fn ps(parser: &mut lexopt::Parser) -> Result<Command> {
         match arg {
             Short('f') | Long("format") => ps.json = is_json(&text(parser)?)?,
             Value(id) => {
-                ps.id = id.string()?;
+                ps.id = words::id(id)?;
                 ps.args = rest(parser)?;
             }
             other => return Err(other.unexpected().into()),
@@ -94,7 +94,8 @@ pub(super) fn list(parser: &mut lexopt::Parser) -> Result<Command> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('f') | Long("format") => list.json = is_json(&text(parser)?)?,
-            Short('q') | Long("quiet") => list.quiet = true,
+            Short('q') => list.quiet = true,
+            Long("quiet") => list.quiet = words::switch(parser, "quiet")?,
             other => return Err(other.unexpected().into()),
         }
     }
@@ -106,7 +107,7 @@ pub(super) fn events(parser: &mut lexopt::Parser) -> Result<Events> {
     let mut events = Events { id: String::new(), once: false, interval: Duration::from_secs(5) };
     while let Some(arg) = parser.next()? {
         match arg {
-            Long("stats") => events.once = true,
+            Long("stats") => events.once = words::switch(parser, "stats")?,
             Long("interval") => events.interval = interval(&text(parser)?)?,
             Value(id) if events.id.is_empty() => events.id = words::id(id)?,
             other => return Err(other.unexpected().into()),

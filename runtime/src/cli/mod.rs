@@ -173,7 +173,7 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
     while let Some(arg) = parser.next()? {
         match arg {
             Long("root") => global.root = parser.value()?.into(),
-            Long("log") => global.log = Some(parser.value()?.into()),
+            Long("log") => global.log = Some(words::log(parser.value()?)?),
             Long("log-format") => match text(parser)?.as_str() {
                 "text" => global.log_json = false,
                 "json" => global.log_json = true,
@@ -189,9 +189,13 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
                     )));
                 }
             },
-            Long("systemd-cgroup") => global.cgroups.by = Manager::Systemd,
+            Long("systemd-cgroup") => {
+                if words::switch(parser, "systemd-cgroup")? {
+                    global.cgroups.by = Manager::Systemd;
+                }
+            }
             Long("rootless") => global.cgroups.rootless = words::rootless(&text(parser)?)?,
-            Long("debug") => global.debug = true,
+            Long("debug") => global.debug = words::switch(parser, "debug")?,
             Long("log-level") => global.debug = words::is_debug(&text(parser)?)?,
             Long("criu") => global.criu = text(parser)?,
             Long("config") => global.config = parser.value()?.into(),
@@ -267,7 +271,8 @@ fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
     let mut has_signal = false;
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('a') | Long("all") => kill.all = true,
+            Short('a') => kill.all = true,
+            Long("all") => kill.all = words::switch(parser, "all")?,
             Short('r') | Long("regex") => kill.regex = true,
             Value(id) if kill.id.is_empty() => kill.id = words::id(id)?,
             Value(signal) if !has_signal => {
@@ -304,7 +309,7 @@ fn mounts(parser: &mut lexopt::Parser) -> Result<Command> {
         Some("remove") => false,
         _ => return Err(wrong("mounts does nothing but add and remove")),
     };
-    let id = word("mounts needs a container's ID")?.string()?;
+    let id = words::id(word("mounts needs a container's ID")?)?;
     let file = word("mounts needs a file with mounts")?.into();
     words::nothing(parser)?;
     Ok(Command::Mounts(Mounts { add, id, file }))
@@ -330,7 +335,8 @@ fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
     let (mut id, mut force, mut regex) = (String::new(), false, false);
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('f') | Long("force") => force = true,
+            Short('f') => force = true,
+            Long("force") => force = words::switch(parser, "force")?,
             Short('r') | Long("regex") => regex = true,
             Value(value) if id.is_empty() => id = words::id(value)?,
             other => return Err(other.unexpected().into()),
@@ -347,7 +353,7 @@ fn spec(parser: &mut lexopt::Parser) -> Result<Command> {
         match arg {
             Short('b') | Long("bundle") => bundle = parser.value()?.into(),
             Short('f') | Long("file") => file = parser.value()?.into(),
-            Long("rootless") => rootless = true,
+            Long("rootless") => rootless = words::switch(parser, "rootless")?,
             other => return Err(other.unexpected().into()),
         }
     }

@@ -236,7 +236,7 @@ fn target_and(parser: &mut lexopt::Parser, more: usize) -> Result<(Target, Vec<S
     while let Some(arg) = parser.next()? {
         match arg {
             Short('c') | Long("container") => target.container = Some(text(parser)?),
-            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?),
+            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?)?,
             Value(value) if others.len() < more => others.push(value.string()?),
             other => return Err(other.unexpected().into()),
         }
@@ -245,12 +245,14 @@ fn target_and(parser: &mut lexopt::Parser, more: usize) -> Result<(Target, Vec<S
     Ok((target, others))
 }
 
-fn take_target(target: &mut Target, text: &str) {
+fn take_target(target: &mut Target, text: &str) -> Result<()> {
     let (pod, container) = text.split_once('/').map_or((text, None), |(pod, path)| (pod, Some(path)));
+    words::not_empty(pod, "the pod's name")?;
     pod.clone_into(&mut target.pod);
     if let Some(path) = container {
         target.container = Some(path.to_owned());
     }
+    Ok(())
 }
 
 fn check_target(target: &Target) -> Result<()> {
@@ -299,7 +301,7 @@ fn stop(parser: &mut lexopt::Parser) -> Result<PodVerb> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('t') | Long("time") => grace = Some(parsed("time", &text(parser)?)?),
-            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?),
+            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?)?,
             other => return Err(other.unexpected().into()),
         }
     }
@@ -312,7 +314,7 @@ fn remove(parser: &mut lexopt::Parser) -> Result<PodVerb> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('f') | Long("force") => force = true,
-            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?),
+            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?)?,
             other => return Err(other.unexpected().into()),
         }
     }
@@ -341,7 +343,7 @@ fn logs(parser: &mut lexopt::Parser) -> Result<Logs> {
             Short('f') | Long("follow") => logs.follow = true,
             Long("timestamps") => logs.timestamps = true,
             Long("tail") => logs.tail = Some(parsed("tail", &text(parser)?)?),
-            Value(value) if logs.target.pod.is_empty() => take_target(&mut logs.target, &value.string()?),
+            Value(value) if logs.target.pod.is_empty() => take_target(&mut logs.target, &value.string()?)?,
             other => return Err(other.unexpected().into()),
         }
     }
@@ -356,7 +358,9 @@ fn attach(parser: &mut lexopt::Parser) -> Result<Attach> {
             Short('c') | Long("container") => attach.target.container = Some(text(parser)?),
             Short('i') | Long("stdin") => attach.stdin = true,
             Long("tail") => attach.tail = true,
-            Value(value) if attach.target.pod.is_empty() => take_target(&mut attach.target, &value.string()?),
+            Value(value) if attach.target.pod.is_empty() => {
+                take_target(&mut attach.target, &value.string()?)?;
+            }
             other => return Err(other.unexpected().into()),
         }
     }
@@ -375,7 +379,7 @@ fn exec(parser: &mut lexopt::Parser) -> Result<PodExec> {
             Short('u') | Long("user") => exec.user = Some(text(parser)?),
             Short('w') | Long("workdir") => exec.cwd = Some(text(parser)?),
             Value(value) => {
-                take_target(&mut exec.target, &value.string()?);
+                take_target(&mut exec.target, &value.string()?)?;
                 exec.args = after_container(parser, &mut exec.target)?;
                 break;
             }
@@ -409,7 +413,11 @@ fn stats(parser: &mut lexopt::Parser, top: bool) -> Result<PodVerb> {
     let mut pods = Vec::new();
     while let Some(arg) = parser.next()? {
         match arg {
-            Value(value) => pods.push(value.string()?),
+            Value(value) => {
+                let name = value.string()?;
+                words::not_empty(&name, "the pod's name")?;
+                pods.push(name);
+            }
             other => return Err(other.unexpected().into()),
         }
     }
@@ -422,7 +430,7 @@ fn file(parser: &mut lexopt::Parser) -> Result<(Target, PathBuf)> {
         match arg {
             Short('c') | Long("container") => target.container = Some(text(parser)?),
             Short('f') | Long("file") => path = Some(parser.value()?.into()),
-            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?),
+            Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?)?,
             other => return Err(other.unexpected().into()),
         }
     }

@@ -1,6 +1,7 @@
 //! The words of a command line: numbers, sizes, signals, what is left.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
@@ -24,10 +25,15 @@ pub(super) fn only_id(parser: &mut lexopt::Parser, command: &str) -> Result<Stri
 /// with an unset variable means no container of the name `web`.
 pub(super) fn id(value: OsString) -> Result<String> {
     let id = value.string()?;
-    if id.is_empty() {
-        return Err(usage("the container's ID is empty").hint("is a variable unset?"));
-    }
+    not_empty(&id, "the container's ID")?;
     Ok(id)
+}
+
+pub(super) fn not_empty(name: &str, what: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(usage(format!("{what} is empty")).hint("is a variable unset?"));
+    }
+    Ok(())
 }
 
 pub(super) fn need_id(id: &str, command: &str) -> Result<()> {
@@ -35,6 +41,37 @@ pub(super) fn need_id(id: &str, command: &str) -> Result<()> {
         return Err(usage(format!("{command} needs a container's ID")).hint("see coracle help"));
     }
     Ok(())
+}
+
+/// Whether the switch `name`, whose long name has just been read, is on: programs in Go may write `--name=true` and
+/// `--name=false`.
+pub(super) fn switch(parser: &mut lexopt::Parser, name: &str) -> Result<bool> {
+    let Some(value) = parser.optional_value() else { return Ok(true) };
+    match value.to_str() {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        _ => Err(usage(format!("--{name} {value:?} is neither true nor false"))),
+    }
+}
+
+/// What follows `-n`, which can only be `-no-subreaper`: containerd writes that with one dash, as Go's flags may be.
+/// There is no subreaper here to go without.
+pub(super) fn no_subreaper(parser: &mut lexopt::Parser) -> Result<()> {
+    match parser.optional_value() {
+        Some(rest) if rest == "o-subreaper" => Ok(()),
+        _ => Err(Short('n').unexpected().into()),
+    }
+}
+
+/// Where `--log` has failures written. crun's other places are refused: a file of such a name is read by nobody.
+pub(super) fn log(value: OsString) -> Result<PathBuf> {
+    let (kind, path) = value.to_str().and_then(|text| text.split_once(':')).unwrap_or_default();
+    match kind {
+        "file" => Ok(path.into()),
+        "journald" | "syslog" => Err(usage(format!("--log {value:?}: nothing is written to {kind}"))
+            .hint("name a file; what goes to the standard error a service's journal has")),
+        _ => Ok(value.into()),
+    }
 }
 
 /// For a command without arguments.
@@ -131,7 +168,14 @@ fn realtime_signal(name: &str) -> Option<i32> {
 
 impl From<lexopt::Error> for Error {
     fn from(error: lexopt::Error) -> Self {
-        usage(error.to_string()).hint("see coracle help")
+        let why = match &error {
+            // podman learns from the words of runc or crun that a runtime has an option.
+            lexopt::Error::MissingValue { option: Some(option) } => {
+                format!("option '{option}' requires an argument")
+            }
+            other => other.to_string(),
+        };
+        usage(why).hint("see coracle help")
     }
 }
 
