@@ -171,7 +171,9 @@ install: build ## Install binaries, manual pages, completions, unit, header and 
 	install -D -m 644 packaging/completions/coracle.bash $$to/share/bash-completion/completions/coracle; \
 	install -D -m 644 -t $$to/share/zsh/vendor-completions packaging/completions/_coracle; \
 	install -D -m 644 -t $$to/share/fish/vendor_completions.d packaging/completions/coracle.fish; \
-	install -D -m 644 -t $$to/share/doc/coracle README.md CHANGELOG.md LICENSE docs/*.md docs/grafana.json packaging/config.toml; \
+	install -D -m 644 -t $$to/share/doc/coracle README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md LICENSE packaging/config.toml; \
+	install -D -m 644 -t $$to/share/doc/coracle/docs docs/*.md docs/grafana.json; \
+	install -D -m 644 -t $$to/share/doc/coracle/docs/schemas docs/schemas/*; \
 	install -D -m 644 -t $$to/share/doc/coracle/examples/template-c isolators/template-c/*.c; \
 	install -D -m 644 -t $$to/share/doc/coracle/examples/template-rust isolators/template-rust/Cargo.toml; \
 	install -D -m 644 -t $$to/share/doc/coracle/examples/template-rust/src isolators/template-rust/src/*.rs; \

@@ -131,7 +131,7 @@ typedef struct coracle_isolator {
     int32_t (*isolate)(const struct coracle_call *call, const struct coracle_handles *container);
     // For each process that is executed in the running container, and waits in its cgroup.
     int32_t (*join)(const struct coracle_call *call, const struct coracle_handles *container);
-    // When somebody begins to watch the container: `run` while it waits, `events`. Sets *fd to a descriptor that
+    // When somebody begins to watch the container: `run` while it waits, a warden, `events`. Sets *fd to a descriptor that
     // becomes readable, or has something urgent (POLLPRI), when there may be a limitation, and leaves it at -1 where
     // there is nothing to watch. The descriptor is the host's from then on, which reads it empty each time.
     int32_t (*watch)(const struct coracle_call *call,

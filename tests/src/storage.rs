@@ -43,7 +43,7 @@ impl Storage {
         let deadline = f64::from(patience());
         let options = format!(
             "options = {{ drivers = {{ test = {socket:?} }}, definitions = {definitions:?}, secrets = {secrets:?}, \
-            state = {state:?}, deadline = {deadline:?} }}\nwritable = [{state:?}]\ndeadline = {:?}",
+            state = {state:?}, deadline = {deadline:?} }}\nsockets = true\nwritable = [{state:?}]\ndeadline = {:?}",
             5.0 * deadline
         );
         let host = host.with_plugin("volume/csi", &plugin::built("coracle_isolator_csi"), &options);

@@ -111,7 +111,7 @@ pub struct Isolator {
     pub isolate: Option<unsafe extern "C" fn(call: *const Call, container: *const Handles) -> i32>,
     /// For each process that is executed in the running container, and waits in its cgroup.
     pub join: Option<unsafe extern "C" fn(call: *const Call, container: *const Handles) -> i32>,
-    /// When somebody begins to watch the container: `run` while it waits, `events`. Sets *fd to a descriptor that
+    /// When somebody begins to watch the container: `run` while it waits, a warden, `events`. Sets *fd to a descriptor that
     /// becomes readable, or has something urgent (POLLPRI), when there may be a limitation, and leaves it at -1 where
     /// there is nothing to watch. The descriptor is the host's from then on, which reads it empty each time.
     pub watch:

@@ -47,6 +47,10 @@ pub struct Settings {
     pub writable: Vec<PathBuf>,
     /// Whether it may start programs. What they leave running ends with the plugin's process.
     pub programs: bool,
+    /// Whether it may make sockets: to speak to a service, over the network, to the kernel's interfaces.
+    pub sockets: bool,
+    /// Whether it may add hooks, which run with the runtime's rights.
+    pub hooks: bool,
     /// Whether a container that it finds at its limit goes on, and the limitation is told only.
     pub tell_only: bool,
     /// What it is configured with.

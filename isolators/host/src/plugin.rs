@@ -311,7 +311,14 @@ impl Isolator for Plugin {
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
-        document(&self.call_with_document(Verb::Prepare, config)?, "adjustment")
+        let adjustment: Adjustment =
+            document(&self.call_with_document(Verb::Prepare, config)?, "adjustment")?;
+        if !adjustment.hooks.is_empty() && !self.settings.inline && !self.settings.hooks {
+            return Err(Error::new("it may not add hooks, which run with the runtime's rights")
+                .at("/hooks")
+                .with_hint("`hooks = true` in its configuration grants that"));
+        }
+        Ok(adjustment)
     }
 
     fn process(&self, config: &Config<'_>) -> Result<Adjustment> {

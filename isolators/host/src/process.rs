@@ -24,6 +24,8 @@ pub(crate) struct Process {
     channel: Channel,
     /// What it writes to its standard output and error.
     words: OwnedFd,
+    /// The last of what came from there.
+    said: Vec<u8>,
     has_ended: bool,
 }
 
@@ -50,11 +52,19 @@ impl Process {
             let _ = file::write_all(their_words.as_fd(), failure.to_string().as_bytes());
             127
         });
-        Ok(Self { child: child.map_err(failed)?, channel: Channel::new(ours), words, has_ended: false })
+        Ok(Self {
+            child: child.map_err(failed)?,
+            channel: Channel::new(ours),
+            words,
+            said: Vec::new(),
+            has_ended: false,
+        })
     }
 
     /// Asks for a call; its answer is awaited with [`answer`](Self::answer).
     pub(crate) fn ask(&mut self, asked: &Asked<'_>, deadline: Duration) -> Result<()> {
+        // A full pipe would refuse what the plugin writes.
+        self.listen();
         self.channel.ask(asked, Some(Instant::now() + deadline)).map_err(|broken| self.end(broken, deadline))
     }
 
@@ -105,14 +115,21 @@ impl Process {
         process::wait(pidfd).ok()
     }
 
-    /// The last line that it wrote. Its pipe is as long as a pipe is, and keeps nobody waiting.
-    fn last_words(&self) -> Option<String> {
-        let mut text = Vec::new();
+    /// Takes what it has written, of which the end is kept; a pipe's length at most, so that who writes on keeps nobody
+    /// here.
+    fn listen(&mut self) {
         let mut chunk = [0; 4096];
-        while let Ok(count @ 1..) = file::read_some(self.words.as_fd(), &mut chunk) {
-            text.extend_from_slice(&chunk[..count]);
+        for _ in 0..16 {
+            let Ok(count @ 1..) = file::read_some(self.words.as_fd(), &mut chunk) else { return };
+            self.said.extend_from_slice(&chunk[..count]);
+            self.said.drain(..self.said.len().saturating_sub(chunk.len()));
         }
-        let text = String::from_utf8_lossy(&text);
+    }
+
+    /// The last line that it wrote.
+    fn last_words(&mut self) -> Option<String> {
+        self.listen();
+        let text = String::from_utf8_lossy(&self.said);
         let line = text.trim().lines().next_back()?.trim();
         (!line.is_empty()).then(|| line.chars().take(MOST_WORDS).collect())
     }
@@ -140,8 +157,10 @@ fn arguments(program: &CString, socket: i32, granted: Option<&Settings>) -> Resu
     for path in &granted.writable {
         args.extend([c_string(b"--writable")?, c_string(path.as_os_str().as_bytes())?]);
     }
-    if granted.programs {
-        args.push(c_string(b"--programs")?);
+    for (is_granted, option) in
+        [(granted.programs, b"--programs".as_slice()), (granted.sockets, b"--sockets")]
+    {
+        args.extend(is_granted.then(|| c_string(option)).transpose()?);
     }
     Ok(args)
 }

@@ -165,15 +165,15 @@ pub trait Isolator {
     }
 
     /// Whether a container with the specification `spec` that is at a limit of this isolator's is to be ended by whoever
-    /// waits for it. Built-in isolators alone are asked: for plugins, the configuration says so.
+    /// waits for it, or by its warden. Built-in isolators alone are asked: for plugins, the configuration says so.
     fn enforces(&self, spec: &Spec) -> bool {
         let _ = spec;
         false
     }
 
     /// Called when the descriptor of `watch` is readable: the limit that the container has run into, if any. `events`
-    /// tells of it; `run` in the foreground kills a container that a plugin finds at its limit, unless the
-    /// configuration wants it told only.
+    /// tells of it; whoever waits for the container, or its warden where nobody does, kills one that a plugin finds at its
+    /// limit, unless the configuration wants it told only.
     ///
     /// # Errors
     /// Where it can't be told.

@@ -1,4 +1,4 @@
-//! `isolator`, `stats` and `recover`.
+//! `isolator` and `stats`.
 
 use std::path::PathBuf;
 

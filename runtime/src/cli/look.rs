@@ -1,4 +1,4 @@
-//! `ps`, `list` and `events`, which only look.
+//! `ps`, `list`, `events` and `metrics`, which only look.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -179,8 +179,20 @@ fn a_plugin_is_confined_to_what_it_is_granted() {
         fails_in(granted("writable = [\"/run\"]"), "isolate", &["it could write a file"]);
         fs::remove_file("/run/escaped").unwrap();
         fails_in(granted("capabilities = [\"CAP_SYS_CHROOT\"]"), "isolate", &["it has capabilities"]);
+        fails_in(granted("sockets = true"), "isolate", &["it could make a socket"]);
         fails_in(granted("inline = true"), "isolate", &["it could write a file"]);
         fs::remove_file("/run/escaped").unwrap();
+    });
+}
+
+#[test]
+fn a_plugin_adds_no_hooks_unless_it_may() {
+    privileged(|host| {
+        let words = ["/hooks: it may not add hooks", "`hooks = true` in its configuration grants that"];
+        fails_in(run(&hostile(host, "prepare", "hooks")), "prepare", &words);
+        fails_in(run(&hostile(host, "process", "hooks")), "process", &["/hooks is not a field of a process"]);
+        let granted = spoiled(host, &["-DIN=\"prepare\"", "-DDO=hooks"], "hooks = true");
+        assert_eq!(run(&granted).succeeds().text(), "ran");
     });
 }
 

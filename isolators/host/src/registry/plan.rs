@@ -75,7 +75,8 @@ impl Registry {
     ) -> Result<()> {
         self.each("process", |isolator| {
             let adjustment = isolator.process(config)?;
-            if let Some(field) = adjustment.container_fields().first() {
+            let hooks = (!adjustment.hooks.is_empty()).then(|| "/hooks".to_owned());
+            if let Some(field) = hooks.iter().chain(&adjustment.container_fields()).next() {
                 return Err(Error::new(format!("{field} is not a field of a process")));
             }
             owners.claim(isolator.name(), &adjustment)?;

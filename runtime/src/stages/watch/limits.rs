@@ -88,12 +88,33 @@ impl<'a> Limits<'a> {
     }
 }
 
-/// Takes what made `fd` readable; whether nothing can ever come any more.
+/// Takes what made `fd` readable; whether nothing can ever come any more. A cgroup's file is read from its beginning, which is
+/// what has the kernel tell of its next change; it has an end each time.
 fn is_at_its_end(fd: BorrowedFd<'_>) -> bool {
     let mut buffer = [0; 4096];
+    let is_file = file::rewind(fd).is_ok();
     match file::read_some(fd, &mut buffer) {
-        Ok(0) => true,
+        Ok(0) => !is_file,
         Ok(_) => false,
         Err(e) => !matches!(e.errno(), Errno::EAGAIN | Errno::EINTR),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_read_may_change_again_and_a_pipe_without_a_writer_may_not() {
+        use std::io::Write;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"low 0\n").unwrap();
+        for _ in 0..3 {
+            assert!(!is_at_its_end(file.as_fd()));
+        }
+        let (reader, writer) = descriptor::pipe().unwrap();
+        assert!(!is_at_its_end(reader.as_fd()));
+        drop(writer);
+        assert!(is_at_its_end(reader.as_fd()));
     }
 }

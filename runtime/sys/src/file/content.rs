@@ -20,6 +20,15 @@ pub fn read_some(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
     named(nix::unistd::read(fd, buffer), || format!("read({})", show(&fd)))
 }
 
+/// Has the next read begin at the beginning (lseek(2)).
+///
+/// # Errors
+/// `ESPIPE` of what has no beginning: a pipe, a socket.
+pub fn rewind(fd: BorrowedFd<'_>) -> Result<()> {
+    let moved = nix::unistd::lseek(fd, 0, nix::unistd::Whence::SeekSet);
+    named(moved, || format!("lseek({}, 0)", show(&fd))).map(drop)
+}
+
 /// Reads an open file to its end, but no more than `most` bytes.
 ///
 /// # Errors

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `--socket N`, and unless `--unconfined` what is granted: `--capabilities MASK`, `--writable PATH` …, `--programs`.
+/// `--socket N`, and unless `--unconfined` what is granted: `--capabilities MASK`, `--writable PATH` …, `--programs`, `--sockets`.
 fn parse(mut args: impl Iterator<Item = String>) -> Option<(i32, Option<Grants>)> {
     let (mut socket, mut grants) = (None, Some(Grants::default()));
     while let Some(arg) = args.next() {
@@ -44,6 +44,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Option<(i32, Option<Grants>)
             ("--socket", _) => socket = args.next()?.parse().ok(),
             ("--unconfined", _) => grants = None,
             ("--programs", Some(grants)) => grants.programs = true,
+            ("--sockets", Some(grants)) => grants.sockets = true,
             ("--capabilities", Some(grants)) => grants.capabilities = args.next()?.parse().ok()?,
             ("--writable", Some(grants)) => grants.writable.push(PathBuf::from(args.next()?)),
             _ => return None,
