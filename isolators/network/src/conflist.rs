@@ -1,12 +1,13 @@
 //! The configurations of networks: the lists of plugins that an operator has written, and our own.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use coracle_isolator::{Error, Result};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, namespace};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::failed;
@@ -33,10 +34,14 @@ pub struct Conflist {
     /// The network's name.
     pub name: String,
     /// Whether its plugins are not to be asked whether all is as it should be.
+    #[serde(deserialize_with = "truth")]
     pub disable_check: bool,
     /// Whether its plugins are not to be told which attachments there are: others use this network, too.
-    #[serde(rename = "disableGC")]
+    #[serde(rename = "disableGC", deserialize_with = "truth")]
     pub disable_gc: bool,
+    /// Whether it has the plugins that it lists alone, and none of files beside it (CNI 1.1).
+    #[serde(skip_serializing, deserialize_with = "truth")]
+    pub load_only_inlined_plugins: bool,
     /// The plugins, in the order of their calls.
     pub plugins: Vec<Map<String, Value>>,
 }
@@ -52,15 +57,17 @@ impl Conflist {
         self.plugins.iter().map(kind)
     }
 
-    fn parse(text: &[u8]) -> Result<Self> {
-        let document: Map<String, Value> =
-            serde_json::from_slice(text).map_err(|e| Error::new(e.to_string()))?;
+    /// The configuration `text` of a file in the directory `dir`.
+    fn parse(text: &[u8], dir: BorrowedFd<'_>) -> Result<Self> {
+        let document = object(text)?;
         // A file may hold one plugin, and be the network at once.
-        let is_list = document.contains_key("plugins");
+        let is_plugin = document.contains_key("type") && !document.contains_key("plugins");
         let list = serde_json::from_value::<Self>(Value::Object(document.clone()));
         let mut list = list.map_err(|e| Error::new(e.to_string()))?;
-        if !is_list {
+        if is_plugin {
             list.plugins = vec![document];
+        } else if !list.load_only_inlined_plugins && is_name(&list.name) {
+            list.plugins.extend(dropped_in(dir, &list.name)?);
         }
         list.check()
     }
@@ -88,6 +95,42 @@ impl Conflist {
     }
 }
 
+fn object(text: &[u8]) -> Result<Map<String, Value>> {
+    serde_json::from_slice(text).map_err(|e| Error::new(e.to_string()))
+}
+
+/// Plugins that other packages have the network `name` call after its own: `NAME/*.conf` beside its file (CNI 1.1, section 1).
+fn dropped_in(dir: BorrowedFd<'_>, name: &str) -> Result<Vec<Map<String, Value>>> {
+    let inner = match file::open(dir, name, libc::O_DIRECTORY, 0, Resolve::Host) {
+        Err(e) if [Errno::ENOENT, Errno::ENOTDIR].contains(&e.errno()) => return Ok(Vec::new()),
+        inner => inner.map_err(failed)?,
+    };
+    let read = |file: &String| {
+        let text = file::read(inner.as_fd(), file, LONGEST, Resolve::Host).map_err(failed)?;
+        object(&text).map_err(|e| Error::new(format!("{name}/{file}: {e}")))
+    };
+    files(inner.as_fd(), &[".conf"])?.iter().map(read).collect()
+}
+
+/// The names of files in `dir` with one of these ends, in order.
+fn files(dir: BorrowedFd<'_>, ends: &[&str]) -> Result<Vec<String>> {
+    let names = file::list(dir).map_err(failed)?;
+    let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+    names.retain(|name| ends.iter().any(|end| name.ends_with(end)));
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// A switch, which CNI's own library takes as a word, too.
+fn truth<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<bool, D::Error> {
+    match Value::deserialize(from)? {
+        Value::Bool(truth) => Ok(truth),
+        Value::String(word) if word.eq_ignore_ascii_case("true") => Ok(true),
+        Value::String(word) if word.eq_ignore_ascii_case("false") => Ok(false),
+        other => Err(D::Error::custom(format!("{other} is neither true nor false"))),
+    }
+}
+
 /// The type of a plugin: the name of its program.
 pub(crate) fn kind(plugin: &Map<String, Value>) -> &str {
     plugin.get("type").and_then(Value::as_str).unwrap_or_default()
@@ -109,14 +152,11 @@ pub fn all(dir: &Path) -> Result<Vec<Found>> {
         Err(e) if e.errno() == Errno::ENOENT => return Ok(Vec::new()),
         other => other.map_err(failed)?,
     };
-    let names = file::list(opened.as_fd()).map_err(failed)?;
-    let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
-    names.retain(|name| [".conflist", ".conf", ".json"].iter().any(|end| name.ends_with(end)));
-    names.sort_unstable();
     let parse = |name: &String| {
         let text = file::read(opened.as_fd(), name, LONGEST, Resolve::Host).map_err(failed)?;
-        Conflist::parse(&text)
+        Conflist::parse(&text, opened.as_fd())
     };
+    let names = files(opened.as_fd(), &[".conflist", ".conf", ".json"])?;
     Ok(names.into_iter().map(|name| (name.clone(), parse(&name))).collect())
 }
 
@@ -204,7 +244,27 @@ mod tests {
     #[test]
     fn the_newest_version_that_both_sides_know_is_spoken() {
         let text = r#"{"cniVersion": "0.4.0", "cniVersions": ["1.0.0", "9.0.0"], "name": "n", "type": "x"}"#;
-        assert_eq!(Conflist::parse(text.as_bytes()).unwrap().cni_version, "1.0.0");
+        assert_eq!(Conflist::parse(text.as_bytes(), file::CWD).unwrap().cni_version, "1.0.0");
+    }
+
+    #[test]
+    fn plugins_of_files_beside_a_list_come_after_its_own() {
+        let list = |more: &str| format!(r#"{{"cniVersion": "1.1.0", "name": "front"{more}}}"#);
+        let types = |text: &str| {
+            let dir = directory(&[("10.conflist", text)]);
+            std::fs::create_dir(dir.path().join("front")).unwrap();
+            for (name, kind) in [("20.conf", "policy"), ("10.conf", "tuning"), ("30.txt", "ignored")] {
+                std::fs::write(dir.path().join("front").join(name), format!(r#"{{"type": "{kind}"}}"#))
+                    .unwrap();
+            }
+            let list = find(dir.path(), "front", &Wanted::default()).unwrap();
+            list.types().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(types(&list(r#", "plugins": [{"type": "ptp"}]"#)), "ptp tuning policy");
+        assert_eq!(types(&list("")), "tuning policy");
+        let alone = r#", "plugins": [{"type": "ptp"}], "loadOnlyInlinedPlugins": "true""#;
+        assert_eq!(types(&list(alone)), "ptp");
+        assert_eq!(types(&list(r#", "type": "macvlan""#)), "macvlan");
     }
 
     #[test]
@@ -222,7 +282,7 @@ mod tests {
             (r#"{"cniVersion": "1.0.0", "name": "n", "type": "../x"}"#, "\"../x\" is no plugin's type"),
             ("[]", "invalid type"),
         ] {
-            let error = Conflist::parse(text.as_bytes()).unwrap_err().to_string();
+            let error = Conflist::parse(text.as_bytes(), file::CWD).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
         }
     }
