@@ -8,6 +8,7 @@ mod rootless;
 mod seccomp;
 mod spec;
 mod user;
+mod volumes;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -89,6 +90,10 @@ pub fn compose(
     let rootfs = snapshot::mount_for(store, id, &image, Purpose { access, owners, known_by })?;
     let made = || -> Result<Bundle> {
         let root = file::open_dir(&rootfs)?;
+        if !options.read_only {
+            let config = image.config.config().clone().unwrap_or_default();
+            volumes::make_missing(root.as_fd(), &config, owners)?;
+        }
         let spec = spec(&image.config, root.as_fd(), &options.for_id(id))?;
         Ok(Bundle { path: snapshot::directory_path(store, id), spec })
     };

@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::options::{Network, Options};
-use super::{process, seccomp, user};
+use super::{process, seccomp, user, volumes};
 use crate::error::{Error, Kind, Result};
 
 /// The version of the runtime specification that Coracle follows and writes.
@@ -34,7 +34,7 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// The runtime spec for a container of an image whose root file system is `root`: `root.path` is "rootfs".
 ///
 /// An image's volumes are directories of its root file system and go with the container, as podman's
-/// anonymous volumes with `--rm` do; where the root is read-only, each is an empty tmpfs.
+/// anonymous volumes with `--rm` do; where the root is read-only, each is an empty tmpfs, with no option of the image's choice.
 ///
 /// # Errors
 /// [`Kind::Usage`] where an option can't be understood, and where the user can't be looked up.
@@ -42,7 +42,7 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
     if config.os().to_string() != "linux" {
         return Err(Error::new(
             Kind::Unsupported,
-            format!("the image is for {}, not for linux", config.os()),
+            format!("the image is for {}, not for linux", config.os().to_string().escape_debug()),
         ));
     }
     let image = config.config().clone().unwrap_or_default();
@@ -52,9 +52,9 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
     if options.network == Network::Host {
         mounts.extend(host_files());
     }
-    let volumes = image.volumes().clone().unwrap_or_default();
-    for volume in volumes.iter().filter(|_| options.read_only) {
-        mounts.push(tmpfs(volume)?);
+    if options.read_only {
+        let empty = |path: &String| mount(path, "tmpfs", "tmpfs", &SAFE);
+        mounts.extend(volumes::paths(&image).iter().map(empty));
     }
     for text in &options.tmpfs {
         mounts.push(tmpfs(text)?);
@@ -154,11 +154,13 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value
     json!({ "destination": destination, "type": kind, "source": source, "options": options })
 }
 
+/// What no mount needs that holds data alone.
+const SAFE: [&str; 3] = ["nosuid", "noexec", "nodev"];
+
 fn default_mounts() -> Vec<Value> {
-    let safe = ["nosuid", "noexec", "nodev"];
-    let with = |more: &[&'static str]| [&safe[..], more].concat();
+    let with = |more: &[&'static str]| [&SAFE[..], more].concat();
     vec![
-        mount("/proc", "proc", "proc", &safe),
+        mount("/proc", "proc", "proc", &SAFE),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(
             "/dev/pts",
@@ -167,7 +169,7 @@ fn default_mounts() -> Vec<Value> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         mount("/dev/shm", "tmpfs", "shm", &with(&["mode=1777", "size=65536k"])),
-        mount("/dev/mqueue", "mqueue", "mqueue", &safe),
+        mount("/dev/mqueue", "mqueue", "mqueue", &SAFE),
         mount("/sys", "sysfs", "sysfs", &with(&["ro"])),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &with(&["relatime", "ro"])),
     ]
@@ -225,7 +227,7 @@ fn tmpfs(text: &str) -> Result<Value> {
     if !destination.starts_with('/') {
         return Err(Error::new(Kind::Usage, format!("tmpfs {text:?} is not at an absolute path")));
     }
-    let mut all = vec!["nosuid", "nodev", "noexec"];
+    let mut all = SAFE.to_vec();
     all.extend(options.split(',').filter(|o| !o.is_empty()));
     Ok(mount(destination, "tmpfs", "tmpfs", &all))
 }
@@ -237,7 +239,8 @@ mod tests {
     use super::*;
 
     fn made(options: &Options) -> Value {
-        let config = r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"],"Volumes":{"/data":{}}},
+        let config = r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"],
+            "Volumes":{"/data":{},"/run/x:remount,rw,suid":{},"/sys/fs/cgroup":{},"data":{}}},
             "rootfs":{"type":"layers","diff_ids":[]}}"#;
         let scratch = tempfile::tempdir().unwrap();
         let root = file::open_dir(scratch.path()).unwrap();
@@ -264,6 +267,15 @@ mod tests {
         let options = Options { read_only: true, ..Options::default() };
         assert!(destinations(&made(&options)).contains(&"/data"));
         assert!(!destinations(&made(&Options::default())).contains(&"/data"));
+    }
+
+    #[test]
+    fn an_image_chooses_no_option_of_a_mount_and_covers_none_of_the_runtimes() {
+        let spec = made(&Options { read_only: true, ..Options::default() });
+        let mounts = spec["mounts"].as_array().unwrap();
+        let odd = mounts.iter().find(|m| m["destination"] == "/run/x:remount,rw,suid").unwrap();
+        assert_eq!(odd["options"], json!(SAFE));
+        assert_eq!(destinations(&spec).len(), default_mounts().len() + 2);
     }
 
     #[test]
