@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coracle_image::bundle::{self, Bundle};
+use coracle_image::reference::Reference;
 use coracle_image::snapshot::{self, Access, Owners, Purpose};
 use coracle_image::store::Store;
 use coracle_sys::file;
@@ -15,6 +16,31 @@ use crate::{self_image, state};
 
 /// The image tool, beside the runtime.
 pub const PROGRAM: &str = "coracle-image";
+
+/// The variables that the image tool goes by, which so have to get past [`self_image::protect`]: proxies, credentials, trust and
+/// its own settings.
+const VARIABLES: [&str; 15] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+    "XDG_CONFIG_HOME",
+    "HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "CORACLE_SNAPSHOTTER",
+];
+
+/// The names of the variables to keep where an image may have to be pulled, beside those that are `wanted`.
+pub fn variables(wanted: &[String]) -> Vec<String> {
+    VARIABLES.iter().map(|name| (*name).to_owned()).chain(wanted.iter().cloned()).collect()
+}
 
 /// For whom a snapshot is.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +77,8 @@ pub fn store(given: Option<&Path>) -> PathBuf {
 /// `NotFound` where the store has no such image.
 pub fn make_bundle(store: &Path, id: Known<'_>, wanted: &ImageRun) -> Result<Bundle> {
     let name = state::name(id.id);
-    bundle_of(store, wanted, |store| {
-        bundle::make_for(store, &wanted.reference, (&name, Some(id.by)), &wanted.options)
+    bundle_of(store, wanted, |store, image| {
+        bundle::make_for(store, image, (&name, Some(id.by)), &wanted.options)
     })
 }
 
@@ -68,32 +94,39 @@ pub fn compose_bundle(
     owners: Option<Owners<'_>>,
 ) -> Result<Bundle> {
     let name = state::name(id.id);
-    bundle_of(store, wanted, |store| {
-        bundle::compose(store, &wanted.reference, (&name, Some(id.by)), (&wanted.options, owners))
+    bundle_of(store, wanted, |store, image| {
+        bundle::compose(store, image, (&name, Some(id.by)), (&wanted.options, owners))
     })
 }
 
 fn bundle_of(
     store: &Path,
     wanted: &ImageRun,
-    make: impl Fn(&Store) -> coracle_image::Result<Bundle>,
+    make: impl Fn(&Store, &str) -> coracle_image::Result<Bundle>,
 ) -> Result<Bundle> {
-    let attempt = || make(&Store::open(store)?);
+    let attempt = |name: &str| make(&Store::open(store)?, name);
+    let mut name = wanted.reference.clone();
     if wanted.pull == Pull::Always {
-        pull(store, &wanted.reference)?;
+        pull(store, &name)?;
+        name = pulled_name(name);
     }
-    let made = match attempt() {
+    let made = match attempt(&name) {
         Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
-            unpack(store, &wanted.reference)?;
-            attempt()
+            unpack(store, &name)?;
+            attempt(&name)
         }
         Err(e) if e.kind() == coracle_image::Kind::NoImage && wanted.pull == Pull::Missing => {
-            pull(store, &wanted.reference)?;
-            attempt()
+            pull(store, &name)?;
+            attempt(&pulled_name(name))
         }
         other => other,
     };
     made.context(|| format!("making a bundle of image {:?}", wanted.reference))
+}
+
+/// What the store calls what was pulled as `reference`: in full, so that no image of a similar name is taken for it.
+fn pulled_name(reference: String) -> String {
+    reference.parse::<Reference>().map_or(reference, |full| full.to_string())
 }
 
 /// Removes what [`make_bundle`] made. What is gone already is no error.

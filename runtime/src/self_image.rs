@@ -20,7 +20,7 @@ use crate::error::{Code, Context, Error, Result};
 /// Where the executable was before it was executed again.
 const ORIGIN: &str = "_CORACLE_ORIGIN";
 
-/// The variables that the runtime itself goes by; it keeps no others.
+/// The variables that the runtime itself goes by; it keeps no others but those that a caller of [`protect`] names.
 const ENVIRONMENT: [&str; 6] =
     ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE", "LISTEN_FDS", "NOTIFY_SOCKET"];
 

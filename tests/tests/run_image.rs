@@ -4,8 +4,10 @@
 
 use std::fs;
 
+use coracle_fixtures::layer::{Compression, Entry, Layer};
 use coracle_fixtures::small;
 use coracle_tests::image::{Store, kernel, stacks_layers};
+use coracle_tests::registry::{Content, Registry, Reply};
 use coracle_tests::{Host, Outcome, cgroup, command, privileged};
 
 const IMAGE: &str = "coracle/small:latest";
@@ -168,6 +170,59 @@ fn two_run_at_once_and_take_an_exec() {
         for id in ["one", "two"] {
             host.call(&["delete", "--force", id]).succeeds();
         }
+    });
+}
+
+#[test]
+fn an_image_chooses_no_options_for_its_volumes_and_gets_those_that_it_lacks() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let mut image = small::image();
+        image.config["Volumes"] = serde_json::json!({
+            "/sys:remount,rw": {}, "/sys/fs/cgroup:remount,rw": {}, "/volume/new": {}, "relative": {},
+        });
+        runner.store.import(&image);
+        let script =
+            "grep -E ' /sys(/fs/cgroup)? ' /proc/mounts; echo x > /volume/new/x && cat /volume/new/x";
+        let shown = runner.run(&[], &["sh", "-c", script]).succeeds();
+        assert_eq!(shown.lines().last().map(String::as_str), Some("x"), "{shown:?}");
+        image.config["Volumes"] = serde_json::json!({ "/sys:remount,rw": {}, "/srv": {}, "relative": {} });
+        image.layers.push(Layer::new(&[Entry::directory("sys:remount,rw")], Compression::Gzip));
+        runner.store.import(&image);
+        let shown = runner.run(&["--read-only"], &["sh", "-c", "grep ' /sys ' /proc/mounts; touch /srv/x"]);
+        let shown = shown.succeeds().text();
+        assert!(shown.lines().all(|line| line.contains(" ro,")) && !shown.is_empty(), "{shown}");
+    });
+}
+
+/// Proxies, credentials and trust are the caller's, and a pull is a process of its own.
+#[test]
+fn a_pull_for_a_container_has_the_callers_environment() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let content = Content::of(&small::image());
+        let registry = Registry::start(move |request| match request.header("authorization") {
+            Some("Basic bWU6aHVzaA==") => content.answer(request),
+            _ => Reply::status(401).header("WWW-Authenticate", "Basic realm=\"r\""),
+        });
+        let (docker, certs) = (host.directory(), format!("/etc/coracle/certs.d/{}", registry.host()));
+        let auths = serde_json::json!({ "auths": { registry.host(): { "auth": "bWU6aHVzaA==" } } });
+        fs::write(docker.join("config.json"), auths.to_string()).unwrap();
+        let script = format!(
+            "mkdir -p /run/test/etc/upper /run/test/etc/work; \
+             mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/test/etc/upper,workdir=/run/test/etc/work /etc; \
+             mkdir -p {certs}; echo 'server = \"http://{}\"' > {certs}/hosts.toml; \
+             DOCKER_CONFIG={} $RUNTIME run --store {} --image {} {} -- cat /srv/greeting",
+            registry.host(),
+            docker.display(),
+            runner.store.directory().display(),
+            registry.image("a"),
+            host.name("pulled"),
+        );
+        let run = host.shell(&script);
+        host.shell("umount /etc").succeeds();
+        let run = run.succeeds();
+        assert!(run.text().contains("hello from three layers"), "{run:?}");
     });
 }
 

@@ -22,8 +22,8 @@ use crate::{image, isolators, self_image};
 /// # Errors
 /// The first container that can't be removed; the others are, and each that can't is tried again by the next `recover`.
 pub fn recover(global: &Global) -> Result<u8> {
-    // New supervisors are forks of this process.
-    self_image::protect(&[], None, &[])?;
+    // New supervisors are forks of this process, and pull.
+    self_image::protect(&[], None, &image::variables(&[]))?;
     let (pods, mut failures) = host::recover(global)?;
     crate::print(&pods.iter().map(|name| format!("{name}\n")).collect::<String>());
     let isolators = isolators::all(global)?;

@@ -26,8 +26,8 @@ use crate::{isolators, self_image};
 /// # Errors
 /// Whatever a stage fails with; then nothing is left of the container.
 pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> Result<u8> {
-    let variables = from.map_or(&[][..], |image| &image.options.env);
-    self_image::protect(&options.preserve_fds, options.config.as_deref(), variables)?;
+    let variables = from.map_or_else(Vec::new, |wanted| image::variables(&wanted.options.env));
+    self_image::protect(&options.preserve_fds, options.config.as_deref(), &variables)?;
     let id = &options.id;
     let doing = || format!("running container {id:?}");
     let isolators = isolators::for_launch(global).context(doing)?;

@@ -49,7 +49,7 @@ pub fn debug(global: &Global, wanted: &Debugging) -> Result<u8> {
 }
 
 fn session(global: &Global, options: &cli::Debug) -> Result<u8> {
-    let variables = [&options.env[..], &["TERM".to_owned()]].concat();
+    let variables = image::variables(&[&options.env[..], &["TERM".to_owned()]].concat());
     self_image::protect(&[], None, &variables)?;
     if identity::caller() != 0 {
         return Err(Error::new(Code::Unsupported, "debug is for root: it enters what others have made"));

@@ -46,7 +46,7 @@ pub(super) fn plan(global: &Global, options: &Make) -> Result<u8> {
 }
 
 fn make(global: &Global, options: &Make) -> Result<String> {
-    self_image::protect(&[], None, &[])?;
+    self_image::protect(&[], None, &image::variables(&[]))?;
     let document = document(options)?;
     let name = document.metadata.name.clone();
     let store = image::store(options.store.as_deref());

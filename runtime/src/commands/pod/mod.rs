@@ -20,7 +20,7 @@ use crate::pod::document;
 use crate::pod::host;
 use crate::pod::record::{Directory, SOCKET};
 use crate::pod::varlink::client::{self, Client};
-use crate::self_image;
+use crate::{image, self_image};
 
 /// Does what the command line asks and returns the exit code.
 ///
@@ -63,7 +63,7 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
             ask(global, &target.pod, "Forget", json!({ "container": target.container }))
         }
         PodVerb::Serve => {
-            self_image::protect(&[], None, &[])?;
+            self_image::protect(&[], None, &image::variables(&[]))?;
             host::serve(global).map(|()| 0)
         }
         PodVerb::Watch(pod) => watch(global, pod),
