@@ -58,7 +58,7 @@ pub(crate) fn digests<'a>(
 }
 
 /// As [`all`], but none where somebody is in.
-#[cfg(feature = "registry")]
+#[cfg(feature = "unpack")]
 pub(crate) fn all_now(store: BorrowedFd<'_>) -> Result<Option<Held>> {
     let fd = open(store)?;
     Ok(archive::try_lock_range(fd.as_fd(), Lock::Exclusive, 0, 0)?.then_some(Held { _file: fd }))

@@ -21,22 +21,42 @@ impl Platform {
         Self { os: "linux".to_owned(), architecture: Arch::default().to_string(), variant: None }
     }
 
-    /// Whether an image is for it; one that doesn't say is for any.
-    pub(crate) fn fits(&self, descriptor: &Descriptor) -> bool {
-        descriptor.platform().as_ref().is_none_or(|p| {
-            let variant = self.variant.is_none() || self.variant == *p.variant();
-            p.os().to_string() == self.os && p.architecture().to_string() == self.architecture && variant
-        })
+    /// How well an image fits, the lower the better; none where it is for others. One that doesn't say is for any, and the last
+    /// to be taken. What a later amd64 needs (`v2` and up) is only taken where it is asked for: others die of it.
+    pub(crate) fn rank(&self, descriptor: &Descriptor) -> Option<u8> {
+        let Some(platform) = descriptor.platform() else { return Some(3) };
+        let architecture = platform.architecture().to_string();
+        if platform.os().to_string() != self.os || architecture != self.architecture {
+            return None;
+        }
+        let wanted = plain_variant(&architecture, self.variant.as_deref());
+        match (wanted, plain_variant(&architecture, platform.variant().as_deref())) {
+            (wanted, found) if wanted == found => Some(0),
+            (Some(_), None) => Some(1),
+            (None, Some(_)) if architecture != "amd64" => Some(2),
+            _ => None,
+        }
     }
 
-    /// The manifest of an index that is for it.
+    /// The manifest of an index that fits best, the first of several.
     pub(crate) fn choose<'a>(&self, index: &'a ImageIndex) -> Result<&'a Descriptor> {
-        index.manifests().iter().find(|d| self.fits(d)).ok_or_else(|| {
+        let ranked = index.manifests().iter().filter_map(|d| Some((self.rank(d)?, d)));
+        ranked.min_by_key(|(rank, _)| *rank).map(|(_, descriptor)| descriptor).ok_or_else(|| {
             let platforms = index.manifests().iter().filter_map(|d| d.platform().as_ref());
-            let shown: Vec<String> = platforms.map(|p| format!("{}/{}", p.os(), p.architecture())).collect();
-            Error::new(Kind::NotFound, format!("no manifest is for {self}, only for {}", shown.join(", ")))
+            let shown = platforms.map(|p| {
+                let variant = p.variant().as_ref().map_or_else(String::new, |variant| format!("/{variant}"));
+                // The index could say anything, to a terminal, too.
+                format!("{}/{}{variant}", p.os(), p.architecture()).escape_debug().to_string()
+            });
+            let shown = shown.collect::<Vec<_>>().join(", ");
+            Error::new(Kind::NotFound, format!("no manifest is for {self}, only for {shown}"))
         })
     }
+}
+
+/// A variant, but for those that say no more than their architecture.
+fn plain_variant<'a>(architecture: &str, variant: Option<&'a str>) -> Option<&'a str> {
+    variant.filter(|variant| !matches!((architecture, *variant), ("amd64", "v1") | ("arm64", "v8") | (_, "")))
 }
 
 impl fmt::Display for Platform {
@@ -57,5 +77,53 @@ impl FromStr for Platform {
             _ => return Err("a platform is OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT".to_owned()),
         };
         Ok(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The place of what is chosen from an index with these platforms.
+    fn chosen(wanted: &str, listed: &[&str]) -> Option<usize> {
+        let manifests = listed.iter().enumerate().map(|(place, platform)| {
+            let digest = crate::digest::Digest::of(platform.as_bytes());
+            let mut manifest = serde_json::json!({
+                "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": place,
+            });
+            let parts: Vec<&str> = platform.split('/').collect();
+            if let [os, architecture, variant @ ..] = &parts[..] {
+                manifest["platform"] = serde_json::json!({ "os": os, "architecture": architecture });
+                variant.iter().for_each(|variant| manifest["platform"]["variant"] = (*variant).into());
+            }
+            manifest
+        });
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": manifests.collect::<Vec<_>>() });
+        let index = serde_json::from_value(index).unwrap();
+        let wanted: Platform = wanted.parse().unwrap();
+        wanted.choose(&index).ok().map(|descriptor| descriptor.size() as usize)
+    }
+
+    #[test]
+    fn what_a_later_processor_needs_is_only_taken_where_it_is_asked_for() {
+        assert_eq!(chosen("linux/amd64", &["linux/amd64/v3", "linux/amd64/v2", "linux/amd64"]), Some(2));
+        assert_eq!(chosen("linux/amd64", &["linux/amd64/v2"]), None);
+        assert_eq!(chosen("linux/amd64/v2", &["linux/amd64", "linux/amd64/v2"]), Some(1));
+        assert_eq!(chosen("linux/amd64/v3", &["linux/amd64/v2", "linux/amd64"]), Some(1));
+        assert_eq!(chosen("linux/arm", &["linux/arm64", "linux/arm/v6"]), Some(1));
+    }
+
+    #[test]
+    fn variants_that_say_no_more_than_their_architecture_are_none() {
+        assert_eq!(chosen("linux/arm64/v8", &["linux/amd64", "linux/arm64"]), Some(1));
+        assert_eq!(chosen("linux/arm64", &["linux/arm64/v8"]), Some(0));
+        assert_eq!(chosen("linux/amd64/v1", &["linux/amd64"]), Some(0));
+        assert_eq!(chosen("linux/arm/v7", &["linux/arm/v6"]), None);
+    }
+
+    #[test]
+    fn one_that_does_not_say_is_the_last_to_be_taken() {
+        assert_eq!(chosen("linux/amd64", &["?", "linux/amd64"]), Some(1));
+        assert_eq!(chosen("linux/amd64", &["linux/s390x", "?"]), Some(1));
     }
 }

@@ -137,7 +137,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Syncs the blobs that are taken, gives them their names, and then the images theirs. Tells whether one
-    /// of them took the name of another image.
+    /// of them took the name of another image than it is itself.
     pub(crate) fn commit(self, entries: &[Entry]) -> Result<bool> {
         let dir = self.store.blobs();
         archive::sync_file_system(dir)?;
@@ -152,10 +152,10 @@ impl<'a> Stage<'a> {
         }
         archive::sync(dir)?;
         self.store.change_index(|manifests| {
-            let before = manifests.len();
             let is_new = |d: &Descriptor| entries.iter().all(|e| store::name_of(d) != Some(&e.reference));
+            let is_another = |d: &Descriptor| entries.iter().all(|e| e.descriptor.digest() != d.digest());
+            let replaced = manifests.iter().any(|d| !is_new(d) && is_another(d));
             manifests.retain(is_new);
-            let replaced = manifests.len() < before;
             manifests.extend(entries.iter().map(|e| named(&e.descriptor, &e.reference)));
             replaced
         })

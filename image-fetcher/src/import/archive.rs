@@ -54,7 +54,7 @@ fn read_files(stage: &mut Stage<'_>, file: File) -> Result<Files> {
     let limits = Limits { entries: 100_000, bytes: u64::MAX, ..Limits::default() };
     let (source, mut stream) = stream::pair();
     std::thread::scope(|scope| {
-        scope.spawn(move || source.run_unverified(file));
+        scope.spawn(move || source.run_unverified(file, limits.ratio));
         let mut files = Files::default();
         let mut entries = Entries::new(&mut stream, &limits);
         while let Some(entry) = entries.next()? {

@@ -6,7 +6,7 @@ use oci_spec::image::{
 use serde::Deserialize;
 
 use super::archive::Files;
-use super::{Found, Options, is_wanted};
+use super::{Found, Options, check_pin, is_wanted};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::parse;
@@ -46,6 +46,9 @@ pub(crate) fn take_images(
         if !tags.is_empty() {
             let descriptor =
                 take_image(stage, files, &image).context(|| format!("image {:?}", image.config))?;
+            if options.name.is_none() {
+                tags.iter().flatten().try_for_each(|tag| check_pin(tag, &[descriptor.digest().as_ref()]))?;
+            }
             found.extend(tags.into_iter().map(|tag| (tag, descriptor.clone())));
         }
     }

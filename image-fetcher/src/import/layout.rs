@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use coracle_sys::file::{self, Resolve};
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex};
 
-use super::{Found, Options, is_wanted};
+use super::{Found, Options, check_pin, is_wanted};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{check_depth, check_document, is_index, layers, parse, parse_manifest};
@@ -45,14 +45,23 @@ pub(crate) fn take_images(
         .filter(|d| is_wanted(options, name_of(d)) || is_wanted(options, annotation(d, REF_NAME)))
         .collect();
     // Several of one name are one image for several machines.
+    let here = Platform::here();
     let rivals = |d: &Descriptor| wanted.iter().filter(|o| name_of(o) == name_of(d)).count() > 1;
+    let best = |d: &Descriptor| {
+        wanted.iter().filter(|o| name_of(o) == name_of(d)).filter_map(|o| here.rank(o)).min()
+    };
     let mut taker = Taker { stage, dir };
     let mut found = Vec::new();
     for descriptor in &wanted {
-        if rivals(descriptor) && !Platform::here().fits(descriptor) {
+        if rivals(descriptor) && (here.rank(descriptor).is_none() || here.rank(descriptor) > best(descriptor))
+        {
             continue;
         }
         let manifest = taker.image(descriptor, 0)?;
+        if let Some(name) = name_of(descriptor).filter(|_| options.name.is_none()) {
+            // By the digest of an index, too: the manifest is one of those that it lists.
+            check_pin(name, &[descriptor.digest().as_ref(), manifest.digest().as_ref()])?;
+        }
         found.push((name_of(descriptor).map(str::to_owned), manifest));
     }
     Ok(found)

@@ -51,11 +51,11 @@ pub fn import(store: &Store, path: &Path, options: &Options) -> Result<Vec<Entry
     let replaced = stage.commit(&entries).context(importing);
     drop(lock);
     if !matches!(replaced, Ok(false)) {
-        // Of an image that got no name, too, the blobs may have theirs.
-        let collected = store.collect().context(importing);
-        replaced.and(collected)?;
+        // Of an image that got no name, too, the blobs may have theirs. What keeps them from being removed, as another image
+        // that is damaged does, is no failure of this one: `gc` tells of it.
+        let _ = store.collect_if_idle();
     }
-    Ok(entries)
+    replaced.map(|_| entries)
 }
 
 /// Whether an image of this reference is wanted.
@@ -79,17 +79,31 @@ fn name(found: Vec<Found>, path: &Path, options: &Options) -> Result<Vec<Entry>>
             Error::new(Kind::Usage, why).hint(format!("choose with --ref one of {}", names.join(", ")))
         );
     }
-    let stem = path.file_stem().map_or_else(|| "image".to_owned(), |s| s.to_string_lossy().into_owned());
+    let stem = path.file_stem().map_or_else(|| "image".to_owned(), |s| s.to_string_lossy().replace('@', "-"));
     let is_single = found.len() == 1;
     let entries = found.into_iter().map(|(reference, descriptor)| {
         let unnamed = || match is_single {
             true => stem.clone(),
             false => format!("{stem}@{}", descriptor.digest()),
         };
+        if let Some(given) = &options.name {
+            check_pin(given, &[descriptor.digest().as_ref()])?;
+        }
         let reference = options.name.clone().or(reference).unwrap_or_else(unnamed);
         check_reference(&reference).map(|()| Entry { reference, descriptor })
     });
     entries.collect()
+}
+
+/// Refuses a name that says the digest of something else: by its digest nothing else is taken for an image.
+pub(crate) fn check_pin(name: &str, digests: &[&str]) -> Result<()> {
+    match name.rsplit_once('@') {
+        Some((_, pin)) if !digests.contains(&pin) => {
+            let why = format!("the name {name:?} is not that of {}", digests.join(" or "));
+            Err(Error::new(Kind::Usage, why).hint("what follows @ in a name is the digest of its image"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a name that a terminal or a table could not show.

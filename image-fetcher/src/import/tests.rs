@@ -157,6 +157,77 @@ fn a_name_that_a_terminal_cannot_show_is_refused() {
 }
 
 #[test]
+fn a_name_that_says_the_digest_of_another_image_is_refused() {
+    let pinned = format!("docker.io/library/alpine@{}", Digest::of(b"another"));
+    let scratch = Scratch::new();
+    let archive = old_docker(&serde_json::json!([pinned]).to_string(), |config| config);
+    let error = take(&scratch, &archive, &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("is not that of sha256:"), "{error}");
+    let plain = old_docker("null", |config| config);
+    let named = |name: &str| Options { name: Some(name.to_owned()), ..Options::default() };
+    assert_eq!(take(&scratch, &plain, &named(&pinned)).unwrap_err().kind(), Kind::Usage);
+    take(&scratch, &plain, &named("mine")).unwrap();
+    assert_eq!(scratch.store.tag("mine", &pinned).unwrap_err().kind(), Kind::Usage);
+    let own = scratch.store.entry("mine").unwrap().descriptor.digest().to_string();
+    scratch.store.tag("mine", &format!("mine@{own}")).unwrap();
+    // What it brings doesn't count where it is named by the caller.
+    take(&scratch, &archive, &named("mine")).unwrap();
+}
+
+#[test]
+fn a_layout_may_bring_a_name_by_the_digest_of_an_index() {
+    let scratch = Scratch::new();
+    let layout = scratch.dir.path().join("layout");
+    let a = layer("a");
+    write_layout(&layout, &[(a.clone(), Digest::of(&a))]);
+    let text = fs::read_to_string(layout.join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let nested = serde_json::json!({ "schemaVersion": 2, "manifests": [index["manifests"][0]] }).to_string();
+    let digest = Digest::of(nested.as_bytes());
+    fs::write(layout.join("blobs/sha256").join(digest.hex()), &nested).unwrap();
+    let take = |pin: &Digest| {
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        let entry = serde_json::json!({
+            "mediaType": media_type, "digest": digest, "size": nested.len(),
+            "annotations": { "io.containerd.image.name": format!("a@{pin}") },
+        });
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": [entry] });
+        fs::write(layout.join("index.json"), index.to_string()).unwrap();
+        import(&scratch.store, &layout, &Options::default())
+    };
+    assert_eq!(take(&digest).unwrap()[0].reference, format!("a@{digest}"));
+    assert_eq!(take(&Digest::of(b"another")).unwrap_err().kind(), Kind::Usage);
+}
+
+#[test]
+fn an_archive_that_decompresses_without_end_is_refused() {
+    let zeros = zstd::encode_all(std::io::Read::take(std::io::repeat(0), (1 << 30) + (1 << 20)), 1).unwrap();
+    assert!(zeros.len() < 2 << 20);
+    let mut archive = Tar::default().raw(b"", |h| {
+        h.set_entry_type(tar::EntryType::Regular);
+        h.as_old_mut().name[..3].copy_from_slice(b"any");
+        h.set_size(1 << 40);
+    });
+    archive.0.truncate(512);
+    let archive = [zstd::encode_all(&archive.0[..], 1).unwrap(), zeros].concat();
+    let error = take(&Scratch::new(), &archive, &Options::default()).unwrap_err();
+    assert!(error.to_string().ends_with("its compression ratio is over the limit of 500 to 1"), "{error}");
+}
+
+#[test]
+fn a_damaged_image_keeps_no_other_from_being_imported_anew() {
+    let scratch = Scratch::new();
+    scratch.import(&[layer("a")]).unwrap();
+    let damaged = scratch.store.tag("image", "damaged").unwrap();
+    scratch.import(&[layer("b")]).unwrap();
+    let digest = Digest::try_from(damaged.descriptor.digest()).unwrap();
+    fs::remove_file(scratch.store.path().join("blobs/sha256").join(digest.hex())).unwrap();
+    scratch.import(&[layer("c")]).unwrap();
+    assert!(scratch.store.verify(&scratch.store.image("image").unwrap()).is_empty());
+    assert_eq!(scratch.store.collect().unwrap_err().kind(), Kind::NotFound);
+}
+
+#[test]
 fn importing_again_under_the_same_name_replaces_the_image_and_repairs_blobs() {
     let scratch = Scratch::new();
     scratch.import(&[layer("a")]).unwrap();

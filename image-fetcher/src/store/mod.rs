@@ -29,6 +29,7 @@ use crate::digest::{Digest, Verified};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer};
 use crate::lock::{self, Held};
+use crate::reference::Reference;
 
 /// Where the store is unless somebody says otherwise: what `CORACLE_STORE` names, else `/var/lib/coracle`.
 pub fn default_root() -> PathBuf {
@@ -201,20 +202,21 @@ impl Store {
         Ok(result)
     }
 
-    /// The image that `reference` names: exactly, with `:latest` or Docker's prefixes left out, or by the
-    /// digest of its manifest.
+    /// The image that `reference` names: exactly, as a registry's image that was pulled by it, with `:latest` or Docker's
+    /// prefixes left out, or by the digest of its manifest.
     ///
     /// # Errors
     /// [`Kind::NoImage`] where there is none.
     pub fn entry(&self, reference: &str) -> Result<Entry> {
         let entries = self.entries()?;
+        let full = reference.parse::<Reference>().map(|full| full.to_string());
         let with_tag = format!("{reference}:latest");
-        for wanted in [reference, &with_tag] {
-            for prefix in ["", "docker.io/library/", "docker.io/", "localhost/"] {
-                let name = format!("{prefix}{wanted}");
-                if let Some(entry) = entries.iter().find(|e| e.reference == name) {
-                    return Ok(entry.clone());
-                }
+        let completed = [reference, &with_tag].into_iter().flat_map(|wanted| {
+            ["", "docker.io/library/", "docker.io/", "localhost/"].map(|prefix| format!("{prefix}{wanted}"))
+        });
+        for name in std::iter::once(reference.to_owned()).chain(full).chain(completed) {
+            if let Some(entry) = entries.iter().find(|e| e.reference == name) {
+                return Ok(entry.clone());
             }
         }
         let by_digest = entries.into_iter().find(|e| e.descriptor.digest().as_ref() == reference);
@@ -315,12 +317,13 @@ impl Store {
     /// Gives an image another name, beside those that it has. One that has the name loses it.
     ///
     /// # Errors
-    /// [`Kind::NoImage`] where there is no such image, [`Kind::Usage`] where the name can't be shown.
+    /// [`Kind::NoImage`] where there is no such image, [`Kind::Usage`] where the name can't be shown, or says another digest.
     #[cfg(feature = "unpack")]
     pub fn tag(&self, reference: &str, name: &str) -> Result<Entry> {
         crate::import::check_reference(name)?;
         let _lock = self.lock_adding()?;
         let entry = Entry { reference: name.to_owned(), ..self.entry(reference)? };
+        crate::import::check_pin(name, &[entry.descriptor.digest().as_ref()])?;
         self.change_index(|manifests| {
             manifests.retain(|d| name_of(d).is_none_or(|known| known != name));
             manifests.push(crate::stage::named(&entry.descriptor, name));
@@ -427,6 +430,29 @@ mod tests {
         let error = Store::open(scratch.path()).unwrap().image("web").unwrap_err();
         assert_eq!(error.kind(), Kind::NoImage);
         assert!(error.to_string().contains("no image is named \"web\""), "{error}");
+    }
+
+    #[test]
+    #[cfg(feature = "unpack")]
+    fn a_name_is_read_as_docker_reads_it_and_means_what_was_pulled_by_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        let digests = ["a", "b", "c"].map(|text| Digest::of(text.as_bytes()).to_string());
+        let pinned = format!("docker.io/library/nginx@{}", digests[2]);
+        let names = ["docker.io/library/nginx:latest", "nginx:latest", &pinned];
+        let named = |(name, digest): (&str, &String)| {
+            let digest = oci_spec::image::Digest::try_from(digest.clone()).unwrap();
+            let manifest = Descriptor::new(oci_spec::image::MediaType::ImageManifest, 1, digest);
+            crate::stage::named(&manifest, name)
+        };
+        store.change_index(|all| all.extend(names.into_iter().zip(&digests).map(named))).unwrap();
+        for pulled in ["nginx", "docker.io/nginx", "index.docker.io/nginx", "docker.io/nginx:latest"] {
+            assert_eq!(store.entry(pulled).unwrap().reference, names[0], "{pulled}");
+        }
+        assert_eq!(store.entry("nginx:latest").unwrap().reference, "nginx:latest");
+        let both = format!("docker.io/nginx:1.27@{}", digests[2]);
+        assert_eq!(store.entry(&both).unwrap().reference, pinned);
+        assert_eq!(store.entry("quay.io/nginx").unwrap_err().kind(), Kind::NoImage);
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl Store {
     }
 
     /// As [`Store::collect`], but leaves it to somebody else where others are adding.
-    #[cfg(feature = "registry")]
+    #[cfg(feature = "unpack")]
     pub(crate) fn collect_if_idle(&self) -> Result<()> {
         match lock::all_now(self.root.as_fd())? {
             Some(lock) => self.collect_locked(&lock),

@@ -4,7 +4,7 @@
 //! chunks; meanwhile the other one writes files straight out of those chunks. The end of the stream
 //! is reached only when size, digest and diff ID were the right ones.
 
-use std::fs::File;
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
@@ -103,10 +103,18 @@ impl Source {
         self.tell(self.layer(blob, layer, limits));
     }
 
-    /// Sends the bytes of `archive`, decompressed, with nothing to compare them with.
-    pub(crate) fn run_unverified(self, archive: File) {
-        let sent = Decoder::new(BufReader::with_capacity(CHUNK, archive));
-        self.tell(sent.and_then(|mut decoder| self.pump(&mut decoder, |_| Ok(()))).map(drop));
+    /// Sends the bytes of `archive`, decompressed, with nothing to compare them with; so many for each of its own at most.
+    pub(crate) fn run_unverified(self, archive: impl Read, ratio: u64) {
+        let taken = Cell::new(0);
+        let archive = BufReader::with_capacity(CHUNK, Counted { from: archive, taken: &taken });
+        let mut total = 0_u64;
+        let sent = Decoder::new(archive).and_then(|mut decoder| {
+            self.pump(&mut decoder, |chunk| {
+                total += chunk.len() as u64;
+                check_ratio(total, taken.get(), ratio)
+            })
+        });
+        self.tell(sent.map(drop));
     }
 
     fn tell(&self, result: Result<()>) {
@@ -163,10 +171,28 @@ fn check_size(total: u64, layer: &Layer, limits: &Limits) -> Result<()> {
     if total > limits.bytes {
         return Err(Limits::error("its uncompressed archive", limits.bytes, "bytes"));
     }
-    if total > Limits::RATIO_FROM && total / limits.ratio > layer.size {
-        return Err(Limits::error("its compression ratio", limits.ratio, "to 1"));
+    check_ratio(total, layer.size, limits.ratio)
+}
+
+fn check_ratio(total: u64, compressed: u64, ratio: u64) -> Result<()> {
+    if total > Limits::RATIO_FROM && total / ratio > compressed {
+        return Err(Limits::error("its compression ratio", ratio, "to 1"));
     }
     Ok(())
+}
+
+/// Counts what is read.
+struct Counted<'a, R> {
+    from: R,
+    taken: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.from.read(into)?;
+        self.taken.set(self.taken.get() + n as u64);
+        Ok(n)
+    }
 }
 
 fn check_diff_id(hasher: Hasher, layer: &Layer) -> Result<()> {
