@@ -54,7 +54,7 @@ fn write(store: &Store, image: &Image, file: File) -> Result<()> {
     add(&mut tar, "oci-layout", LAYOUT)?;
     add(&mut tar, "index.json", index(&[descriptor(store, image)?]).as_bytes())?;
     let layers: Vec<String> = image.layers.iter().map(|layer| path(&layer.digest)).collect();
-    let docker = json!([{ "Config": path(&config), "RepoTags": [image.reference], "Layers": layers }]);
+    let docker = json!([{ "Config": path(&config), "RepoTags": [name(image)], "Layers": layers }]);
     add(&mut tar, "manifest.json", docker.to_string().as_bytes())?;
     for (digest, size) in blobs(store, image)? {
         let mut blob = Verified::new(store.blob(&digest)?, digest.clone(), size);
@@ -66,6 +66,9 @@ fn write(store: &Store, image: &Image, file: File) -> Result<()> {
     buffer.flush().map_err(|e| failed(&e))?;
     Ok(archive::sync(buffer.get_ref().as_fd())?)
 }
+
+/// The annotation that holds an image's whole name, as containerd has it.
+const FULL_NAME: &str = "io.containerd.image.name";
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -80,7 +83,7 @@ fn descriptor(store: &Store, image: &Image) -> Result<Value> {
     Ok(json!({
         "mediaType": entry.media_type(), "digest": entry.digest(), "size": entry.size(),
         // containerd's name is whole, the standard's is a tag.
-        "annotations": { "io.containerd.image.name": image.reference, (REF_NAME): tag(&image.reference) },
+        "annotations": { (FULL_NAME): name(image), (REF_NAME): tag(&image.reference) },
     }))
 }
 
@@ -109,6 +112,8 @@ fn write_layout(store: &Store, image: &Image, path: &Path) -> Result<()> {
     let path = std::path::absolute(path).map_err(|e| failed(&e))?;
     let layout = file::mkdir_all(file::open_dir("/")?.as_fd(), &path, 0o755)?;
     let layout = file::open(layout.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
+    // Whoever adds another image meanwhile would lose this one, or lose its own.
+    file::lock(layout.as_fd(), true)?;
     let known = file::read(layout.as_fd(), "index.json", DOCUMENT_LIMIT, Resolve::Beneath);
     let known: Value = if is_missing(&known) { json!({}) } else { parse(&known?, "index.json")? };
     file::replace(layout.as_fd(), "oci-layout", LAYOUT, 0o644)?;
@@ -129,11 +134,21 @@ fn write_layout(store: &Store, image: &Image, path: &Path) -> Result<()> {
         file::rename(directory.as_fd(), &temporary, directory.as_fd(), digest.hex())?;
     }
     let new = descriptor(store, image)?;
-    let is_other = |known: &&Value| known["annotations"][REF_NAME] != new["annotations"][REF_NAME];
+    let is_other = |known: &&Value| {
+        // The standard's name is a tag, which many images have.
+        let key = if known["annotations"][FULL_NAME].is_string() { FULL_NAME } else { REF_NAME };
+        known["annotations"][key] != new["annotations"][key]
+    };
     let mut manifests: Vec<Value> =
         known["manifests"].as_array().into_iter().flatten().filter(is_other).cloned().collect();
     manifests.push(new.clone());
-    Ok(file::replace(layout.as_fd(), "index.json", index(&manifests).as_bytes(), 0o644)?)
+    Ok(file::replace_synced(layout.as_fd(), "index.json", index(&manifests).as_bytes(), 0o644)?)
+}
+
+/// The name of the image; where that is a digest, the one that it has by itself, not that of an index which listed it.
+fn name(image: &Image) -> String {
+    let pinned = image.reference.rsplit_once('@').map(|(name, _)| format!("{name}@{}", image.digest));
+    pinned.unwrap_or_else(|| image.reference.clone())
 }
 
 /// The tag of a reference.
@@ -184,14 +199,17 @@ mod tests {
     fn an_image_is_added_to_a_layout_and_takes_the_place_of_one_of_its_name() {
         let scratch = Scratch::new();
         let path = scratch.store.path().join("exported/");
-        for (content, name) in [(b"x", "image"), (b"y", "image"), (b"z", "other:1")] {
+        for (content, name) in [(b"x", "image"), (b"y", "image"), (b"z", "other:1"), (b"w", "another:1")] {
             scratch.import(&[Tar::default().file("f", content).end()]).unwrap();
             scratch.store.tag("image", name).unwrap();
             export(&scratch.store, &scratch.store.image(name).unwrap(), &path).unwrap();
         }
         let other = Scratch::new();
         let entries = import(&other.store, &path, &Options::default()).unwrap();
-        assert_eq!(entries.iter().map(|e| e.reference.as_str()).collect::<Vec<_>>(), ["image", "other:1"]);
+        assert_eq!(
+            entries.iter().map(|e| e.reference.as_str()).collect::<Vec<_>>(),
+            ["image", "other:1", "another:1"]
+        );
         let held = |store: &Store, name: &str| store.image(name).unwrap().digest;
         assert_eq!(held(&other.store, "other:1"), held(&scratch.store, "other:1"));
         assert_ne!(held(&other.store, "image"), held(&other.store, "other:1"));

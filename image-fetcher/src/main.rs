@@ -17,6 +17,8 @@ use coracle_image::Kind;
 /// 0: done; 1: it failed; 2: the command line can't be understood.
 fn main() -> ExitCode {
     let mut out = Vec::new();
+    // An archive may bring thousands of blobs, each an open file without a name until all are known to be right.
+    let _ = coracle_sys::identity::raise_to_hard_limit("RLIMIT_NOFILE");
     let result = cli::run(std::env::args_os().skip(1), &mut out);
     // A reader that has gone away, as `head` does, is no failure of ours.
     let _ = std::io::stdout().write_all(&out);

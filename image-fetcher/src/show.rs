@@ -102,7 +102,7 @@ pub(crate) fn inspect(store: &Store, image: &Image, format: Format) -> Result<St
         ["DIGEST".to_owned(), image.digest.to_string(), String::new()],
         [
             "PLATFORM".to_owned(),
-            format!("{}/{}", image.config.os(), image.config.architecture()),
+            plain(&format!("{}/{}", image.config.os(), image.config.architecture())),
             String::new(),
         ],
     ];
@@ -126,13 +126,16 @@ pub(crate) fn history(image: &Image) -> String {
         let is_empty = step.empty_layer().unwrap_or(false);
         let size = if is_empty { "-".to_owned() } else { sizes.next().unwrap_or_else(|| "?".to_owned()) };
         let text = step.created_by().as_deref().or(step.comment().as_deref()).unwrap_or_default();
-        // What a terminal could take for commands is shown as text.
-        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        rows.push([step.created().clone().unwrap_or_else(|| "-".to_owned()), size, text]);
+        rows.push([plain(step.created().as_deref().unwrap_or("-")), size, plain(text)]);
     }
     rows.push(["CREATED", "SIZE", "BY"].map(str::to_owned));
     rows.reverse();
     columns(&rows)
+}
+
+/// What an image says, without what a terminal could take for commands.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// How much the store holds.
@@ -182,6 +185,31 @@ mod tests {
     fn sizes_are_read_by_people() {
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(3_600_000), "3.6 MB");
+    }
+
+    #[test]
+    fn nothing_of_an_image_commands_a_terminal() {
+        let config = serde_json::json!({
+            "architecture": "\u{1b}[2J", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] },
+            "history": [{ "created": "\u{1b}]0;x\u{7}", "created_by": "a\nb", "empty_layer": true }],
+        });
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "layers": [],
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": 1 },
+        });
+        let image = Image {
+            reference: "image".to_owned(),
+            digest: digest.parse().unwrap(),
+            manifest: serde_json::from_value(manifest).unwrap(),
+            config: serde_json::from_value(config).unwrap(),
+            layers: Vec::new(),
+        };
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        let shown = [history(&image), inspect(&store, &image, Format::Table).unwrap()].concat();
+        assert!(shown.chars().all(|c| !c.is_control() || c == '\n'), "{shown:?}");
+        assert!(shown.contains("a b"), "{shown:?}");
     }
 
     #[test]

@@ -335,6 +335,25 @@ fn the_same_layer_becomes_the_same_erofs_image() {
 }
 
 #[test]
+fn an_archive_of_more_blobs_than_a_process_has_files_by_default_is_imported() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, archive) = (Store::new(host), host.directory().join("archive.tar"));
+        fs::write(&archive, small::image().oci_archive()).unwrap();
+        let script = format!(
+            "ulimit -Sn 8; '{}' --store '{}' import '{}' --name a",
+            host.image_program().display(),
+            store.directory().display(),
+            archive.display()
+        );
+        host.shell(&script).succeeds();
+        store.call(&["verify", "a"]).succeeds();
+    });
+}
+
+#[test]
 fn three_hundred_layers_are_mounted_one_over_the_other() {
     privileged(|host| {
         if !can_unpack(host) {
