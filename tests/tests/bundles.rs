@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use coracle_fixtures::image::Image;
+use coracle_fixtures::layer::{Compression, Entry, Layer};
 use coracle_fixtures::many::{self, Reader};
 use coracle_fixtures::small;
 use coracle_tests::command::tool;
@@ -74,6 +75,18 @@ fn without_devices(tree: &mut BTreeMap<PathBuf, String>) -> usize {
     count
 }
 
+/// Takes the set-ID bits from what has another owner than it should: umoci leaves them, to mean whoever has got the file.
+fn without_set_ids(tree: &mut BTreeMap<PathBuf, String>) -> usize {
+    let mut count = 0;
+    for line in tree.values_mut().filter(|line| line.contains(" user.rootlesscontainers=")) {
+        let Some((mode, rest)) = line.split_once(' ') else { continue };
+        let mode = u32::from_str_radix(mode, 8).unwrap();
+        count += usize::from(mode & 0o6000 != 0);
+        *line = format!("{:o} {rest}", mode & !0o6000);
+    }
+    count
+}
+
 fn umoci(host: &Host, options: &str, store: &Path) -> PathBuf {
     let bundle = host.directory().join("bundle");
     let caller = if host.is_rootless() { as_user(USER) } else { String::new() };
@@ -113,7 +126,9 @@ fn a_users_has_the_tree_that_umoci_unpacks_without_privilege() {
         });
         let mut ours = tree(&bundle.join("rootfs"));
         assert_eq!(without_devices(&mut ours), 3);
-        assert_eq!(difference(&ours, &tree(&theirs)), "");
+        let mut theirs = tree(&theirs);
+        assert_eq!((without_set_ids(&mut ours), without_set_ids(&mut theirs)), (0, 3));
+        assert_eq!(difference(&ours, &theirs), "");
         let owner = |path: &Path| fs::metadata(path).unwrap().uid();
         assert_eq!((owner(&bundle), owner(&bundle.join("rootfs"))), (USER, USER));
         // Without a user namespace or a helper: it can be removed as it was made.
@@ -197,6 +212,29 @@ fn without_privilege_it_has_to_be_asked_for() {
         call(&["latest", "--rootless"]).fails_with(&["unpack --rootless needs a directory"]);
         call(&["latest", "/run/test/x", "--snapshotter", "erofs"])
             .fails_with(&["unpack has no option --snapshotter"]);
+    });
+}
+
+#[test]
+fn nobody_else_gets_to_what_a_bundle_holds() {
+    unprivileged(|host| {
+        if !host.needs_coracle("an image store") {
+            return;
+        }
+        give_tool(host);
+        let entry = Entry::file("program", b"x".to_vec()).mode(0o4755).owner(1_000_000, 0);
+        let image = Image::new("set:latest", vec![Layer::new(&[entry], Compression::Gzip)]);
+        let (store, bundle) = (layout(host, &image), host.directory());
+        fs::set_permissions(&bundle, fs::Permissions::from_mode(0o755)).unwrap();
+        host.give(&bundle);
+        unpack(host, &store, &bundle).succeeds();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(&bundle), 0o700);
+        assert_eq!(
+            mode(&bundle.join("rootfs/program")),
+            0o755,
+            "it is not its owner's, and would be the user's"
+        );
     });
 }
 

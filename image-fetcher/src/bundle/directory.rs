@@ -19,7 +19,7 @@ const CONFIG: &str = "config.json";
 
 /// Unpacks `image` into the bundle `path`, which is made where it is missing: all layers one over the other in `rootfs`, and
 /// `config.json` beside it. With `maps` it is for a user without privilege: owners that they don't have are noted, and the
-/// container is one of a user namespace with these maps.
+/// container is one of a user namespace with these maps. Nobody but its owner can enter the directory then.
 ///
 /// # Errors
 /// As [`unpack_tree`]; [`Kind::Exists`] where the directory holds a bundle already. Nothing is left then.
@@ -36,6 +36,8 @@ pub fn unpack(
     };
     let attempt = || -> Result<()> {
         let directory = file::open_dir(path)?;
+        // Its tree has set-user-ID programs and devices of who made the image: nobody else gets to them.
+        file::chmod(directory.as_fd(), 0o700)?;
         for name in [ROOT, CONFIG] {
             if !is_missing(&file::stat_at(directory.as_fd(), name)) {
                 let why = format!("there is a {name:?} already");

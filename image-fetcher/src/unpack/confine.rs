@@ -1,7 +1,7 @@
 //! The threads that read what a layer says can do little else.
 //!
 //! Each gives up, for itself and the threads it starts, all capabilities but those that owners, devices and attributes take;
-//! by Landlock (Linux 5.13) it writes below the directory of its layers alone, and reads the store; and by a filter of
+//! by Landlock (Linux 5.19) it writes below the directory of its layers alone, and reads the store; and by a filter of
 //! system calls it reaches no network, mounts nothing and executes nothing. The threads that fetch and those that give names
 //! are others.
 
@@ -22,13 +22,14 @@ const NEEDED: u64 = 0b1_1111 | 1 << 21 | 1 << 27 | 1 << 31;
 /// Confines the calling thread: it writes below `writable` alone, and reads below `readable`.
 ///
 /// # Errors
-/// Where the kernel refuses; a kernel without Landlock is asked for the rest.
+/// Where the kernel refuses; a kernel without Landlock is asked for the rest, and so is one whose first Landlock refuses every
+/// link and rename from one directory to another.
 pub(super) fn confine(writable: BorrowedFd<'_>, readable: &[BorrowedFd<'_>]) -> Result<()> {
     let confining = || "confining the thread that unpacks";
     let held = identity::capabilities().context(confining)?;
     let (effective, permitted) = (held.effective & NEEDED, held.permitted & NEEDED);
     identity::no_new_privileges().context(confining)?;
-    if let Some(abi) = landlock::abi().ok().filter(|abi| *abi > 0) {
+    if let Some(abi) = landlock::abi().ok().filter(|abi| *abi > 1) {
         forbid_files(abi, writable, readable).context(confining)?;
     }
     let sets = Capabilities { effective, permitted, ..Capabilities::default() };
@@ -39,8 +40,7 @@ pub(super) fn confine(writable: BorrowedFd<'_>, readable: &[BorrowedFd<'_>]) -> 
 
 fn forbid_files(abi: u32, writable: BorrowedFd<'_>, readable: &[BorrowedFd<'_>]) -> coracle_sys::Result<()> {
     let known = match abi {
-        1 => (1 << 13) - 1,
-        2 => (1 << 14) - 1,
+        ..=2 => (1 << 14) - 1,
         3 | 4 => (1 << 15) - 1,
         _ => (1 << 16) - 1,
     };

@@ -38,6 +38,13 @@ impl Owners {
         (or_caller(metadata.uid, user), or_caller(metadata.gid, group))
     }
 
+    /// The permissions that the file gets: a set-ID bit means the owner that the file belongs to, and no other.
+    pub(super) fn mode(self, metadata: &Metadata) -> u32 {
+        let [user, group] = self.noted_ids(metadata);
+        let lost = |noted: u32, bit: u32| if noted == SAME { 0 } else { bit };
+        metadata.mode & !(lost(user, libc::S_ISUID) | lost(group, libc::S_ISGID))
+    }
+
     /// The value of `user.rootlesscontainers` where the file is given to another than it belongs to: a protocol buffer of
     /// `uint32 uid = 1; uint32 gid = 2;`, which other tools write, too (rootlesscontaine.rs).
     pub(super) fn note(self, metadata: &Metadata) -> Option<Vec<u8>> {
@@ -80,6 +87,9 @@ mod tests {
         assert_eq!(few.note(&metadata(9, 5)).unwrap(), b"\x08\xff\xff\xff\xff\x0f\x10\x05");
         assert_eq!(few.note(&metadata(65_536, 100_000)).unwrap(), b"\x08\x80\x80\x04\x10\xa0\x8d\x06");
         assert_eq!(Owners::All.given(&metadata(9, 5)), (9, 5));
+        let mode = |owners: Owners, uid, gid| owners.mode(&Metadata { mode: 0o6755, ..metadata(uid, gid) });
+        assert_eq!([mode(few, 9, 0), mode(few, 10, 0), mode(few, 9, 5)], [0o6755, 0o2755, 0o4755]);
+        assert_eq!((mode(few, 10, 1), mode(Owners::All, 10, 1)), (0o755, 0o6755));
         assert_eq!(Owners::All.note(&metadata(9, 5)), None);
     }
 

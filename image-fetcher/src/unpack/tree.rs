@@ -204,7 +204,7 @@ impl Form for Tree {
         }
         self.replace(at, name, |dir, name| file::mknod(dir, name, kind | 0o600, device))?;
         set_owner_at(at.as_fd(), name, meta, self.owners)?;
-        archive::chmod_at(at.as_fd(), OsStr::from_bytes(name), meta.mode)?;
+        archive::chmod_at(at.as_fd(), OsStr::from_bytes(name), self.owners.mode(meta))?;
         set_rest_at(at.as_fd(), name, meta, self.owners)
     }
 
@@ -299,7 +299,7 @@ pub(super) fn set(
     if let Some(note) = owners.note(metadata) {
         archive::set_xattr(fd, OsStr::new(OWNER), &note)?;
     }
-    file::chmod(fd, metadata.mode)?;
+    file::chmod(fd, owners.mode(metadata))?;
     // Those of access control change permissions.
     set_attributes(fd, metadata, owners, |name| !is_users(name))?;
     Ok(archive::set_times(fd, metadata.accessed, metadata.modified)?)
