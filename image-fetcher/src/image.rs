@@ -165,6 +165,11 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> 
 pub(crate) fn check_document(bytes: &[u8], media_type: &MediaType) -> Result<()> {
     let value: Value = parse(bytes, "the manifest")?;
     let has = |key: &str| value.get(key).is_some();
+    if value.get("schemaVersion").and_then(Value::as_u64) == Some(1) {
+        let why =
+            "the manifest is of Docker's schema 1, in which an image's layers have no digests of their own";
+        return Err(Error::new(Kind::Unsupported, why).hint("push the image again with a Docker since 1.10"));
+    }
     if has("manifests") && (has("layers") || has("config")) || has("fsLayers") {
         let why = "the manifest is ambiguous: it has fields of a manifest and of an index";
         return Err(Error::new(Kind::Malformed, why));

@@ -52,6 +52,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Nothing more is sent after so many bytes of the body, until the registry ends.
     pub stall: Option<usize>,
+    /// A header without end comes first, a byte after each of these times.
+    pub trickle: Option<Duration>,
 }
 
 impl Reply {
@@ -244,6 +246,14 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<Request> {
 }
 
 fn write_reply(mut stream: &TcpStream, request: &Request, reply: &Reply, end: &AtomicBool) -> Option<()> {
+    if let Some(pause) = reply.trickle {
+        stream.write_all(b"HTTP/1.1 200 Reason\r\nX-More: ").ok()?;
+        while !end.load(Ordering::Relaxed) {
+            stream.write_all(b"x").ok()?;
+            thread::sleep(pause);
+        }
+        return None;
+    }
     let length = reply.length.unwrap_or(reply.body.len());
     let mut head = format!("HTTP/1.1 {} Reason\r\nContent-Length: {length}\r\n", reply.status);
     for (name, value) in &reply.headers {

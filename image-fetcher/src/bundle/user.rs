@@ -39,10 +39,11 @@ pub(crate) fn look_up(root: BorrowedFd<'_>, text: &str) -> Result<Identity> {
 
 fn identity(text: &str, passwd: &str, group: &str) -> Result<Identity> {
     let (user, wanted_group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
+        // Nothing behind the colon is no group, as Docker and runc read it.
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (text, None),
     };
-    if wanted_group == Some("") || (user.is_empty() && wanted_group.is_some()) {
+    if user.is_empty() && text.contains(':') {
         return Err(Error::new(Kind::Usage, "user and group are both needed around a colon"));
     }
     let user = if user.is_empty() { "0" } else { user };
@@ -156,6 +157,8 @@ mod tests {
         assert_eq!(ids("web"), (33, 34, vec![50, 51]));
         assert_eq!(ids("33"), (33, 34, vec![50, 51]));
         assert_eq!(ids("web:log"), (33, 50, vec![]));
+        assert_eq!(ids("web:"), ids("web"));
+        assert_eq!(ids("1001:"), ids("1001"));
         assert_eq!(ids("4711"), (4711, 0, vec![]));
         assert_eq!(ids("4711:4712"), (4711, 4712, vec![]));
         assert_eq!(ids("4294967294").0, 4_294_967_294);
@@ -168,19 +171,9 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_an_error_and_never_root() {
-        for text in [
-            "1000abc",
-            "-1",
-            "4294967295",
-            "4294967296",
-            "0x3e8",
-            " 1000",
-            "1000:",
-            ":0",
-            "٠",
-            "web:nope",
-            "bad",
-        ] {
+        for text in
+            ["1000abc", "-1", "4294967295", "4294967296", "0x3e8", " 1000", ":0", ":", "٠", "web:nope", "bad"]
+        {
             assert!(identity(text, PASSWD, GROUP).is_err(), "{text:?} was accepted");
         }
     }

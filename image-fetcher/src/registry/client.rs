@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ureq::http::header::{AUTHORIZATION, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use ureq::http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use ureq::http::{Method, Request, Response, StatusCode, Uri};
 use ureq::{Body, SendBody};
 
 use super::Settings;
 use super::challenge;
 use super::hosts::{Endpoint, Origin};
+use super::refusal::check;
 use super::report::{Event, Watch};
 use super::token::{self, Authorization};
 use super::transport::Transport;
@@ -27,8 +29,6 @@ const REFUSAL_LIMIT: u32 = 4;
 const ATTEMPTS: u32 = 6;
 /// The longest that a registry may ask us to stay away.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
-/// No answer that tells of an error is read further.
-const ERROR_LIMIT: u64 = 64 << 10;
 
 /// What is sent with a question.
 #[derive(Clone, Copy)]
@@ -48,7 +48,7 @@ pub(crate) struct Ask<'a> {
     pub content: Content<'a>,
     /// What a token must allow: `repository:NAME:pull`.
     pub scope: String,
-    /// Whether the answer's body is long: then only silence ends it, not its length.
+    /// Whether a body is long, the question's or the answer's: then only silence ends it, not its length.
     pub is_long: bool,
 }
 
@@ -189,8 +189,13 @@ impl<'a> Client<'a> {
             let request = self.request(ask, &uri, &origin, known)?;
             let limit = (!ask.is_long).then_some(self.settings.patience * 4);
             let response = self.transport.send(request, limit)?.map_err(|e| failure(&e, &origin))?;
-            let moved = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !moved || !matches!(ask.method, Method::GET | Method::HEAD) {
+            let moved = match response.status().as_u16() {
+                // What is sent is sent again, as it was.
+                307 | 308 => true,
+                301..=303 => matches!(ask.method, Method::GET | Method::HEAD),
+                _ => false,
+            };
+            if !moved {
                 return Ok((response, origin));
             }
             uri = location(&response, &uri)?;
@@ -237,7 +242,7 @@ impl<'a> Client<'a> {
     }
 
     /// The whole address of a question.
-    fn address(&self, path: &str) -> Result<Uri> {
+    pub(crate) fn address(&self, path: &str) -> Result<Uri> {
         let endpoint = self.endpoint();
         if path.contains("://") {
             return parse_uri(path);
@@ -257,7 +262,7 @@ struct FromStart {
     at: u64,
 }
 
-impl std::io::Read for FromStart {
+impl Read for FromStart {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         let n = self.file.read_at(into, self.at)?;
         self.at += n as u64;
@@ -273,8 +278,12 @@ fn parse_uri(text: &str) -> Result<Uri> {
 /// Where an answer points to.
 pub(crate) fn location(response: &Response<Body>, from: &Uri) -> Result<Uri> {
     let missing = || Error::new(Kind::Malformed, "the registry redirects, but doesn't say where to");
-    let target = response.headers().get(LOCATION).and_then(|v| v.to_str().ok()).ok_or_else(missing)?;
-    if target.contains("://") {
+    resolve(response.headers().get(LOCATION).and_then(|v| v.to_str().ok()).ok_or_else(missing)?, from)
+}
+
+/// The address that `target` means, seen from another.
+pub(crate) fn resolve(target: &str, from: &Uri) -> Result<Uri> {
+    if target.split(['/', '?']).next().is_some_and(|start| start.ends_with(':')) {
         return parse_uri(target);
     }
     let origin = Origin::of(from)?;
@@ -283,6 +292,9 @@ pub(crate) fn location(response: &Response<Body>, from: &Uri) -> Result<Uri> {
     }
     if target.starts_with('/') {
         return parse_uri(&format!("{origin}{target}"));
+    }
+    if target.starts_with('?') {
+        return parse_uri(&format!("{origin}{}{target}", from.path()));
     }
     let directory = from.path().rsplit_once('/').map_or("", |(directory, _)| directory);
     parse_uri(&format!("{origin}{directory}/{target}"))
@@ -316,56 +328,6 @@ fn failure(error: &ureq::Error, origin: &Origin) -> Failure {
             Failure::from(network("its address is none".to_owned()))
         }
         _ => Failure::from(network(text)),
-    }
-}
-
-/// Passes an answer on, but for those that say to come again or that something is not allowed.
-fn check(response: Response<Body>, origin: &Origin) -> std::result::Result<Response<Body>, Failure> {
-    match response.status().as_u16() {
-        408 | 429 | 500 | 502 | 503 | 504 => {
-            let value = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
-            let after = value.and_then(|value| parse_retry(value, SystemTime::now()));
-            Err(Failure::passing(refusal(response, origin), after))
-        }
-        401 | 403 => Err(Failure::from(refusal(response, origin))),
-        _ => Ok(response),
-    }
-}
-
-/// How long a `Retry-After` asks to wait: seconds, or the moment to come again (RFC 9110, 10.2.3).
-pub(crate) fn parse_retry(value: &str, now: SystemTime) -> Option<Duration> {
-    let seconds = value.trim().parse().map(Duration::from_secs);
-    let moment = || httpdate::parse_http_date(value.trim()).ok();
-    seconds.ok().or_else(|| Some(moment()?.duration_since(now).unwrap_or_default()))
-}
-
-/// What a registry's answer says that is no success.
-pub(crate) fn refusal(mut response: Response<Body>, origin: &Origin) -> Error {
-    let status = response.status();
-    let kind = match status.as_u16() {
-        401 | 403 => Kind::Denied,
-        404 => Kind::NotFound,
-        _ => Kind::Network,
-    };
-    let text = response.body_mut().with_config().limit(ERROR_LIMIT).read_to_vec().unwrap_or_default();
-    let why = format!("{origin} answers {}{}", status.as_u16(), message(&text, status));
-    let error = Error::new(kind, why);
-    if kind == Kind::Denied {
-        error.hint("`docker login` or `podman login` keep credentials where they are found")
-    } else {
-        error
-    }
-}
-
-/// The first error of an answer's body (distribution-spec, "Error Codes"), else the standard's words.
-fn message(body: &[u8], status: StatusCode) -> String {
-    let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-    let first = &value["errors"][0];
-    let text = [&first["message"], &first["code"], &value["details"], &value["message"]];
-    let found = text.iter().find_map(|v| v.as_str()).filter(|text| !text.is_empty());
-    match found {
-        Some(text) => format!(": {:?}", text.chars().take(300).collect::<String>()),
-        None => status.canonical_reason().map_or_else(String::new, |reason| format!(" ({reason})")),
     }
 }
 
@@ -412,20 +374,4 @@ fn jitter(wait: Duration) -> Duration {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let random = f64::from((clock.subsec_nanos() ^ std::process::id()) % 1000) / 1000.0;
     wait.mul_f64(0.5 + random / 2.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn how_long_to_wait_is_said_in_seconds_or_as_a_date() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_700);
-        let wait = |value| parse_retry(value, now).map(|wait| wait.as_secs());
-        assert_eq!(wait("120"), Some(120));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(77));
-        assert_eq!(wait("Sunday, 06-Nov-94 08:49:37 GMT"), Some(77));
-        assert_eq!(wait("Sun, 06 Nov 1994 08:00:00 GMT"), Some(0));
-        assert_eq!(wait("soon"), None);
-    }
 }

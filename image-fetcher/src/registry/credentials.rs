@@ -1,6 +1,7 @@
 //! Credentials: what Docker's `config.json`, podman's `auth.json` and credential helpers know of a registry.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -56,16 +57,24 @@ struct Answer {
 }
 
 /// Where credentials are looked for, in this order: what `REGISTRY_AUTH_FILE` names, podman's
-/// `XDG_RUNTIME_DIR/containers/auth.json` and `~/.config/containers/auth.json`, Docker's `~/.docker/config.json`.
+/// `XDG_RUNTIME_DIR/containers/auth.json`, or `/run/containers/UID/auth.json` without that directory, and
+/// `~/.config/containers/auth.json`, Docker's `~/.docker/config.json`.
 pub(crate) fn default_files() -> Vec<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    files(coracle_sys::identity::caller(), |name| std::env::var_os(name))
+}
+
+fn files(uid: u32, get: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let var = |name: &str| get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(only) = var("REGISTRY_AUTH_FILE") {
         return vec![only];
     }
     let home = var("HOME");
     let in_home = |rest: &str| home.as_ref().map(|home| home.join(rest));
     let files = [
-        var("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        Some(match var("XDG_RUNTIME_DIR") {
+            Some(dir) => dir.join("containers/auth.json"),
+            None => format!("/run/containers/{uid}/auth.json").into(),
+        }),
         var("XDG_CONFIG_HOME").or(in_home(".config")).map(|dir| dir.join("containers/auth.json")),
         var("DOCKER_CONFIG").or(in_home(".docker")).map(|dir| dir.join("config.json")),
     ];
@@ -99,13 +108,15 @@ pub(crate) fn find(files: &[PathBuf], host: &str, reference: &Reference) -> Resu
 impl File {
     fn find(&self, host: &str, reference: &Reference) -> Result<Option<Credentials>> {
         let names = names(host, reference);
-        let helper = names.iter().find_map(|name| self.cred_helpers.get(name)).or(self.creds_store.as_ref());
+        let known = |key: &str| names.iter().position(|name| name == plain(key));
+        let helpers = self.cred_helpers.iter().filter_map(|(key, helper)| Some((known(key)?, helper)));
+        let helper =
+            helpers.min_by_key(|(at, _)| *at).map(|(_, helper)| helper).or(self.creds_store.as_ref());
         if let Some(helper) = helper
             && let Some(found) = ask(helper, server(host))?
         {
             return Ok(Some(found));
         }
-        let known = |key: &str| names.iter().position(|name| name == plain(key));
         let best =
             self.auths.iter().filter_map(|(key, auth)| Some((known(key)?, auth))).min_by_key(|(at, _)| *at);
         best.map_or(Ok(None), |(_, auth)| auth.credentials())
@@ -218,6 +229,23 @@ mod tests {
         let json = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"bWU6aHVzaDo="}},"HttpHeaders":{}}"#;
         assert_eq!(password(json, "alpine"), "me:hush:");
         assert_eq!(look(json, "quay.io/a").unwrap(), None);
+    }
+
+    #[test]
+    fn a_helper_may_be_named_by_dockers_address_of_the_default_registry() {
+        let json = r#"{"credHelpers":{"https://index.docker.io/v1/":"a/b"}}"#;
+        assert!(look(json, "alpine").unwrap_err().to_string().contains("\"a/b\" is no name"));
+        assert_eq!(look(json, "quay.io/a").unwrap(), None);
+    }
+
+    #[test]
+    fn podmans_file_is_looked_for_where_it_is_without_a_session() {
+        let set = |names: &'static [&str]| move |name: &str| names.contains(&name).then(|| "/x".into());
+        let found = |names| files(7, set(names)).iter().map(|p| p.display().to_string()).collect::<Vec<_>>();
+        assert_eq!(found(&[]), ["/run/containers/7/auth.json"]);
+        assert_eq!(found(&["XDG_RUNTIME_DIR"]), ["/x/containers/auth.json"]);
+        assert_eq!(found(&["REGISTRY_AUTH_FILE"]), ["/x"]);
+        assert_eq!(found(&["HOME"])[1..], ["/x/.config/containers/auth.json", "/x/.docker/config.json"]);
     }
 
     #[test]

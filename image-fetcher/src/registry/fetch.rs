@@ -9,9 +9,10 @@ use ureq::http::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use ureq::http::{HeaderMap, Method, Response};
 use ureq::{Body, BodyReader};
 
-use super::client::{Ask, Client, Failure, Retries, refusal};
+use super::client::{Ask, Client, Failure, Retries};
 use super::hosts::Capability;
 use super::part::Part;
+use super::refusal::refusal;
 use super::report::Event;
 use crate::digest::Digest;
 use crate::error::{Context, Error, Kind, Result};
@@ -88,9 +89,9 @@ impl Fetcher<'_> {
         let expected: Option<Digest> = wanted.parse().ok();
         let capability = if expected.is_some() { Capability::Pull } else { Capability::Resolve };
         self.first(capability, |client| {
-            let response = success(client, client.ask(&self.manifest(wanted))?)?;
-            let (named, media_type) = (named_digest(response.headers()), media_type(response.headers()));
-            let bytes = read(response).context(|| format!("manifest {wanted:?}"))?;
+            let (headers, bytes) =
+                whole(client, &self.manifest(wanted)).context(|| format!("manifest {wanted:?}"))?;
+            let (named, media_type) = (named_digest(&headers), media_type(&headers));
             let digest = Digest::of(&bytes);
             for expected in expected.iter().chain(&named) {
                 if *expected != digest {
@@ -105,8 +106,7 @@ impl Fetcher<'_> {
     /// A small blob: an image's config.
     pub(crate) fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
         self.first(Capability::Pull, |client| {
-            let response = success(client, client.ask(&self.blob(digest))?)?;
-            let bytes = read(response).context(|| format!("blob {digest}"))?;
+            let (_, bytes) = whole(client, &self.blob(digest)).context(|| format!("blob {digest}"))?;
             crate::store::read_document(&bytes[..], digest, size)
         })
     }
@@ -257,26 +257,36 @@ fn media_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
-/// An answer that is one.
-pub(crate) fn success(client: &Client<'_>, response: Response<Body>) -> Result<Response<Body>> {
-    if response.status().is_success() {
-        Ok(response)
-    } else {
-        Err(refusal(response, &client.endpoint().origin))
+/// Asks until a whole document has come, or a failure lasts; with the head of the answer.
+pub(crate) fn whole(client: &Client<'_>, ask: &Ask<'_>) -> Result<(HeaderMap, Vec<u8>)> {
+    let mut retries = Retries::new(client.watch());
+    loop {
+        match client.once(ask).and_then(|response| read(client, response)) {
+            Ok(found) => return Ok(found),
+            Err(failure) => retries.wait(failure)?,
+        }
     }
 }
 
 /// Reads a document to its end.
-pub(crate) fn read(response: Response<Body>) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+fn read(client: &Client<'_>, response: Response<Body>) -> std::result::Result<(HeaderMap, Vec<u8>), Failure> {
+    let origin = &client.endpoint().origin;
+    if !response.status().is_success() {
+        return Err(refusal(response, origin).into());
+    }
+    let (headers, mut bytes) = (response.headers().clone(), Vec::new());
     // One byte more than allowed tells that it is longer.
     let body = response.into_body().into_with_config().limit(u64::MAX).reader();
     let read = body.take(DOCUMENT_LIMIT + 1).read_to_end(&mut bytes);
-    read.map_err(|e| Error::new(Kind::Network, format!("it broke off: {e}")))?;
+    read.map_err(|e| {
+        let why = format!("{origin}: it broke off after {} bytes: {e}", bytes.len());
+        Failure::passing(Error::new(Kind::Network, why), None)
+    })?;
     if bytes.len() as u64 > DOCUMENT_LIMIT {
-        return Err(Error::new(Kind::Limit, format!("it is over the limit of {DOCUMENT_LIMIT} bytes")));
+        let why = format!("it is over the limit of {DOCUMENT_LIMIT} bytes");
+        return Err(Error::new(Kind::Limit, why).into());
     }
-    Ok(bytes)
+    Ok((headers, bytes))
 }
 
 /// How many transfers may go on with one host.

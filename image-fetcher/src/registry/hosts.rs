@@ -2,10 +2,11 @@
 //! (docs/hosts.md there).
 //!
 //! ```text
-//! /etc/coracle/certs.d/HOST[:PORT]/hosts.toml      then /etc/containerd/certs.d; _default/ for all others
+//! /etc/coracle/certs.d/HOST[:PORT]/hosts.toml      then /etc/containerd/certs.d; HOST_PORT_/ before, _default/ for all others
 //! ```
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use coracle_sys::file::{self, Resolve};
@@ -83,6 +84,12 @@ impl Origin {
         };
         let host = host.ok_or_else(|| Error::new(Kind::Malformed, "an address has a user, or no host"))?;
         Ok(Self { is_secure, authority: host.strip_suffix(port).unwrap_or(&host).to_owned() })
+    }
+
+    /// The port, also where it is the one that the scheme has anyway.
+    pub(crate) fn port(&self) -> &str {
+        let usual = if self.is_secure { "443" } else { "80" };
+        self.authority[self.host().len()..].strip_prefix(':').unwrap_or(usual)
     }
 
     /// The host without its port.
@@ -206,18 +213,45 @@ impl Client {
 /// Where a `hosts.toml` is malformed.
 pub(crate) fn endpoints(directories: &[PathBuf], host: &str, plain: &[String]) -> Result<Vec<Endpoint>> {
     for directory in directories {
-        for name in [host, "_default"] {
+        for name in names(host) {
             let directory = directory.join(name);
             let path = directory.join("hosts.toml");
             let bytes = file::read(file::CWD, &path, FILE_LIMIT, Resolve::Host);
-            if is_missing(&bytes) {
-                continue;
-            }
             let reading = || format!("reading {path:?}");
-            return read(&bytes.context(reading)?, &directory, host, plain).context(reading);
+            if !is_missing(&bytes) {
+                return read(&bytes.context(reading)?, &directory, host, plain).context(reading);
+            }
+            if let Some(file) = certificates(&directory) {
+                return Ok(vec![own(&file, &directory, host, plain)?]);
+            }
         }
     }
     Ok(vec![own(&HostsFile::default(), Path::new("/"), host, plain)?])
+}
+
+/// The names of a registry's directory: that of a host with a port may be `HOST_PORT_`, for where a colon can't be part of one.
+fn names(host: &str) -> Vec<String> {
+    let plain = host.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
+    let plain = plain.map(|(host, port)| format!("{host}_{port}_"));
+    plain.into_iter().chain([host.to_owned(), "_default".to_owned()]).collect()
+}
+
+/// What a directory without `hosts.toml` says by its files, as Docker has it: authorities are `*.crt`, our own certificate is
+/// `NAME.cert`, its key `NAME.key`.
+fn certificates(directory: &Path) -> Option<HostsFile> {
+    let mut names: Vec<PathBuf> =
+        file::list(file::open_dir(directory).ok()?.as_fd()).ok()?.into_iter().map(PathBuf::from).collect();
+    names.sort();
+    let of = |extension: &str| {
+        let is_one = |name: &&PathBuf| name.extension().is_some_and(|found| found == extension);
+        names.iter().filter(is_one).cloned().collect::<Vec<_>>()
+    };
+    let (ca, pairs) =
+        (of("crt"), of("cert").into_iter().map(|c| Pair::Both([c.clone(), c.with_extension("key")])));
+    let pairs: Vec<Pair> = pairs.collect();
+    let is_empty = ca.is_empty() && pairs.is_empty();
+    let own = Host { ca: OneOrMany::Many(ca), client: Client::Pairs(pairs), ..Host::default() };
+    (!is_empty).then(|| HostsFile { own, ..HostsFile::default() })
 }
 
 fn read(bytes: &[u8], directory: &Path, host: &str, plain: &[String]) -> Result<Vec<Endpoint>> {
@@ -231,20 +265,29 @@ fn read(bytes: &[u8], directory: &Path, host: &str, plain: &[String]) -> Result<
         found.push(Endpoint { mirror_of: Some(host.to_owned()), ..mirror });
     }
     let own = own(&parsed, directory, host, plain)?;
-    // Settings of the registry itself may stand in the table, too; then they are the ones that count.
+    // Settings of the last address may stand in the table, too; then they are the ones that count.
     match found.iter_mut().find(|e| e.origin == own.origin) {
-        Some(same) => same.mirror_of = None,
+        Some(same) => same.mirror_of = own.mirror_of,
         None => found.push(own),
     }
     Ok(found)
 }
 
-/// The registry's own address.
+/// The last address: the registry's own, or what `server` has in its place, which is a mirror like others where it is of
+/// another host or port.
 fn own(file: &HostsFile, directory: &Path, host: &str, plain: &[String]) -> Result<Endpoint> {
     let scheme = if plain.iter().any(|p| p == host) { "http" } else { "https" };
-    let host = if host == "docker.io" { "registry-1.docker.io" } else { host };
-    let usual = format!("{scheme}://{host}");
-    endpoint(file.server.as_deref().unwrap_or(&usual), &file.own, directory)
+    let name = if host == "docker.io" { "registry-1.docker.io" } else { host };
+    let Some(server) = &file.server else {
+        return endpoint(&format!("{scheme}://{name}"), &file.own, directory);
+    };
+    let found = endpoint(server, &file.own, directory)?;
+    let is_own = |name: &str| {
+        let origin = |scheme| Origin::of(&format!("{scheme}://{name}").parse().ok()?).ok();
+        ["http", "https"].into_iter().filter_map(origin).any(|known| known == found.origin)
+    };
+    let mirror_of = (!is_own(name) && !is_own(host)).then(|| host.to_owned());
+    Ok(Endpoint { mirror_of, ..found })
 }
 
 fn endpoint(address: &str, settings: &Host, directory: &Path) -> Result<Endpoint> {
@@ -310,7 +353,51 @@ mod tests {
         assert_eq!(found[2].authorities, [Path::new("/c/one.pem"), Path::new("/abs/two.pem")]);
         assert_eq!(found[2].client, Some(("/c/c.pem".into(), "/c/c.key".into())));
         assert_eq!(found[3].authorities, [Path::new("/c/own.pem")]);
-        assert_eq!((found[0].mirror_of.as_deref(), found[3].mirror_of.as_deref()), (Some("h.x"), None));
+        assert!(found.iter().all(|e| e.mirror_of.as_deref() == Some("h.x")));
+    }
+
+    #[test]
+    fn a_server_of_another_host_or_port_is_a_mirror() {
+        let last = |text: &str, host: &str| {
+            let found = read(text.as_bytes(), Path::new("/c"), host, &[]).unwrap();
+            found.last().unwrap().mirror_of.clone()
+        };
+        for own in ["https://h.x", "http://h.x", "https://H.x:443/v2"] {
+            assert_eq!(last(&format!("server = {own:?}"), "h.x"), None, "{own}");
+        }
+        for own in ["https://docker.io", "https://registry-1.docker.io"] {
+            assert_eq!(last(&format!("server = {own:?}"), "docker.io"), None, "{own}");
+        }
+        for mirror in ["https://m.x", "https://h.x:5000", "m.x"] {
+            assert_eq!(last(&format!("server = {mirror:?}"), "h.x").as_deref(), Some("h.x"), "{mirror}");
+        }
+        assert_eq!(last("server = \"https://m.x\"\n[host.\"https://m.x\"]", "h.x").as_deref(), Some("h.x"));
+        assert_eq!(last("[host.\"https://h.x\"]", "h.x"), None);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "tests make files on the host")]
+    fn directories_of_containerd_and_dockers_certificates_are_found() {
+        let scratch = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::create_dir_all(scratch.path().join(name).parent().unwrap()).unwrap();
+            std::fs::write(scratch.path().join(name), text).unwrap();
+        };
+        write("h.x_5000_/hosts.toml", "server = \"https://m.x\"");
+        write("h.x:5000/hosts.toml", "server = \"https://n.x\"");
+        for name in ["ca.crt", "b.cert", "b.key", "README"] {
+            write(&format!("i.x/{name}"), "");
+        }
+        write("j.x/README", "");
+        write("_default/hosts.toml", "server = \"https://d.x\"");
+        let asked = |host: &str| endpoints(&[scratch.path().to_owned()], host, &[]).unwrap();
+        assert_eq!(origins(&asked("h.x:5000")), ["https://m.x/v2"]);
+        assert_eq!(origins(&asked("j.x")), ["https://d.x/v2"]);
+        let found = asked("i.x");
+        let path = |name: &str| scratch.path().join("i.x").join(name);
+        assert_eq!(origins(&found), ["https://i.x/v2"]);
+        assert_eq!(found[0].authorities, [path("ca.crt")]);
+        assert_eq!(found[0].client, Some((path("b.cert"), path("b.key"))));
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use ureq::http::HeaderMap;
 use ureq::http::header::LINK;
+use ureq::http::{HeaderMap, Uri};
 
-use super::client::{Ask, Client};
-use super::fetch::{read, success};
+use super::client::{Ask, Client, resolve};
+use super::fetch::whole;
 use super::hosts::Origin;
 use super::report::{Silent, Stop, Watch};
 use super::token::percent;
@@ -80,8 +80,7 @@ fn by_search(client: &Client<'_>, host: &str, word: &str) -> Result<Vec<String>>
         _ => client.endpoint().origin.to_string(),
     };
     let ask = Ask::get(format!("{origin}/v1/search?n=100&q={}", percent(word)), String::new());
-    let response = success(client, client.ask(&ask)?)?;
-    let results: Results = parse(&read(response)?, "the list of results")?;
+    let results: Results = parse(&whole(client, &ask)?.1, "the list of results")?;
     Ok(results.results.into_iter().map(|r| r.name).collect())
 }
 
@@ -92,7 +91,7 @@ fn in_catalog(client: &Client<'_>, word: &str) -> Result<Vec<String>> {
     Ok(all?.into_iter().filter(|name| name.contains(word)).collect())
 }
 
-/// Asks the registry's own address: what a mirror has is not all.
+/// Asks the registry's own address, the last where all are mirrors: what a mirror has is not all.
 fn with_client<T>(
     reference: &Reference,
     settings: &Settings,
@@ -102,7 +101,7 @@ fn with_client<T>(
     let watch = Watch { report: &Silent, stop: &stop };
     let clients = clients(reference, settings, watch)?;
     let own = clients.iter().find(|c| c.endpoint().mirror_of.is_none());
-    ask(own.ok_or_else(|| Error::new(Kind::NotFound, "the registry has no address"))?)
+    ask(own.or(clients.last()).ok_or_else(|| Error::new(Kind::NotFound, "the registry has no address"))?)
 }
 
 /// All names of a list that comes in pages (distribution-spec, "Content Discovery").
@@ -114,10 +113,10 @@ fn pages<T: DeserializeOwned>(
 ) -> Result<Vec<String>> {
     let (mut all, mut path) = (Vec::new(), first);
     for _ in 0..PAGE_LIMIT {
-        let response = success(client, client.ask(&Ask::get(path, scope.to_owned()))?)?;
-        let next = next(response.headers(), &client.endpoint().origin);
-        all.extend(names(parse(&read(response)?, "the list")?).into_iter().filter(|name| is_plain(name)));
-        match next {
+        let base = client.address(&path)?;
+        let (headers, page) = whole(client, &Ask::get(path, scope.to_owned()))?;
+        all.extend(names(parse(&page, "the list")?).into_iter().filter(|name| is_plain(name)));
+        match next(&headers, &base)? {
             Some(next) => path = next,
             None => return Ok(all),
         }
@@ -130,16 +129,38 @@ fn is_plain(name: &str) -> bool {
     name.chars().all(|c| c.is_ascii_graphic())
 }
 
-/// The next page, where `Link: <ADDRESS>; rel="next"` names one of the same registry.
-fn next(headers: &HeaderMap, origin: &Origin) -> Option<String> {
-    let link = headers.get(LINK)?.to_str().ok()?;
-    let (address, rest) = link.strip_prefix('<')?.split_once('>')?;
-    if !rest.contains("next") {
-        return None;
+/// The next page, where `Link: <ADDRESS>; rel="next"` names one: an address by itself, or as seen from `base`.
+///
+/// # Errors
+/// [`Kind::Denied`] where it is another registry's: nobody can tell then what the list lacks.
+fn next(headers: &HeaderMap, base: &Uri) -> Result<Option<String>> {
+    let link = headers.get(LINK).and_then(|link| link.to_str().ok()?.strip_prefix('<')?.split_once('>'));
+    let Some((address, _)) = link.filter(|(_, rest)| rest.contains("next")) else { return Ok(None) };
+    let address = resolve(address, base)?;
+    let (own, found) = (Origin::of(base)?, Origin::of(&address)?);
+    if own != found {
+        return Err(Error::new(Kind::Denied, format!("the list of {own} goes on at {found}")));
     }
-    if address.starts_with('/') {
-        return Some(format!("{origin}{address}"));
+    Ok(Some(address.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_the_registrys_wherever_the_link_is_seen_from() {
+        let base: Uri = "https://h.x/v2/a/tags/list?n=2".parse().unwrap();
+        let next = |link: &str| {
+            let link = format!("<{link}>; rel=\"next\"").parse().unwrap();
+            next(&HeaderMap::from_iter([(LINK, link)]), &base)
+        };
+        for link in ["https://h.x/v2/a/tags/list?last=3", "/v2/a/tags/list?last=3", "list?last=3", "?last=3"]
+        {
+            assert_eq!(next(link).unwrap().unwrap(), "https://h.x/v2/a/tags/list?last=3", "{link}");
+        }
+        let error = next("https://evil.x/v2/a/tags/list").unwrap_err().to_string();
+        assert_eq!(error, "the list of https://h.x goes on at https://evil.x");
+        assert!(super::next(&HeaderMap::new(), &base).unwrap().is_none());
     }
-    let uri = address.parse().ok()?;
-    (Origin::of(&uri).ok()? == *origin).then(|| address.to_owned())
 }

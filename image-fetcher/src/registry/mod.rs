@@ -15,6 +15,7 @@ mod list;
 mod part;
 mod pull;
 mod push;
+mod refusal;
 mod repair;
 mod report;
 mod secret;
@@ -25,8 +26,8 @@ mod transport;
 #[cfg(feature = "fuzz")]
 pub(crate) mod parsers {
     pub(crate) use super::challenge::parse as parse_challenge;
-    pub(crate) use super::client::parse_retry;
     pub(crate) use super::fetch::parse_range;
+    pub(crate) use super::refusal::parse_retry;
 }
 
 use std::path::PathBuf;

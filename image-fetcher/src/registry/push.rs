@@ -7,8 +7,9 @@ use ureq::Body;
 use ureq::http::header::{CONTENT_TYPE, LOCATION};
 use ureq::http::{Method, Response, Uri};
 
-use super::client::{Ask, Client, Content, refusal};
+use super::client::{Ask, Client, Content};
 use super::hosts::{Capability, Origin};
+use super::refusal::refusal;
 use super::report::{Event, Report, Stop, Watch};
 use super::token::percent;
 use super::{Settings, clients};

@@ -11,9 +11,10 @@ use ureq::http::{Method, Request, Response, Uri};
 use ureq::{Body, SendBody};
 
 use super::challenge::Challenge;
-use super::client::{Failure, refusal};
+use super::client::Failure;
 use super::credentials::Credentials;
 use super::hosts::{Endpoint, Origin};
+use super::refusal::{passing_refusal, refusal};
 use super::secret::Secret;
 use crate::error::{Error, Kind, Result};
 
@@ -71,12 +72,18 @@ impl Wanted<'_> {
         let mut response = send(request, None)?;
         if !response.status().is_success() {
             let passing = response.status().is_server_error() || response.status().as_u16() == 429;
-            let error = refusal(response, &origin);
-            return Err(if passing { Failure::passing(error, None) } else { error.into() });
+            return Err(match passing {
+                true => passing_refusal(response, &origin),
+                false => refusal(response, &origin).into(),
+            });
         }
         let bad = || Error::new(Kind::Malformed, format!("{origin} answers with no token"));
         let body = response.body_mut().with_config().limit(TOKEN_LIMIT).read_to_vec();
-        let answer: Answer = serde_json::from_slice(&body.map_err(|_| bad())?).map_err(|_| bad())?;
+        let body = body.map_err(|e| match e {
+            ureq::Error::BodyExceedsLimit(_) => bad().into(),
+            broken => Failure::passing(Error::new(Kind::Network, format!("{origin}: {broken}")), None),
+        });
+        let answer: Answer = serde_json::from_slice(&body?).map_err(|_| bad())?;
         let token = answer.token.or(answer.access_token).ok_or_else(bad)?;
         Ok(Some(Authorization(Secret::new(format!("Bearer {}", token.reveal())))))
     }

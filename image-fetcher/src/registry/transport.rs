@@ -6,6 +6,7 @@
 //! know nothing of registries.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -43,15 +44,17 @@ impl Transport {
         &self.endpoint
     }
 
-    /// Sends one request and returns the head of the answer. `limit` is for all of it, with the body.
+    /// Sends one request and returns the head of the answer. `limit` is for all of it, with the body; without one, the head
+    /// alone has a limit, since a byte now and then is no silence.
     pub(crate) fn send(
         &self,
         request: Request<SendBody<'_>>,
         limit: Option<Duration>,
     ) -> Result<std::result::Result<Response<Body>, ureq::Error>> {
         let agent = self.agent(request.uri())?;
-        let request = agent.configure_request(request).timeout_global(limit).build();
-        Ok(agent.run(request))
+        let head = limit.is_none().then_some(self.patience * 2);
+        let request = agent.configure_request(request).timeout_global(limit);
+        Ok(agent.run(request.timeout_recv_response(head).build()))
     }
 
     fn agent(&self, uri: &Uri) -> Result<Agent> {
@@ -156,16 +159,40 @@ fn proxy_for(origin: &Origin, get: impl Fn(&str) -> Option<String>) -> Option<St
     (!is_exempt).then_some(proxy)
 }
 
-/// Whether an entry of `no_proxy` means this host: itself, what ends in it behind a dot, one port of it, or all.
+/// Whether an entry of `no_proxy` means this host: itself, what ends in it behind a dot, one port of it, an address, a network
+/// (`10.0.0.0/8`), or all.
 fn exempts(entry: &str, origin: &Origin) -> bool {
-    let entry = entry.to_ascii_lowercase();
-    if entry == "*" || entry == origin.authority {
+    let (entry, host) = (entry.to_ascii_lowercase(), origin.host());
+    let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    if entry == "*" {
         return true;
     }
-    let domain = entry.strip_prefix("*.").or(entry.strip_prefix('.')).unwrap_or(&entry);
-    let host = origin.host();
-    !domain.is_empty()
+    if let Some((network, length)) = entry.split_once('/') {
+        return address.is_some_and(|address| is_within(address, network, length));
+    }
+    if let Ok(entry) = entry.parse::<IpAddr>() {
+        return address == Some(entry);
+    }
+    let (name, port) = match entry.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (entry.as_str(), None),
+    };
+    let domain = name.strip_prefix("*.").or(name.strip_prefix('.')).unwrap_or(name);
+    port.is_none_or(|port| port == origin.port())
+        && !domain.is_empty()
         && (host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')))
+}
+
+/// Whether an address is of the network that these are the address and the prefix's length of.
+fn is_within(address: IpAddr, network: &str, length: &str) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    let (Ok(network), Ok(length)) = (network.parse::<IpAddr>(), length.parse::<u32>()) else { return false };
+    let ((address, most), (network, of)) = (bits(address), bits(network));
+    let mask = u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0);
+    most == of && length <= most && address & mask == network & mask
 }
 
 #[cfg(test)]
@@ -187,6 +214,18 @@ mod tests {
         for exempt in ["https://a.x", "https://www.a.x", "https://b.x:1", "https://w.b.x", "http://c.x:5000"]
         {
             assert_eq!(proxy(exempt), None, "{exempt}");
+        }
+        for (entry, exempt, other) in [
+            ("10.0.0.0/8", "http://10.9.8.7:5000", "http://11.0.0.1"),
+            ("fd00::/8", "https://[fd12::1]:5000", "https://[fe80::1]"),
+            ("0.0.0.0/0", "http://9.9.9.9", "http://[::1]"),
+            ("::1", "http://[::1]:5000", "http://[::2]"),
+            ("[::1]:5000", "http://[::1]:5000", "http://[::1]"),
+            ("a.x:443", "https://a.x", "http://a.x"),
+            ("a.x:80", "http://a.x", "https://a.x"),
+        ] {
+            assert!(exempts(entry, &origin(exempt)), "{entry}");
+            assert!(!exempts(entry, &origin(other)), "{entry}");
         }
         assert!(proxy("https://nota.x").is_some());
         assert!(proxy("https://c.x").is_some());

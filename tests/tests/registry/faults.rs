@@ -139,3 +139,41 @@ fn a_connection_that_always_breaks_without_progress_ends_in_an_error() {
         assert_eq!(store.call(&["ls", "--format", "json"]).json(), serde_json::json!([]));
     });
 }
+
+#[test]
+fn the_head_of_an_answer_that_trickles_is_given_up() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = faulty(|request, n, reply| Reply {
+            trickle: (is_blob(request) && n == 0).then_some(Duration::from_millis(200)),
+            ..reply
+        });
+        let (store, begun) = (Store::new(host), Instant::now());
+        let pulling = "timeout 30 \"$0\" --store \"$1\" pull \"$2\" --plain-http \"$3\" --timeout 1 2>&1";
+        let mut command = std::process::Command::new("busybox");
+        command.args(["sh", "-c", pulling]).arg(host.image_program()).arg(store.directory());
+        command.args([registry.image("a"), registry.host()]);
+        let pulled = coracle_tests::command::run(&mut command, &host.directory()).succeeds();
+        assert!(pulled.text().contains("once more in"), "{pulled:?}");
+        assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+        assert_whole(&store, &registry.image("a:latest"), &image());
+    });
+}
+
+#[test]
+fn documents_that_break_off_are_asked_for_again() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = faulty(|request, n, reply| Reply {
+            cut: (!is_blob(request) && request.method == "GET" && n == 0).then_some(10),
+            ..reply
+        });
+        let store = Store::new(host);
+        pull(&store, &registry, "a", &[]).succeeds();
+        assert_whole(&store, &registry.image("a:latest"), &image());
+    });
+}

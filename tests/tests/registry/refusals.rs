@@ -232,7 +232,7 @@ fn documents_that_contradict_themselves_or_are_no_image_are_refused() {
         };
         for (media_type, document, words) in [
             (manifest, &both, "ambiguous"),
-            ("application/vnd.docker.distribution.manifest.v1+json", &schema1, "ambiguous"),
+            ("application/vnd.docker.distribution.manifest.v1+json", &schema1, "Docker's schema 1"),
             ("text/html", &json!({"schemaVersion": 2}), "\"text/html\" is no image"),
             (manifest, &traversal, "invalid encoded value"),
         ] {
