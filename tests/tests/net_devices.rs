@@ -112,6 +112,50 @@ fn where_a_launch_fails_they_come_back_as_they_were() {
 }
 
 #[test]
+fn what_can_not_move_stays_up_with_its_addresses() {
+    privileged(|host| {
+        if !host.needs_coracle("interfaces that can't move") {
+            return;
+        }
+        ip(&["link", "set", "lo", "up"]);
+        ip(&["link", "add", "br7", "type", "bridge"]);
+        ip(&["-6", "addr", "add", "fd17::1/64", "dev", "br7"]);
+        ip(&["link", "set", "br7", "up"]);
+        for (name, address) in [("lo", "inet6 ::1/128"), ("br7", "inet6 fd17::1/64")] {
+            let refused = run(host, moving(json!({name: {"name": "new"}})));
+            refused.fails_with(&["/linux/netDevices", "invalid argument"]);
+            let told = tool("busybox", &["ip", "addr", "show", "dev", name]);
+            assert!(told.contains(",UP") && told.contains(address), "{told}");
+        }
+        ip(&["link", "delete", "br7"]);
+    });
+}
+
+/// The network that it was to move to takes no address of IPv6.
+#[test]
+fn what_did_not_get_its_addresses_comes_back_with_all_of_them() {
+    privileged(|host| {
+        if !host.needs_coracle("interfaces that come back") {
+            return;
+        }
+        pair("inner", "outer");
+        ip(&["addr", "add", "10.11.0.1/24", "dev", "inner"]);
+        ip(&["-6", "addr", "add", "fd11::1/64", "dev", "inner"]);
+        let deaf = Spec::new().set("/linux/sysctl", json!({"net.ipv6.conf.default.disable_ipv6": "1"}));
+        let first = host.bundle(deaf.args(["sleep", "1000"])).start();
+        let network = format!("/proc/{}/ns/net", first.pid());
+        let spec = moving(json!({"inner": {"name": "eth0"}})).join("network", &network);
+        run(host, spec).fails_with(&["/linux/netDevices/inner", "RTM_NEWADDR"]);
+        first.remove();
+        let told = tool("busybox", &["ip", "addr", "show", "dev", "inner"]);
+        for address in ["inet 10.11.0.1/24", "inet6 fd11::1/64"] {
+            assert!(told.contains(address), "{told}");
+        }
+        ip(&["link", "delete", "inner"]);
+    });
+}
+
+#[test]
 fn without_a_network_of_its_own_nothing_moves() {
     privileged(|host| {
         if !host.needs_coracle("interfaces that move") {

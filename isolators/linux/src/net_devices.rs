@@ -27,8 +27,16 @@ struct Moved {
     here: Netlink,
     there: Netlink,
     own: OwnedFd,
-    /// Each with its name on the host and in the container, and whether it was up.
-    links: Vec<(String, String, bool)>,
+    links: Vec<Link>,
+}
+
+/// An interface as it was on the host, before it moved.
+#[derive(Debug)]
+struct Link {
+    old: String,
+    new: String,
+    is_up: bool,
+    addresses: Vec<Address>,
 }
 
 impl Isolator for NetDevices {
@@ -79,9 +87,7 @@ impl Isolator for NetDevices {
         }
         let mut moved = Moved { here, there, own, links: Vec::new() };
         let result = wanted.iter().zip(links).try_for_each(|((name, new), (link, is_up))| {
-            moved.links.push(((*name).to_owned(), (*new).to_owned(), is_up));
-            let going = Going { link, name: new, is_up: true };
-            move_one(&moved.here, &moved.there, &going, &target).map_err(|e| hinted(e).at(field(name)))
+            go(&mut moved, (link, is_up), (name, new), &target).map_err(|e| hinted(e).at(field(name)))
         });
         self.0.replace(Some(moved));
         result
@@ -89,12 +95,13 @@ impl Isolator for NetDevices {
 
     fn give_back(&self, _: &str) -> Result<()> {
         let Some(Moved { here, there, own, links }) = self.0.take() else { return Ok(()) };
-        links.into_iter().rev().try_for_each(|(old, new, is_up)| {
-            // The one that failed to move is still here.
-            let Ok((link, _)) = there.link(&new) else { return Ok(()) };
-            let going = Going { link, name: &old, is_up };
-            move_one(&there, &here, &going, &own).map_err(|e| hinted(e).at(field(&old)))
-        })
+        // One that is lost keeps none of the others away.
+        let mut result = Ok(());
+        for link in links.iter().rev() {
+            let back = come_back(&here, &there, link, &own);
+            result = result.and(back.map_err(|e| hinted(e).at(field(&link.old))));
+        }
+        result
     }
 }
 
@@ -167,27 +174,40 @@ fn in_namespace(target: &OwnedFd, own: &OwnedFd) -> Result<Netlink> {
     opened.map_err(failed)
 }
 
-/// An interface, what it is to be called, and whether it is to be up.
-struct Going<'a> {
-    link: i32,
-    name: &'a str,
-    is_up: bool,
+/// Moves an interface, which is up or not, from the one name to the other in the network whose namespace `target` is.
+///
+/// It is the move that takes it down, once nothing forbids it any more (`__dev_change_net_namespace` of `net/core/dev.c`): one
+/// that can't move stays as it is. What it had is read first, since IPv6 takes addresses away from an interface that goes down.
+fn go(
+    moved: &mut Moved,
+    (link, is_up): (i32, bool),
+    (old, new): (&str, &str),
+    target: &OwnedFd,
+) -> coracle_sys::Result<()> {
+    let mut addresses = moved.here.addresses(link)?;
+    addresses.retain(Address::is_global);
+    moved.here.move_to(link, target.as_fd(), new)?;
+    let settled = settle(&moved.there, new, &addresses, true);
+    moved.links.push(Link { old: old.to_owned(), new: new.to_owned(), is_up, addresses });
+    settled
 }
 
-/// Moves an interface from the one network to the other, whose namespace `target` is.
-fn move_one(from: &Netlink, to: &Netlink, going: &Going<'_>, target: &OwnedFd) -> coracle_sys::Result<()> {
-    // Read first: IPv6 takes them away from an interface that goes down.
-    let addresses = from.addresses(going.link)?;
-    from.set_up(going.link, false)?;
-    from.move_to(going.link, target.as_fd(), going.name)?;
-    let (link, _) = to.link(going.name)?;
-    for address in addresses.iter().filter(|address| Address::is_global(address)) {
-        match to.add_address(link, address) {
+fn come_back(here: &Netlink, there: &Netlink, link: &Link, own: &OwnedFd) -> coracle_sys::Result<()> {
+    let (number, _) = there.link(&link.new)?;
+    there.move_to(number, own.as_fd(), &link.old)?;
+    settle(here, &link.old, &link.addresses, link.is_up)
+}
+
+/// Gives interface `name` of `network`, which has just come, its addresses, and brings it up where it is to be.
+fn settle(network: &Netlink, name: &str, addresses: &[Address], is_up: bool) -> coracle_sys::Result<()> {
+    let (link, _) = network.link(name)?;
+    for address in addresses {
+        match network.add_address(link, address) {
             Err(e) if e.errno() == Errno::EEXIST => {}
             other => other?,
         }
     }
-    to.set_up(link, going.is_up)
+    network.set_up(link, is_up)
 }
 
 fn missing(error: coracle_sys::Error, name: &str) -> Error {
