@@ -39,6 +39,20 @@ impl Follower {
 }
 
 #[test]
+fn an_interval_that_no_clock_can_tell_does_not_end() {
+    privileged(|host| {
+        if !host.needs_coracle("intervals of any length") {
+            return;
+        }
+        let container = host.sleeper();
+        let mut follower = Follower::new(host, &container, "5000000000000000h");
+        container.call_with("kill", &["KILL"]).succeeds();
+        assert_eq!(command::code(command::wait(&mut follower.child, "events")), 0);
+        container.call("delete").succeeds();
+    });
+}
+
+#[test]
 fn stats_are_told_once_in_the_form_of_runc() {
     privileged(|host| {
         let spec = Spec::new()

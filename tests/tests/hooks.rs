@@ -169,6 +169,18 @@ fn a_hook_that_takes_too_long_is_killed() {
 }
 
 #[test]
+fn a_timeout_that_no_clock_can_tell_is_none() {
+    privileged(|host| {
+        if !host.needs_coracle("timeouts of any length") {
+            return;
+        }
+        let hook = json!({"path": "/bin/true", "timeout": i64::MAX});
+        let spec = Spec::new().push("/hooks/createRuntime", hook.clone()).push("/hooks/poststop", hook);
+        host.bundle(spec).run().succeeds();
+    });
+}
+
+#[test]
 fn a_hook_that_is_not_there_is_named() {
     privileged(|host| {
         host.bundle(Spec::new().hook("createRuntime", &["/no/such/hook"]))

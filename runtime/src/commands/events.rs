@@ -47,12 +47,14 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, state: &State, interval: 
     let watched = isolators.watch(handles)?;
     let fds: Vec<_> = handles.pidfd.into_iter().chain(watched.iter().map(AsFd::as_fd)).collect();
     let mut told = Told::new();
-    let mut next = Instant::now() + interval;
+    // An interval beyond what the clock can tell never ends.
+    let mut next = Instant::now().checked_add(interval);
     // Version 1 wakes us before the kernel has counted what we are woken for: until then it is looked for again.
     let mut awaited: Option<Instant> = None;
     loop {
         let pause = awaited.map_or(Duration::MAX, |_| Duration::from_millis(5));
-        let ready = event::readable(&fds, Some(pause.min(next.saturating_duration_since(Instant::now()))))?;
+        let left = next.map_or(Duration::MAX, |next| next.saturating_duration_since(Instant::now()));
+        let ready = event::readable(&fds, Some(pause.min(left)))?;
         for (fd, _) in fds.iter().zip(&ready).skip(1).filter(|(_, ready)| **ready) {
             event::take(*fd)?;
             awaited = Some(Instant::now() + Duration::from_secs(1));
@@ -63,13 +65,13 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, state: &State, interval: 
         if ready[0] {
             return print_end(state, handles.id, &told);
         }
-        if Instant::now() >= next {
+        if next.is_some_and(|next| Instant::now() >= next) {
             match print_stats(isolators, handles) {
                 // It ended meanwhile, and its cgroup is gone with it, as systemd's scopes are at once.
                 Err(_) if event::readable(&fds[..1], Some(Duration::ZERO))? == [true] => return Ok(()),
                 printed => printed?,
             }
-            next = Instant::now() + interval;
+            next = Instant::now().checked_add(interval);
         }
     }
 }

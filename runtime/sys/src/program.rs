@@ -56,7 +56,8 @@ pub fn run(command: &mut Command, input: &[u8], limit: Option<Duration>) -> Resu
     signal::bind_to_runtime(command);
     let name = format!("execve({:?})", command.get_program());
     let mut child = command.spawn().map_err(|e| Error::of_io(&name, &e))?;
-    let outcome = streams(&mut child, limit.map(|limit| Instant::now() + limit));
+    // A limit beyond what the clock can tell is none.
+    let outcome = streams(&mut child, limit.and_then(|limit| Instant::now().checked_add(limit)));
     if !matches!(outcome, Ok(Stopped::Ended(_))) {
         // What it has started, too, which is in its process group.
         process::kill(-child.id().cast_signed(), libc::SIGKILL)?;
@@ -165,6 +166,12 @@ mod tests {
         let limit = Some(Duration::from_millis(100));
         assert!(shell("sleep 100 & sleep 100", "", limit).unwrap().is_none());
         assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_limit_that_no_clock_can_tell_is_none() {
+        let ended = shell("exit 3", "", Some(Duration::from_secs(i64::MAX as u64))).unwrap().unwrap();
+        assert_eq!(ended.status.code(), Some(3));
     }
 
     #[test]
