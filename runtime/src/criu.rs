@@ -38,7 +38,8 @@ pub struct Call<'a> {
 
 impl Call<'_> {
     /// Runs it and waits for its end. With `root` in a mount namespace of its own, in which that directory is a mount,
-    /// as CRIU wants the root of what it restores. With `cgroups` in those, where what it restores stays.
+    /// as CRIU wants the root of what it restores, and then not beyond the caller's end: nobody would have what it makes. One that
+    /// dumps goes on, since it must let go of the processes that it has stopped. With `cgroups` in those, where what it restores stays.
     ///
     /// # Errors
     /// `Unsupported` where CRIU is not installed, `System` with CRIU's own words where it fails.
@@ -56,6 +57,7 @@ impl Call<'_> {
         let child = process::spawn(namespaces, cgroups.and_then(Tree::unified), || {
             let ready = signal::reset_signals().map_err(Error::from);
             let ready = ready.and_then(|()| cgroups.map_or(Ok(()), Tree::enter));
+            let ready = ready.and_then(|()| Ok(process::die_with_parent(root.is_some())?));
             if ready.and_then(|()| root.map_or(Ok(()), mount_root)).is_ok() {
                 let _ = process::execute(&program, &args, &env);
             }

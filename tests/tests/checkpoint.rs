@@ -121,6 +121,53 @@ fn where_criu_ignores_cgroups_it_runs_in_the_containers() {
     });
 }
 
+/// Has CRIU be the shell script `script`, for `restore` of a container called `again`, and kills the runtime meanwhile.
+fn restore_is_killed(host: &Host, (mode, script): (&str, &str)) {
+    let (bundle, images) = (host.bundle(Spec::new()), host.directory());
+    fs::write(images.join("descriptors.json"), "[]").unwrap();
+    let criu = images.join("criu");
+    fs::write(&criu, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+    let paths = [&criu, bundle.directory(), &images].map(|path| path.to_str().unwrap());
+    let mut restore = std::process::Command::new(host.runtime())
+        .args(["--criu", paths[0], "restore", "--bundle", paths[1], "--image-path", paths[2]])
+        .args(["--manage-cgroups-mode", mode, "again"])
+        .spawn()
+        .unwrap();
+    command::eventually("CRIU works", || images.join("works").exists());
+    assert_eq!(host.call(&["state", "again"]).json()["status"], "creating");
+    restore.kill().unwrap();
+    restore.wait().unwrap();
+}
+
+#[test]
+fn what_criu_has_made_of_a_restore_that_was_killed_is_removed() {
+    privileged(|host| {
+        if !host.needs_coracle("a restore that may be killed") {
+            return;
+        }
+        let before = host.snapshot();
+        let script = "setsid sleep 1011 & touch \"$3/works\"; sleep 1012";
+        for removal in [&["delete", "--force", "again"][..], &["recover"]] {
+            restore_is_killed(host, ("ignore", script));
+            host.call(removal).succeeds();
+            assert_eq!(host.difference(&before), None, "{removal:?}");
+        }
+    });
+}
+
+#[test]
+fn criu_makes_no_more_of_a_restore_that_was_killed() {
+    privileged(|host| {
+        if !host.needs_coracle("a restore that may be killed") {
+            return;
+        }
+        restore_is_killed(host, ("soft", "touch \"$3/works\"; exec sleep 1013"));
+        command::eventually("CRIU is gone", || host.shell("pgrep -f '^sleep 1013$'").text().is_empty());
+        host.call(&["delete", "--force", "again"]).succeeds();
+    });
+}
+
 #[test]
 fn what_is_restored_by_another_name_is_in_cgroups_of_that_name() {
     privileged(|host| {

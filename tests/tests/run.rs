@@ -1,10 +1,10 @@
 //! `run`: the container's exit code comes back, its streams are handed through.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::io::{PipeReader, Read, Write};
+use std::process::{Child, Command, Stdio};
 
-use coracle_tests::{Spec, command, privileged};
+use coracle_tests::{Bundle, Host, Spec, command, privileged};
 
 #[test]
 fn the_exit_code_is_the_containers() {
@@ -167,6 +167,55 @@ fn detached_it_returns_while_the_container_runs() {
         let state = host.call(&["state", bundle.id()]).succeeds().json();
         assert_eq!(state["status"], "running");
         host.call(&["delete", "--force", bundle.id()]).succeeds();
+    });
+}
+
+/// How much a pipe holds.
+const PIPE: usize = 65536;
+
+/// A container that has said `end` and ended, with a `run` that waits for who reads the pipe, which is full.
+fn unread(host: &Host) -> (Bundle<'_>, Child, PipeReader) {
+    let bundle = host.bundle(Spec::new().set("/process/terminal", true).script("printf end"));
+    let (reader, mut writer) = std::io::pipe().expect("make a pipe");
+    writer.write_all(&[b'.'; PIPE]).expect("fill a pipe");
+    let run = bundle.command("run").stdout(writer).spawn().expect("start run");
+    let status = || host.call(&["state", bundle.id()]).text();
+    command::eventually("it has ended", || status().contains("\"stopped\""));
+    (bundle, run, reader)
+}
+
+#[test]
+fn a_namesake_that_another_has_made_meanwhile_is_left_alone() {
+    privileged(|host| {
+        if !host.needs_coracle("a run that waits for who reads its terminal") {
+            return;
+        }
+        let (bundle, mut run, reader) = unread(host);
+        host.call(&["delete", bundle.id()]).succeeds();
+        let namesake = host.bundle(Spec::new().args(["sleep", "1000"])).named(bundle.id()).start();
+        let output = std::io::read_to_string(reader).unwrap();
+        assert_eq!(output.trim_start_matches('.'), "end");
+        assert_eq!(command::code(command::wait(&mut run, "run")), 0);
+        assert_eq!(namesake.status(), "running");
+        namesake.remove();
+    });
+}
+
+#[test]
+fn one_that_another_removes_ends_as_it_was_killed() {
+    privileged(|host| {
+        if !host.needs_coracle("a run whose container another may remove") {
+            return;
+        }
+        let bundle = host.bundle(Spec::new().args(["sleep", "1000"]));
+        let told = bundle.directory().join("told");
+        let mut command = bundle.command("run");
+        let mut run = command.stderr(fs::File::create(&told).unwrap()).spawn().unwrap();
+        let state = || host.call(&["state", bundle.id()]).text();
+        command::eventually("it runs", || state().contains("\"running\""));
+        host.call(&["delete", "--force", bundle.id()]).succeeds();
+        assert_eq!(command::code(command::wait(&mut run, "run")), 137);
+        assert_eq!(fs::read_to_string(told).unwrap(), "");
     });
 }
 

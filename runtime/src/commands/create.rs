@@ -27,7 +27,7 @@ pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
         notify::share(&mut loaded.spec, &global.root, id)?;
         let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
         let state = State::create(&global.root, id)?;
-        cleanup::undo_on_failure(&global.root, id, &isolators, || {
+        cleanup::undo_on_failure(state, &isolators, |state| {
             notify::make_directory(&state)?;
             let claimed = prepare::claim(plan, state, &isolators, None)?;
             let mut prepared = prepare::prepare(claimed, &isolators)?;

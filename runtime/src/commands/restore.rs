@@ -32,11 +32,11 @@ pub fn restore(global: &Global, options: &cli::Launch, from: &cli::Checkpoint) -
     let doing = || format!("restoring container {id:?}");
     let isolators = isolators::for_launch(global).context(doing)?;
     let watch = (!options.detach).then(Watch::begin).transpose()?;
-    let running = begin(global, options, from, &isolators).context(doing)?;
+    let (state, running) = begin(global, options, from, &isolators).context(doing)?;
     let Some(watch) = watch else { return Ok(0) };
-    let exit = super::run::wait(global, id, &isolators, (watch, running));
-    let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
-    global.warn(removed.context(doing)?);
+    state.unlock();
+    let exit = super::run::wait(global, &state, &isolators, (watch, running));
+    global.warn(cleanup::remove_own(state, &isolators, false).context(doing)?);
     Ok(exit.context(doing)?.code())
 }
 
@@ -45,14 +45,14 @@ fn begin(
     options: &cli::Launch,
     from: &cli::Checkpoint,
     isolators: &Registry,
-) -> Result<Running> {
+) -> Result<(State, Running)> {
     let id = &options.id;
     let plan = plan::plan(
         spec::load(&options.bundle, options.config.as_deref())?,
         Wish { id, cgroups: global.cgroups },
     )?;
     let state = State::create(&global.root, id)?;
-    cleanup::undo_on_failure(&global.root, id, isolators, || {
+    let running = cleanup::undo_on_failure(state.clone(), isolators, |state| {
         let rootfs = plan.rootfs.clone();
         let claimed = prepare::claim(plan, state, isolators, None)?;
         let prepare::Prepared { mut container, launch, mut warnings } = prepare::prepare(claimed, isolators)?;
@@ -65,6 +65,9 @@ fn begin(
         let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &container.spec };
         isolators.isolate(&handles)?;
         let cgroups = container.record.cgroup.as_ref();
+        // CRIU makes processes of which nobody knows before it is done.
+        container.record.phase = Phase::Restoring;
+        container.save()?;
         let child = call(global, from, &criu::external_mounts(&launch), &rootfs, cgroups)?;
         drop(holder);
         let first = child.pidfd.as_fd();
@@ -78,7 +81,8 @@ fn begin(
             warden::start(&container, first, isolators, &|words| global.warn([words]))?;
         }
         Ok(Running { child, console: None, notify: None, has_beside: container.record.has_beside })
-    })
+    })?;
+    Ok((state, running))
 }
 
 /// Has CRIU restore the processes below `root`; the first becomes a child of the caller.

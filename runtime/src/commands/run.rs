@@ -36,12 +36,12 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
         None => from_bundle(global, options, &isolators),
         Some(wanted) => from_image(global, options, wanted, &isolators),
     };
-    let running = running.context(doing)?;
+    let (state, running) = running.context(doing)?;
     let Some(watch) = watch else { return Ok(0) };
-    let exit = wait(global, id, &isolators, (watch, running));
+    state.unlock();
+    let exit = wait(global, &state, &isolators, (watch, running));
     if !options.keep {
-        let removed = State::open(&global.root, id).and_then(|s| cleanup::remove(s, &isolators, false));
-        global.warn(removed.context(doing)?);
+        global.warn(cleanup::remove_own(state, &isolators, false).context(doing)?);
     }
     Ok(exit.context(doing)?.code())
 }
@@ -50,20 +50,19 @@ pub fn run(global: &Global, options: &cli::Launch, from: Option<&ImageRun>) -> R
 /// ends the container.
 pub(super) fn wait(
     global: &Global,
-    id: &str,
+    state: &State,
     isolators: &Registry,
     (watch, running): (Watch, Running),
 ) -> Result<Exit> {
     if !running.has_beside && !isolators.has_watching_plugin() {
         return watch.watch(running, Limits::none());
     }
-    let state = State::open_unlocked(&global.root, id)?;
-    let alone = warden::take_place(&state)?;
+    let alone = warden::take_place(state)?;
     let record = state.record()?;
     let cgroup = record.map_or_else(|| Ok(Tree::none()), |record| record.cgroups())?.into_handles();
-    let spec = spec::kept(&state)?;
+    let spec = spec::kept(state)?;
     let pidfd = descriptor::duplicate(running.child.pidfd.as_fd())?;
-    let container = Handles { id, pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
+    let container = Handles { id: state.id(), pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
     let tell = |words| global.warn([words]);
     let limits = isolators.watch_to_end(&container).map_err(Error::from);
     match limits.and_then(|watched| Limits::new(&container, watched, &tell)) {
@@ -75,15 +74,16 @@ pub(super) fn wait(
     }
 }
 
-fn from_bundle(global: &Global, options: &cli::Launch, isolators: &Registry) -> Result<Running> {
+fn from_bundle(global: &Global, options: &cli::Launch, isolators: &Registry) -> Result<(State, Running)> {
     let id = &options.id;
     let mut loaded = spec::load(&options.bundle, options.config.as_deref())?;
     notify::share(&mut loaded.spec, &global.root, id)?;
     let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
     let state = State::create(&global.root, id)?;
-    cleanup::undo_on_failure(&global.root, id, isolators, || {
+    let running = cleanup::undo_on_failure(state.clone(), isolators, |state| {
         launch(plan, state, &With { global, options, isolators, store: None })
-    })
+    })?;
+    Ok((state, running))
 }
 
 /// The bundle of an image is a side effect itself, so the container's record stands before it.
@@ -92,7 +92,7 @@ fn from_image(
     options: &cli::Launch,
     wanted: &ImageRun,
     isolators: &Registry,
-) -> Result<Running> {
+) -> Result<(State, Running)> {
     let id = &options.id;
     if identity::caller() != 0 {
         let why = "--image is for root: the layers of an image are mounted with overlayfs, where the host sees them";
@@ -101,7 +101,7 @@ fn from_image(
     }
     let store = image::store(wanted.store.as_deref());
     let state = State::create(&global.root, id)?;
-    cleanup::undo_on_failure(&global.root, id, isolators, || {
+    let running = cleanup::undo_on_failure(state.clone(), isolators, |state| {
         state.write(&Record::new(id, Some(&store)))?;
         let known = Known { id, by: &state::path(&global.root, id) };
         let bundle = image::make_bundle(&store, known, wanted)?;
@@ -109,7 +109,8 @@ fn from_image(
         notify::share(&mut loaded.spec, &global.root, id)?;
         let plan = plan::plan(loaded, Wish { id, cgroups: global.cgroups })?;
         launch(plan, state, &With { global, options, isolators, store: Some(&store) })
-    })
+    })?;
+    Ok((state, running))
 }
 
 /// What a launch needs beside the plan.
@@ -139,10 +140,12 @@ fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
         warden::start(&isolated.container, child.pidfd.as_fd(), isolators, &tell)?;
     }
     let notify = Notify::begin(&isolated.container.state)?;
+    let state = isolated.container.state.clone();
     let running = release::release(isolated)?;
     global.debug(|| "init: closing the pipe to signal completion".to_owned());
     match notify {
         Some(notify) if options.detach => {
+            state.unlock(); // whoever waits for its program does not keep others from it
             global.warn(notify.wait(&running.child).err().map(|e| e.to_string()));
         }
         notify => return Ok(Running { notify, ..running }),

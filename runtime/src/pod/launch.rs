@@ -112,7 +112,7 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
         make_room(order.dir, parent)?;
     }
     let state = State::create(&states, &name)?;
-    cleanup::undo_on_failure(&states, &name, isolators, || {
+    cleanup::undo_on_failure(state, isolators, |state| {
         state.write(&Record { is_nested: true, ..Record::new(id, Some(order.store)) })?;
         let bundle = bundle(order, member, Known { id, by: &state::path(&states, &name) })?;
         let volume::Mounts { list, open: _open } = volume::mounts(order.volumes(), member)?;

@@ -3,7 +3,6 @@
 //! is left.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use coracle_isolator_host::Registry;
 use coracle_sys::{Errno, file, identity, mount, process};
@@ -14,24 +13,24 @@ use crate::hooks;
 use crate::stages::spec;
 use crate::state::{Phase, Record, State};
 
-/// Runs `launch`, and where it fails undoes what it did of container `id`, whose record lies below `root`.
+/// Runs `launch`, and where it fails undoes what it did of the container of `state`.
 ///
 /// # Errors
 /// What `launch` failed with.
 pub fn undo_on_failure<T>(
-    root: &Path,
-    id: &str,
+    state: State,
     isolators: &Registry,
-    launch: impl FnOnce() -> Result<T>,
+    launch: impl FnOnce(State) -> Result<T>,
 ) -> Result<T> {
-    launch().map_err(|failure| {
+    let kept = state.clone();
+    let id = kept.id().to_owned();
+    launch(state).map_err(|failure| {
         if failure.errno() == Some(Errno::EMFILE) {
             let _ = identity::raise_to_hard_limit("RLIMIT_NOFILE"); // undoing needs descriptors, too
         }
-        let lost = isolators.give_back(id);
+        let lost = isolators.give_back(&id);
         let failure = lost.iter().fold(failure, |failure, lost| failure.hint(lost.to_string()));
-        let undone = State::open(root, id).and_then(|state| remove(state, isolators, false));
-        match undone {
+        match remove_own(kept, isolators, false) {
             Ok(_) => failure,
             Err(left) => {
                 let hint = format!("something is left ({left}): run coracle delete --force {id}");
@@ -39,6 +38,15 @@ pub fn undo_on_failure<T>(
             }
         }
     })
+}
+
+/// Removes a container that the caller has launched, once nobody else is at work on it. Where another has removed it, nothing is
+/// left to do: whoever goes by its ID now is another's.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_own(state: State, isolators: &Registry, force: bool) -> Result<Vec<String>> {
+    state.locked()?.map_or_else(|| Ok(Vec::new()), |state| remove(state, isolators, force))
 }
 
 /// Removes the container, those below it first: kills what is left of it, lets the isolators clean up, removes cgroups, snapshot and

@@ -9,11 +9,12 @@ pub mod record;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use coracle_sys::Errno;
 use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{Errno, descriptor};
 
 pub use record::{Phase, Record, Status};
 
@@ -31,11 +32,11 @@ pub const LONGEST: u64 = 16 << 20;
 /// How long a command waits for another that has the same container.
 const LOCKED_WITHIN: Duration = Duration::from_secs(10);
 
-/// A container's state directory, locked until this is dropped.
-#[derive(Debug)]
+/// A container's state directory, locked until this is dropped with all of its copies, or unlocked.
+#[derive(Debug, Clone)]
 pub struct State {
-    root: OwnedFd,
-    dir: OwnedFd,
+    root: Rc<OwnedFd>,
+    dir: Rc<OwnedFd>,
     id: String,
 }
 
@@ -67,7 +68,7 @@ impl State {
             other => other.context(|| format!("making the state of container {id:?}"))?,
         }
         match open_locked(root.as_fd(), id) {
-            Ok(dir) => Ok(Self { root, dir, id: id.to_owned() }),
+            Ok(dir) => Ok(Self { root: root.into(), dir: dir.into(), id: id.to_owned() }),
             Err(failure) => {
                 let _ = file::rmdir(root.as_fd(), &name); // an empty state would keep the ID taken
                 Err(failure).context(|| format!("taking the state of container {id:?}"))
@@ -81,9 +82,21 @@ impl State {
     /// `NotFound` where there is none. `IllegalState` where somebody has it for ten seconds.
     pub fn open(root: &Path, id: &str) -> Result<Self> {
         check_id(id)?;
-        let state = Self::open_unlocked(root, id)?;
-        lock(state.dir.as_fd(), id)?;
-        if state.is_named()? { Ok(state) } else { Err(not_found(id)) }
+        Self::open_unlocked(root, id)?.locked()?.ok_or_else(|| not_found(id))
+    }
+
+    /// The same state, once nobody else has it; `None` where it has been removed, whoever goes by the ID now.
+    ///
+    /// # Errors
+    /// `IllegalState` where somebody has it for ten seconds.
+    pub fn locked(self) -> Result<Option<Self>> {
+        lock(self.dir.as_fd(), &self.id)?;
+        Ok(self.is_named()?.then_some(self))
+    }
+
+    /// Lets others have it, whoever holds copies of this.
+    pub fn unlock(&self) {
+        let _ = file::unlock(self.dir.as_fd());
     }
 
     /// Opens the state of container `id` where nobody else has it; `None` where somebody does, or it is gone.
@@ -114,7 +127,7 @@ impl State {
         };
         match file::open(root.as_fd(), name(id), libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => Err(not_found(id)),
-            dir => Ok(Self { root, dir: dir?, id: id.to_owned() }),
+            dir => Ok(Self { root: root.into(), dir: Rc::new(dir?), id: id.to_owned() }),
         }
     }
 
@@ -195,9 +208,9 @@ impl State {
         let names = file::list(self.root.as_fd())?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
         let children = names.filter(|name| name.starts_with(&prefix)).map(|name| {
-            let (root, id) = (descriptor::duplicate(self.root.as_fd())?, name.replace('~', "/"));
+            let (root, id) = (Rc::clone(&self.root), name.replace('~', "/"));
             let dir = open_locked(root.as_fd(), &id)?;
-            Ok(Self { root, dir, id })
+            Ok(Self { root, dir: dir.into(), id })
         });
         let is_gone = |e: &Error| e.errno() == Some(Errno::ENOENT);
         children.filter(|child| !child.as_ref().is_err_and(is_gone)).collect()

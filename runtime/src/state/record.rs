@@ -19,6 +19,8 @@ use crate::stages::spec::SPEC_VERSION;
 pub enum Phase {
     /// It is being made.
     Creating,
+    /// CRIU is making it again, and may have made processes that are not on record yet.
+    Restoring,
     /// Its first process waits for `start`.
     Created,
     /// Its first process executes the user's program.
@@ -215,15 +217,16 @@ impl Record {
 
     /// Whether its launch was cut off, or whoever it was for is gone: nobody else will remove it.
     pub fn is_orphan(&self) -> bool {
-        self.phase == Phase::Creating || self.client.is_some_and(|client| !client.is_alive())
+        matches!(self.phase, Phase::Creating | Phase::Restoring)
+            || self.client.is_some_and(|client| !client.is_alive())
     }
 
     /// Its status now. The freezer is asked only where the container was paused.
     pub fn status(&self) -> Status {
         match (self.phase, self.process) {
-            (Phase::Creating, None) => Status::Creating,
+            (Phase::Creating | Phase::Restoring, None) => Status::Creating,
             (_, Some(process)) if process.is_alive() => match self.phase {
-                Phase::Creating => Status::Creating,
+                Phase::Creating | Phase::Restoring => Status::Creating,
                 _ if self.paused && self.is_frozen() => Status::Paused,
                 Phase::Created => Status::Created,
                 Phase::Running => Status::Running,

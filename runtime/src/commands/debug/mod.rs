@@ -61,12 +61,13 @@ fn session(global: &Global, options: &cli::Debug) -> Result<u8> {
     let id = state.id().to_owned();
     let doing = || format!("debugging {:?} as {id:?}", target.name);
     let monitor = monitor(global, &id, &target).context(doing)?;
-    let launched = cleanup::undo_on_failure(&global.root, &id, &isolators, || {
+    let launched = cleanup::undo_on_failure(state.clone(), &isolators, |state| {
         launch(state, &target, &With { global, options, isolators: &isolators })
     });
     let exit = launched.map_err(|e| missing(e, options)).and_then(|running| {
-        let exit = run::wait(global, &id, &isolators, (watch, running));
-        remove(global, &id, &isolators).and(exit)
+        state.unlock();
+        let exit = run::wait(global, &state, &isolators, (watch, running));
+        cleanup::remove_own(state, &isolators, true).map(|said| global.warn(said)).and(exit)
     });
     monitor.dismiss()?;
     let exit = exit.context(doing)?;

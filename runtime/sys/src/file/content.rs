@@ -162,7 +162,7 @@ pub fn remove_replaced(dir: BorrowedFd<'_>, name: &str) -> Result<()> {
 }
 
 /// Takes (or with `wait` waits for) the advisory lock of an open file; it is held until the descriptor is
-/// closed (flock(2)).
+/// closed, with all of its copies, or [`unlock`]ed (flock(2)).
 ///
 /// # Errors
 /// `EWOULDBLOCK` where somebody else holds it and `wait` is false.
@@ -177,6 +177,14 @@ pub fn lock(fd: BorrowedFd<'_>, wait: bool) -> Result<()> {
 /// `ENOLCK`.
 pub fn lock_shared(fd: BorrowedFd<'_>) -> Result<()> {
     flock(fd, libc::LOCK_SH)
+}
+
+/// Lets the advisory lock of an open file go, for all copies of its descriptor.
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn unlock(fd: BorrowedFd<'_>) -> Result<()> {
+    flock(fd, libc::LOCK_UN)
 }
 
 fn flock(fd: BorrowedFd<'_>, operation: i32) -> Result<()> {

@@ -14,7 +14,7 @@ pub use attributes::{
 };
 pub use content::{
     lock, lock_shared, read, read_all, read_pipe, read_some, remove_replaced, replace, replace_synced,
-    rewind, write_all, write_to,
+    rewind, unlock, write_all, write_to,
 };
 use directory::exchange;
 pub use directory::{
