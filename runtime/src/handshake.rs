@@ -54,6 +54,9 @@ pub const LONGEST_TEXT: usize = 1000;
 /// After how long a child tries again to take a connection of `start`.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
+/// For how long the runtime just waits for a word of the child, before it looks for signals, too.
+const SILENT: Duration = Duration::from_millis(100);
+
 /// The name of the socket in a container's state directory on which a created child waits for `start`.
 pub const DOOR: &str = "start.sock";
 
@@ -63,6 +66,7 @@ pub const DOOR: &str = "start.sock";
 /// `EMFILE`.
 pub fn begin() -> Result<(Cloned, Waiting)> {
     let (outside, inside) = socket::pair()?;
+    socket::limit_waiting(outside.as_fd(), SILENT)?;
     Ok((Cloned { socket: outside }, Waiting { socket: inside }))
 }
 
@@ -81,8 +85,8 @@ impl Cloned {
         self.go_with(|_| Ok(()), |_| Err(out_of_order(MAP, "Ready")))
     }
 
-    /// The same, where `wait` waits first until the socket that it gets has something to say, and `map` maps the owners of
-    /// each tree that the child asks it for.
+    /// The same, where `wait` waits until the socket that it gets has something to say, once the child has been silent for a
+    /// while, and `map` maps the owners of each tree that the child asks it for.
     ///
     /// # Errors
     /// As [`Self::go`], or `wait`, or `map`.
@@ -98,8 +102,7 @@ impl Cloned {
             Err(error) => return Err(error),
         };
         loop {
-            wait(self.socket.as_fd())?;
-            match hear_with(self.socket.as_fd())? {
+            match hear_with(self.socket.as_fd(), &wait)? {
                 Some((READY, _)) if said => return Ok(Ready { socket: self.socket }),
                 Some((READY, _)) => return Err(out_of_order(READY, "the end")),
                 Some((MAP, Some(tree))) if said => map(tree)?,
@@ -121,36 +124,31 @@ pub struct Ready {
 
 impl Ready {
     /// Takes the conversation up with a child that `create` left waiting.
-    pub fn resume(connection: OwnedFd) -> Self {
-        Self { socket: connection }
+    ///
+    /// # Errors
+    /// None that a kernel is known to give.
+    pub fn resume(connection: OwnedFd) -> Result<Self> {
+        socket::limit_waiting(connection.as_fd(), SILENT)?;
+        Ok(Self { socket: connection })
     }
 
     /// Says Exec and waits until the user's program has taken the child's place. `deliver` gets the descriptor of
-    /// the child's filter, where that asks an agent.
+    /// the child's filter, where that asks an agent; `wait` is as in [`Cloned::go_with`].
     ///
     /// # Errors
-    /// What the child says went wrong, or `deliver`; then the child ends.
-    pub fn exec(self, deliver: impl FnOnce(OwnedFd) -> Result<()>) -> Result<()> {
-        self.exec_with(|_| Ok(()), deliver)
-    }
-
-    /// The same, where `wait` waits first until the socket that it gets has something to say.
-    ///
-    /// # Errors
-    /// As [`Self::exec`], or `wait`.
-    pub fn exec_with(
+    /// What the child says went wrong, or `wait`, or `deliver`; then the child ends.
+    pub fn exec(
         self,
-        wait: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+        wait: impl Fn(BorrowedFd<'_>) -> Result<()>,
         deliver: impl FnOnce(OwnedFd) -> Result<()>,
     ) -> Result<()> {
         let socket = self.socket.as_fd();
         say(socket, EXEC)?;
-        wait(socket)?;
-        let mut heard = hear_with(socket)?;
+        let mut heard = hear_with(socket, &wait)?;
         if let Some((LISTENER, Some(listener))) = heard {
             deliver(listener)?;
             say(socket, EXEC)?;
-            heard = hear_with(socket)?;
+            heard = hear_with(socket, &wait)?;
         }
         match heard {
             None => Ok(()),
@@ -290,12 +288,22 @@ fn say_failed(socket: BorrowedFd<'_>, error: &Error) {
 
 /// The next word; the failure that the other side tells of; or `None` at the end.
 fn hear(socket: BorrowedFd<'_>) -> Result<Option<u8>> {
-    Ok(hear_with(socket)?.map(|(word, _)| word))
+    Ok(hear_with(socket, |_| Ok(()))?.map(|(word, _)| word))
 }
 
-/// The same, with the descriptor that comes with the word.
-fn hear_with(socket: BorrowedFd<'_>) -> Result<Option<(u8, Option<OwnedFd>)>> {
-    let Some((message, fd)) = socket::receive(socket, LONGEST)? else { return Ok(None) };
+/// The same, with the descriptor that comes with the word. Where the other side is silent for as long as `socket` is waited for,
+/// `wait` waits on.
+fn hear_with(
+    socket: BorrowedFd<'_>,
+    wait: impl Fn(BorrowedFd<'_>) -> Result<()>,
+) -> Result<Option<(u8, Option<OwnedFd>)>> {
+    let received = loop {
+        match socket::receive(socket, LONGEST) {
+            Err(e) if e.errno() == Errno::EAGAIN => wait(socket)?,
+            received => break received?,
+        }
+    };
+    let Some((message, fd)) = received else { return Ok(None) };
     match message.as_slice() {
         [FAILED, told @ ..] => Err(serde_json::from_slice(told).unwrap_or_else(|_| {
             Error::new(Code::System, format!("the container said: {}", String::from_utf8_lossy(told)))
@@ -365,7 +373,7 @@ mod tests {
             socket::send(inside.socket.as_fd(), &[LISTENER], &[stdin.as_fd()]).unwrap();
             say_failed(inside.socket.as_fd(), &Error::new(Code::System, "said later"));
             let wanted = if agent.is_ok() { "said later" } else { "no agent" };
-            let error = Ready { socket: outside.socket }.exec(|_| agent).unwrap_err();
+            let error = Ready { socket: outside.socket }.exec(|_| Ok(()), |_| agent).unwrap_err();
             assert_eq!(error.to_string(), wanted);
         }
     }

@@ -103,7 +103,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
 }
 
 fn interruption(signal: i32) -> Error {
-    Error::new(Code::Hook, format!("it was interrupted by {}", process::signal_name(signal)))
+    Error::new(Code::System, format!("it was interrupted by {}", process::signal_name(signal)))
 }
 
 /// Fails where a signal has come that asks to end.
@@ -114,22 +114,20 @@ fn interrupted(signals: &SignalFd) -> Result<()> {
     }
 }
 
-/// Waits until `socket`, over which the container's process talks, has something to say; a hook of `spec` that runs in
-/// there is not to keep a command that is asked to end. Nothing for a container without such hooks.
+/// Waits until `socket`, over which the container's process talks, has something to say. Whatever keeps that from it, a hook that
+/// runs in there, a source that does not answer, or who stops it, is not to keep a command that is asked to end.
 ///
 /// # Errors
-/// `Hook` where such a signal came.
-pub fn wait_for_inside(spec: &Spec, socket: BorrowedFd<'_>) -> Result<()> {
-    let is_inside = |name: &str| matches!(name, "createContainer" | "startContainer");
-    if !all(spec).iter().any(|(name, hooks)| is_inside(name) && !hooks.is_empty()) {
-        return Ok(());
-    }
-    let Some(signals) = signal::endings()? else { return Ok(()) };
+/// `System` where such a signal came.
+pub fn wait_for_inside(socket: BorrowedFd<'_>) -> Result<()> {
+    let Some(signals) = signal::endings()? else {
+        return Ok(event::readable(&[socket], None).map(drop)?);
+    };
     loop {
         let ready = event::readable(&[socket, signals.as_fd()], None)?;
         if ready.first() == Some(&true) {
             return Ok(());
         }
-        interrupted(&signals).context(|| "running the hooks in the container")?;
+        interrupted(&signals).context(|| "waiting for the container's process")?;
     }
 }

@@ -21,12 +21,17 @@ enum Freezer<'a> {
 }
 
 impl Tree {
-    /// Whether the container is frozen, by itself or by a cgroup above it.
+    /// Whether the container is frozen, by itself or by a cgroup above it: in any tree that freezes.
     ///
     /// # Errors
     /// Whatever reading says.
     pub fn is_frozen(&self) -> Result<bool> {
-        self.freezer().map_or(Ok(false), Freezer::is_frozen)
+        for freezer in self.freezers() {
+            if freezer.is_frozen()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Stops every process of the container where it is, and waits until all have stopped.
@@ -67,9 +72,14 @@ impl Tree {
         }
     }
 
+    /// The one that the runtime freezes with.
     fn freezer(&self) -> Option<Freezer<'_>> {
+        self.freezers().next()
+    }
+
+    fn freezers(&self) -> impl Iterator<Item = Freezer<'_>> {
         let v1 = self.dirs.iter().find(|(h, _)| h.controllers().iter().any(|c| c == "freezer"));
-        v1.map(|(_, dir)| Freezer::V1(dir.as_fd())).or_else(|| self.unified().map(Freezer::V2))
+        v1.map(|(_, dir)| Freezer::V1(dir.as_fd())).into_iter().chain(self.unified().map(Freezer::V2))
     }
 }
 

@@ -14,6 +14,9 @@ use crate::error::{Code, Context, Error, Result};
 /// The way out for who may make none.
 const NO_RIGHT: &str = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
 
+/// The way out for who would enter a frozen cgroup.
+const THAW: &str = "thaw it or the one above it, or give the container another /linux/cgroupsPath";
+
 /// The way out for who shares a cgroup.
 const OWN_PATH: &str = "give the container a /linux/cgroupsPath of its own";
 
@@ -45,11 +48,11 @@ impl Place {
                 .context(|| format!("furnishing cgroup {:?}", site.full()))?;
         }
         let tree = Tree { version: self.version, dirs, refused };
-        let is_others = |site: &Site| site.keep == site.depth();
-        if self.at.iter().any(is_others) && tree.is_frozen()? {
+        // What is made below a frozen one is frozen, too. The topmost can't be.
+        if self.at.iter().any(|site| site.keep > 0) && tree.is_frozen()? {
             // Whoever enters it would stop there, and be waited for without end.
             return Err(
-                Error::new(Code::IllegalState, "the container's cgroup unexpectedly frozen").hint(OWN_PATH)
+                Error::new(Code::IllegalState, "the container's cgroup unexpectedly frozen").hint(THAW)
             );
         }
         Ok((tree, holder))

@@ -12,7 +12,11 @@ use crate::state::{State, Status};
 /// # Errors
 /// `IllegalState` where it runs and `force` is not given.
 pub fn delete(global: &Global, id: &str, force: bool) -> Result<u8> {
-    let state = match State::open(&global.root, id) {
+    let idle = if force { State::open_idle(&global.root, id)? } else { None };
+    if force && idle.is_none() {
+        kill_first(global, id);
+    }
+    let state = match idle.map_or_else(|| State::open(&global.root, id), Ok) {
         Err(e) if force && e.code() == Code::NotFound => return Ok(0),
         other => other?,
     };
@@ -30,4 +34,13 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<u8> {
     }
     global.warn(cleanup::remove(state, &isolators::all(global)?, force)?);
     Ok(0)
+}
+
+/// A command that talks to the first process has the container's lock for as long as that is silent, perhaps for ever: it may be
+/// stopped. It is killed all the same, and needs no lock for it.
+fn kill_first(global: &Global, id: &str) {
+    let record = State::open_unlocked(&global.root, id).and_then(|state| state.record());
+    if let Ok(Some(record)) = record {
+        let _ = record.kill_first();
+    }
 }

@@ -60,6 +60,11 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
         }
         _ => record.cgroups()?.below(&options.cgroups).context(|| "--cgroup")?,
     };
+    // Whoever may freeze it, the container's own root among them, does not ask the runtime.
+    if !options.ignore_paused && cgroups.is_frozen()? {
+        let hint = "its cgroup is frozen: thaw it, or use --ignore-paused to wait until somebody does";
+        return Err(not_running(Status::Paused).hint(hint));
+    }
     let isolators = isolators::all(global)?;
     let launch = prepare(global, &record, &spec, &isolators)?;
     let target = Target { bundle: &record.bundle, first, kinds: namespaces::kinds(&spec)?, cgroups };

@@ -26,7 +26,7 @@ pub fn start(global: &Global, id: &str) -> Result<u8> {
             (status, _) => return Err(not_created(&status.to_string())),
         };
         let spec = spec::kept(&state)?;
-        let word = Ready::resume(door);
+        let word = Ready::resume(door)?;
         let notify = Notify::begin(&state)?;
         let mut container = Container { state, record, spec };
         let started = release::start(&mut container, word);

@@ -1,7 +1,7 @@
 //! Lets the isolators act on the waiting process, runs the hooks of this moment, and lets the child build the
 //! inside of the container.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use coracle_isolator::Handles;
@@ -56,7 +56,7 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
             hooks::run(stage, &hooks, &container.record.to_state(), &container.record.bundle)?;
         }
     }
-    let ready = go_with(born, |socket| hooks::wait_for_inside(&container.spec, socket))?;
+    let ready = go(born)?;
     drop(holder);
     Ok(Isolated { container, ready })
 }
@@ -66,10 +66,6 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
 /// # Errors
 /// What the child says went wrong, or that the kernel refuses the turns.
 pub fn go(born: Born) -> Result<ReadyProcess> {
-    go_with(born, |_| Ok(()))
-}
-
-fn go_with(born: Born, wait: impl Fn(BorrowedFd<'_>) -> Result<()>) -> Result<ReadyProcess> {
     let Born { child, cloned, console, scheduling, maps } = born;
     let mut maps = maps.into_iter();
     let map = |tree: OwnedFd| {
@@ -77,7 +73,7 @@ fn go_with(born: Born, wait: impl Fn(BorrowedFd<'_>) -> Result<()>) -> Result<Re
             maps.next().ok_or_else(|| Error::new(Code::System, "it asks for a map that it has not"))?;
         owners.map(tree.as_fd())
     };
-    let word = cloned.go_with(wait, map).map_err(|error| reaped(&child, error))?;
+    let word = cloned.go_with(hooks::wait_for_inside, map).map_err(|error| reaped(&child, error))?;
     if let Err(error) = schedule(child.pid, &scheduling) {
         end(&child);
         return Err(error);
@@ -108,7 +104,7 @@ fn schedule(pid: i32, plan: &Scheduling) -> Result<()> {
 /// A child that failed ends by itself; one of which the runtime could not hear may wait for a `start` that never
 /// comes, and is killed. It is awaited: a zombie whose parent is gone can keep a whole PID namespace from ending.
 pub(super) fn reaped(child: &Child, error: Error) -> Error {
-    if !matches!(event::readable(&[child.pidfd.as_fd()], Some(ENDS_WITHIN)).as_deref(), Ok([true])) {
+    if !ends(child) {
         end(child);
         return error;
     }
@@ -122,7 +118,15 @@ pub(super) fn reaped(child: &Child, error: Error) -> Error {
 /// How long a child that failed may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
+/// Whether it ends in time.
+fn ends(child: &Child) -> bool {
+    matches!(event::readable(&[child.pidfd.as_fd()], Some(ENDS_WITHIN)).as_deref(), Ok([true]))
+}
+
+/// One that is frozen, or waits for the kernel, dies when it goes on: for that nobody waits.
 fn end(child: &Child) {
     child.kill();
-    let _ = process::wait(child.pidfd.as_fd());
+    if ends(child) {
+        let _ = process::wait(child.pidfd.as_fd());
+    }
 }

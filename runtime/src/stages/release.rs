@@ -27,7 +27,7 @@ pub struct Running {
     pub has_beside: bool,
 }
 
-/// Releases the container's first process. The container's lock ends with it.
+/// Releases the container's first process. The container's lock ends with it, but for who kept a copy of its state.
 ///
 /// # Errors
 /// What the child says went wrong, or a poststart hook.
@@ -45,10 +45,7 @@ pub fn start(container: &mut Container, word: Ready) -> Result<()> {
     // Before it is so: a crash in between must not leave a running container that is taken for a created one.
     container.record.phase = Phase::Running;
     container.save()?;
-    word.exec_with(
-        |socket| hooks::wait_for_inside(&container.spec, socket),
-        |filter| deliver(container, filter),
-    )?;
+    word.exec(hooks::wait_for_inside, |filter| deliver(container, filter))?;
     let hooks = hooks::of(&container.spec, "poststart");
     if hooks.is_empty() {
         return Ok(());
@@ -70,7 +67,8 @@ fn deliver(container: &Container, filter: OwnedFd) -> Result<()> {
 /// What the child says went wrong.
 pub fn release_process(ready: ReadyProcess, record: &Record, spec: &Spec) -> Result<Running> {
     let ReadyProcess { child, word, console } = ready;
-    match word.exec(|filter| seccomp_agent::deliver(spec, filter, child.pid, &record.to_state())) {
+    let deliver = |filter| seccomp_agent::deliver(spec, filter, child.pid, &record.to_state());
+    match word.exec(hooks::wait_for_inside, deliver) {
         Ok(()) => Ok(Running { child, console, notify: None, has_beside: false }),
         Err(error) => Err(reaped(&child, error)),
     }

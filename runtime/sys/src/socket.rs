@@ -3,11 +3,14 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    setsockopt, sockopt,
 };
+use nix::sys::time::TimeVal;
 
 use crate::error::{Error, Result, named, show};
 
@@ -89,6 +92,16 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
             other => return named(other, || format!("sendmsg({})", show(&socket))).map(drop),
         }
     }
+}
+
+/// Has whoever receives from `socket` wait at most this long, and then be told `EAGAIN` (`SO_RCVTIMEO`, socket(7)).
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn limit_waiting(socket: BorrowedFd<'_>, most: Duration) -> Result<()> {
+    let (seconds, micros) = (most.as_secs().cast_signed(), i64::from(most.subsec_micros()));
+    let set = setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(seconds, micros));
+    named(set, || format!("setsockopt({}, SO_RCVTIMEO)", show(&socket)))
 }
 
 /// Receives one message of at most `most` bytes, with at most one descriptor; none at the end (recvmsg(2)).
@@ -268,7 +281,7 @@ pub fn end_writing(socket: BorrowedFd<'_>) {
 /// # Errors
 /// None that a kernel is known to give.
 pub fn peer_user(socket: BorrowedFd<'_>) -> Result<u32> {
-    let credentials = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
+    let credentials = nix::sys::socket::getsockopt(&socket, sockopt::PeerCredentials);
     named(credentials, || format!("getsockopt({}, SO_PEERCRED)", show(&socket))).map(|peer| peer.uid())
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use coracle_tests::{Host, Spec, cgroup, command, privileged};
@@ -71,6 +72,73 @@ fn a_cgroup_that_the_container_has_frozen_below_its_own_does_not_keep_it() {
 }
 
 #[test]
+fn a_cgroup_below_a_frozen_one_is_refused() {
+    privileged(|host| {
+        if cgroup::is_made_by_systemd() {
+            return host.skip("systemd says where its scopes are");
+        }
+        for parent in cgroup::hierarchies_of("/") {
+            fs::create_dir_all(parent.join("p")).unwrap();
+        }
+        let (directory, file) = freezer("/p");
+        freeze(&directory, file);
+        host.bundle(Spec::new().cgroup("/p/x")).try_create().fails_with(&["unexpectedly frozen"]);
+        for parent in cgroup::hierarchies_of("/p") {
+            fs::remove_dir(parent).unwrap();
+        }
+    });
+}
+
+#[test]
+fn who_executes_in_one_that_another_has_frozen_is_told() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let (directory, file) = freezer(&format!("/{}", container.id()));
+        freeze(&directory, file);
+        container.exec(&["true"]).fails_with(&["paused", "--ignore-paused"]);
+        host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}
+
+#[test]
+fn an_exec_whose_process_stands_still_ends_when_it_is_asked_to() {
+    privileged(|host| {
+        if !host.needs_coracle("an exec that can be ended") {
+            return;
+        }
+        let container = host.sleeper();
+        container.call("pause").succeeds();
+        let arguments = ["exec", "--ignore-paused", container.id(), "sleep", "1014"];
+        let mut exec = Command::new(host.runtime()).args(arguments).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        host.shell(&format!("kill {}", exec.id())).succeeds();
+        let ends = (0..1000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            exec.try_wait().unwrap().is_some()
+        });
+        // First of all: the kernel would wait for those who are frozen when the test ends.
+        container.call("resume").succeeds();
+        assert!(ends, "it was asked to end ten seconds ago");
+        assert_eq!(command::code(command::wait(&mut exec, "exec")), 255);
+        container.remove();
+    });
+}
+
+#[test]
+fn a_container_whose_process_is_stopped_goes_by_force_though_it_is_being_started() {
+    privileged(|host| {
+        let before = host.snapshot();
+        let container = host.bundle(Spec::new().args(["sleep", "1000"])).create();
+        container.call_with("kill", &["STOP"]).succeeds();
+        let mut start = Command::new(host.runtime()).args(["start", container.id()]).spawn().unwrap();
+        command::eventually("it is being started", || container.status() == "running");
+        host.call(&["delete", "--force", container.id()]).succeeds();
+        command::wait(&mut start, "start");
+        assert_eq!(host.difference(&before), None);
+    });
+}
+
+#[test]
 fn those_whom_a_killed_first_process_leaves_behind_go_with_the_container() {
     privileged(|host| {
         let before = host.snapshot();
@@ -103,7 +171,8 @@ fn a_create_that_hangs_in_a_hook_keeps_nobody_waiting_and_goes_with_its_containe
             "it took {:?}",
             begun.elapsed()
         );
-        assert_eq!(host.call(&["state", bundle.id()]).json()["status"], "creating");
+        // What there is of it is dead already.
+        assert_eq!(host.call(&["state", bundle.id()]).json()["status"], "stopped");
         create.kill().unwrap();
         create.wait().unwrap();
         host.call(&["delete", "--force", bundle.id()]).succeeds();
