@@ -194,6 +194,22 @@ fn a_volume_that_is_not_staged_is_counted_all_the_same() {
 }
 
 #[test]
+fn a_volume_that_somebody_is_at_work_on_is_not_waited_for_to_be_counted() {
+    privileged(|host| {
+        let Some(storage) = Storage::new(host) else { return };
+        let container = storage.bundle("sleep 1000", &[]).start();
+        let work = fs::File::open(storage.state().join("data/lock")).unwrap();
+        rustix::fs::flock(&work, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let told = container.call("stats").succeeds().json()["other"].clone();
+        assert_eq!(told["volume/csi/bytes-used/data"], json!(null));
+        drop(work);
+        container.remove();
+        assert!(storage.is_clean());
+        storage.end();
+    });
+}
+
+#[test]
 fn a_container_of_the_same_name_elsewhere_has_no_part_in_a_volume() {
     privileged(|host| {
         let Some(storage) = Storage::new(host) else { return };

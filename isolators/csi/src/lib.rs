@@ -98,7 +98,7 @@ impl Csi {
         if !Volume::is_used(&self.settings.state, name, user)? {
             return Ok(());
         }
-        match Volume::open(&self.settings.state, name)? {
+        match Volume::open(&self.settings.state, name, true)? {
             Some(mut volume) if volume.is_used_by(user) => {
                 volume.unpublish(&self.node(volume.driver())?, user)
             }
@@ -111,7 +111,7 @@ impl Csi {
         if !Volume::is_left(&self.settings.state, name)? {
             return Ok(());
         }
-        match Volume::open(&self.settings.state, name)? {
+        match Volume::open(&self.settings.state, name, true)? {
             Some(mut volume) => volume.end_left(&self.node(volume.driver())?),
             None => Ok(()),
         }
@@ -203,7 +203,8 @@ impl Isolator for Csi {
             if !Volume::is_used(&self.settings.state, &name, &user)? {
                 continue;
             }
-            let Some(volume) = Volume::open(&self.settings.state, &name)? else { continue };
+            // Who asks what a container uses doesn't wait for another's driver, nor make it do two things at once.
+            let Some(volume) = Volume::open(&self.settings.state, &name, false)? else { continue };
             for (measure, value) in volume.count(&self.node(volume.driver())?, &user)? {
                 usage.other.insert(format!("volume/csi/{measure}/{name}"), value);
             }

@@ -172,7 +172,7 @@ impl Volume {
 
     /// Opens the volume `name`, which may be a new one, as `definition` says.
     pub(crate) fn begin(state: &Path, name: &str, definition: &Definition) -> Result<Self> {
-        let (dir, lock) = lock(state, name)?;
+        let (dir, lock) = lock(state, name, true)?.ok_or_else(|| Error::new("somebody is at work on it"))?;
         let boot = machine::boot().map_err(failed)?;
         let new = || Record {
             driver: definition.driver.clone(),
@@ -189,9 +189,9 @@ impl Volume {
         Ok(Self { path: state.join(name), dir, record, _lock: lock })
     }
 
-    /// Opens the volume `name`; nothing where none is on record.
-    pub(crate) fn open(state: &Path, name: &str) -> Result<Option<Self>> {
-        let (dir, lock) = lock(state, name)?;
+    /// Opens the volume `name`; nothing where none is on record, or somebody is at work on it and is not waited for.
+    pub(crate) fn open(state: &Path, name: &str, wait: bool) -> Result<Option<Self>> {
+        let Some((dir, lock)) = lock(state, name, wait)? else { return Ok(None) };
         let record = read(&dir, name)?;
         Ok(record.map(|record| Self { path: state.join(name), dir, record, _lock: lock }))
     }
@@ -327,17 +327,19 @@ impl Volume {
     }
 }
 
-/// The directory of the volume `name`, and what keeps others from it.
-fn lock(state: &Path, name: &str) -> Result<(OwnedFd, OwnedFd)> {
+/// The directory of the volume `name`, and what keeps others from it; nothing where they keep us, and we don't `wait`.
+fn lock(state: &Path, name: &str, wait: bool) -> Result<Option<(OwnedFd, OwnedFd)>> {
     let parent = file::open_dir(state)
         .map_err(|e| failed(e).with_hint("make the directory, and name it in writable"))?;
-    let open = || -> coracle_sys::Result<(OwnedFd, OwnedFd)> {
+    let open = || -> coracle_sys::Result<Option<(OwnedFd, OwnedFd)>> {
         file::mkdir_all_no_links(parent.as_fd(), name, 0o700)?;
         let dir = file::open(parent.as_fd(), name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
         let flags = libc::O_RDONLY | libc::O_CREAT;
         let lock = file::open(dir.as_fd(), LOCK, flags, 0o600, Resolve::BeneathNoLinks)?;
-        file::lock(lock.as_fd(), true)?;
-        Ok((dir, lock))
+        match file::lock(lock.as_fd(), wait) {
+            Err(e) if e.errno() == Errno::EWOULDBLOCK => Ok(None),
+            locked => locked.map(|()| Some((dir, lock))),
+        }
     };
     open().map_err(|e| failed(e).on_path(state.join(name).to_string_lossy()))
 }
