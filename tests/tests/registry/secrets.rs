@@ -230,3 +230,25 @@ fn one_that_asks_for_a_password_after_a_redirect_gets_none_and_its_address_is_no
         assert!(thief.asked().iter().all(|r| r.header("authorization").is_none()));
     });
 }
+
+#[test]
+fn what_stands_in_the_registrys_place_is_not_told_its_password() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let mirror = guarded("Basic realm=\"r\"".to_owned(), BASIC);
+        let hosts = host.directory();
+        fs::create_dir_all(hosts.join("_default")).unwrap();
+        fs::write(hosts.join("_default/hosts.toml"), format!("server = \"http://{}\"", mirror.host()))
+            .unwrap();
+        let store = Store::new(host);
+        let pull = |file: &str| {
+            let hosts = hosts.to_str().unwrap();
+            store.call(&["pull", "real.example/a", "--hosts-dir", hosts, "--auth-file", file, "--quiet"])
+        };
+        pull(&auth_file(host, "real.example")).fails_with(&["answers 401"]);
+        assert!(mirror.asked().iter().all(|request| request.header("authorization").is_none()));
+        pull(&auth_file(host, &mirror.host())).succeeds();
+    });
+}
