@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod host_path;
+pub mod owned;
 pub mod persistent;
 mod sandbox_path;
 mod secret;
@@ -47,7 +48,7 @@ fn failed(error: coracle_sys::Error) -> Error {
 }
 
 /// The name that what belongs to a container goes by: there may be a container of its name in another directory of states.
-fn known_by(root: &Path, id: &str) -> String {
+pub fn known_by(root: &Path, id: &str) -> String {
     format!("{:016x}", known::number(root, id))
 }
 

@@ -184,7 +184,11 @@ fn users(dir: &OwnedFd) -> Result<Vec<(String, PathBuf, Vec<String>)>> {
     let mut found = Vec::new();
     for name in file::list(lists.as_fd()).map_err(failed)? {
         let name = name.to_string_lossy().into_owned();
-        let Ok(text) = file::read(lists.as_fd(), &name, LONGEST, Resolve::BeneathNoLinks) else { continue };
+        let text = match file::read(lists.as_fd(), &name, LONGEST, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => continue,
+            // A volume that it may name is not free.
+            text => text.map_err(|e| failed(e).on_path(&name))?,
+        };
         let text = String::from_utf8_lossy(&text).into_owned();
         let mut lines = text.lines().map(str::to_owned);
         // A list that was lost when the power was cut is empty, and nobody's.
@@ -209,4 +213,24 @@ fn lock(
     let flags = libc::O_RDONLY | libc::O_CREAT;
     let lock = file::open(dir.as_fd(), LOCK, flags, 0o600, Resolve::BeneathNoLinks);
     lock.and_then(|lock| take(lock.as_fd()).map(|()| lock)).map_err(failed)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_that_a_list_may_name_which_can_not_be_read_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Persistent { root: dir.path().to_owned(), state: dir.path().join("state") };
+        fs::create_dir_all(volumes.state.join("data/data")).unwrap();
+        fs::create_dir_all(volumes.state.join(USERS).join("list")).unwrap();
+        let error = volumes.remove("data").unwrap_err().to_string();
+        assert!(error.contains("list"), "{error}");
+        fs::remove_dir(volumes.state.join(USERS).join("list")).unwrap();
+        volumes.remove("data").unwrap();
+    }
 }

@@ -4,31 +4,27 @@ use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States};
-use coracle_sys::archive::remove_tree;
-use coracle_sys::file::{self, Resolve};
+use coracle_sys::file;
 use oci_spec::runtime::Mount;
 use serde_json::{Map, Value};
 
-use crate::{bound, failed, has_users, is_owned, known_by, made, mounted_in, of_type, opened, owner};
+use crate::owned::Owned;
+use crate::{bound, failed, has_users, is_owned, known_by, of_type, owner};
 
 /// The type of a mount whose source is a path in a container's own directory on the host, or with the option `parent` in
 /// that of the container above it.
 const TYPE: &str = "sandbox";
 
-/// Gives containers what their mounts of the type `sandbox` name. `STATE/HASH` is what a container has: `owner`, a path
-/// that is there as long as it is known, and `data`.
+/// Gives containers what their mounts of the type `sandbox` name.
 #[derive(Debug)]
 pub(crate) struct SandboxPath {
     root: PathBuf,
-    state: PathBuf,
+    owned: Owned,
 }
-
-const OWNER: &str = "owner";
-const DATA: &str = "data";
 
 impl SandboxPath {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), state: "/var/lib/coracle/sandboxes".into() }
+        Self { root: root.to_owned(), owned: Owned::new("/var/lib/coracle/sandboxes") }
     }
 
     /// Whose directory the mount `mount` of the container `id` is in.
@@ -45,23 +41,9 @@ impl SandboxPath {
         }
     }
 
-    /// The place of the container `id`.
+    /// What belongs to the container `id`.
     fn place(&self, id: &str) -> PathBuf {
-        self.state.join(known_by(&self.root, id))
-    }
-
-    fn end(&self, name: &str) -> Result<()> {
-        let Some(dir) = opened(&self.state)? else { return Ok(()) };
-        let place = self.state.join(name);
-        if opened(&place)?.is_none() {
-            return Ok(());
-        }
-        if let Some(point) = mounted_in(&place)? {
-            return Err(Error::new(format!(
-                "something is mounted in a directory of the container's, on {point}"
-            )));
-        }
-        remove_tree(dir.as_fd(), name).map_err(failed)
+        self.owned.data(&known_by(&self.root, id))
     }
 }
 
@@ -71,20 +53,11 @@ impl Isolator for SandboxPath {
     }
 
     fn configure(&mut self, options: &Map<String, Value>) -> Result<()> {
-        crate::configure_directory(options, "state", &mut self.state)
+        crate::configure_directory(options, "state", &mut self.owned.state)
     }
 
     fn recover(&self, _: &States) -> Result<()> {
-        let Some(dir) = opened(&self.state)? else { return Ok(()) };
-        for name in file::list(dir.as_fd()).map_err(failed)? {
-            let Some(name) = name.to_str() else { continue };
-            let path = Path::new(name).join(OWNER);
-            let owner = file::read(dir.as_fd(), path, 4096, Resolve::BeneathNoLinks).unwrap_or_default();
-            if !is_owned(Path::new(&*String::from_utf8_lossy(&owner))) {
-                self.end(name)?;
-            }
-        }
-        Ok(())
+        self.owned.recover()
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
@@ -101,7 +74,7 @@ impl Isolator for SandboxPath {
                     Error::new(format!("there is no container {of:?}")).at(format!("/mounts/{i}/options"))
                 );
             }
-            let mut bind = bound(mount, self.place(of).join(DATA).join(path), has_users(config.spec));
+            let mut bind = bound(mount, self.place(of).join(path), has_users(config.spec));
             let options =
                 bind.options().iter().flatten().filter(|o| !["self", "parent"].contains(&o.as_str()));
             bind.set_options(Some(options.cloned().collect()));
@@ -119,13 +92,11 @@ impl Isolator for SandboxPath {
             if wanted.is_empty() {
                 continue;
             }
-            let owner = owner(&self.root, of).to_string_lossy().into_owned();
             let make = || -> coracle_sys::Result<()> {
-                let dir = made(&place)?;
-                file::replace(dir.as_fd(), OWNER, owner.as_bytes(), 0o600)?;
+                let data = self.owned.make(&known_by(&self.root, of), &owner(&self.root, of))?;
                 wanted
                     .iter()
-                    .try_for_each(|path| file::mkdir_all_no_links(dir.as_fd(), path, 0o755).map(drop))
+                    .try_for_each(|path| file::mkdir_all_no_links(data.as_fd(), path, 0o755).map(drop))
             };
             make().map_err(|e| failed(e).on_path(place.to_string_lossy()))?;
         }
@@ -133,7 +104,7 @@ impl Isolator for SandboxPath {
     }
 
     fn cleanup(&self, id: &str) -> Result<()> {
-        self.end(&known_by(&self.root, id))
+        self.owned.end(&known_by(&self.root, id))
     }
 }
 

@@ -89,6 +89,8 @@ impl Secrets {
             return put(memory, wanted.name, read(source, left)?, wanted);
         }
         let target = file::mkdir_all_no_links(memory, wanted.name, 0o755)?;
+        // To be changed, which only some C libraries do to what was opened as a path.
+        let target = file::open(target.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
         for name in file::list(source.as_fd())? {
             // A volume of Kubernetes's is links to files in a hidden directory.
             let opened = file::open(source.as_fd(), &name, libc::O_RDONLY, 0, Resolve::Beneath)?;
@@ -133,17 +135,20 @@ impl Isolator for Secrets {
 
     fn recover(&self, _: &States) -> Result<()> {
         let Some(dir) = opened(&self.root.join(DIRECTORY))? else { return Ok(()) };
+        let mut done = Ok(());
         for file_name in file::list(dir.as_fd()).map_err(failed)? {
             let Some(name) = file_name.to_str().and_then(|name| name.strip_suffix(".owner")) else {
                 continue;
             };
-            let owner =
-                file::read(dir.as_fd(), &file_name, 4096, Resolve::BeneathNoLinks).unwrap_or_default();
-            if !is_owned(Path::new(&*String::from_utf8_lossy(&owner))) {
-                self.end(name)?;
-            }
+            // Only a name that was read tells that its owner is gone.
+            let ended = match file::read(dir.as_fd(), &file_name, 4096, Resolve::BeneathNoLinks) {
+                Ok(owner) if is_owned(Path::new(&*String::from_utf8_lossy(&owner))) => Ok(()),
+                Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
+                _ => self.end(name),
+            };
+            done = done.and(ended);
         }
-        Ok(())
+        done
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
