@@ -47,6 +47,52 @@ fn a_container_whose_files_take_more_than_they_may_is_ended() {
     });
 }
 
+/// Holds a file by a lease, so that who opens it to read waits, and does not mind being asked for it.
+const HOLDS: &str = "import fcntl, signal, sys, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1], 'r+')
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+time.sleep(100)";
+
+#[test]
+fn who_holds_a_file_keeps_nobody_from_counting_it() {
+    privileged(|host| {
+        let Some(host) = watchful(host) else { return };
+        if !host.needs_program("python3") {
+            return;
+        }
+        let file = host.directory().join("file");
+        fs::write(&file, vec![1; 2_000_000]).unwrap();
+        let mut holder = Command::new("python3");
+        holder.args(["-c", HOLDS, file.to_str().unwrap()]).stdout(std::process::Stdio::piped());
+        let mut holder = holder.spawn().unwrap();
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
+        let data = file.parent().unwrap().to_str().unwrap();
+        let spec = limited(r#"{"/data": "1m"}"#).bind(data, "/data", &["rbind"]).script("sleep 3; exit 3");
+        host.bundle(spec).run().exits(137).fails_with(&["its files in /data take"]);
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    });
+}
+
+#[test]
+fn who_has_too_many_files_to_be_counted_in_time_is_ended() {
+    privileged(|host| {
+        if !host.needs_coracle("limits for files") {
+            return;
+        }
+        let options =
+            format!("options = {{ state = {:?}, interval = 0.05, deadline = 0.01 }}", host.directory());
+        let host = host.configured(&format!("[isolator.\"disk/du\"]\n{options}\n"));
+        let data = host.directory();
+        (0..20_000).for_each(|n| fs::write(data.join(n.to_string()), "").unwrap());
+        let data = data.to_str().unwrap();
+        let spec = limited(r#"{"/data": "1m"}"#).bind(data, "/data", &["rbind"]).script("sleep 3; exit 3");
+        host.bundle(spec).run().exits(137).fails_with(&["could not be counted in 0.01 seconds, 4 times"]);
+    });
+}
+
 #[test]
 fn events_tell_of_it_and_stats_how_much_it_is() {
     privileged(|host| {

@@ -1,5 +1,6 @@
 //! `disk/du`: limits on file systems without project quotas, by adding up what there is.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,12 @@ use crate::{failed, known_by};
 pub(crate) struct DiskUsage {
     records: Records,
     settings: Settings,
+    /// How many looks in a row took too long.
+    late: Cell<u32>,
 }
+
+/// How many looks in a row may take too long: whoever makes them so slow must not have no limit by that.
+const MOST_LATE: u32 = 4;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -41,22 +47,34 @@ impl Default for Settings {
 
 impl DiskUsage {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { records: Records::new(root, "du"), settings: Settings::default() }
+        Self { records: Records::new(root, "du"), settings: Settings::default(), late: Cell::new(0) }
     }
 
-    /// What each limited destination takes. A look that takes too long tells nothing; one that comes upon what nobody can
-    /// go through tells that it is beyond any limit.
-    fn used(&self, id: &str) -> Result<Vec<(Limit, u64)>> {
+    /// What each limited destination takes; `None` where that could not be told in time. What nobody can go through is beyond any
+    /// limit.
+    fn used(&self, id: &str) -> Result<Vec<(Limit, Option<u64>)>> {
         let deadline = Duration::from_secs_f64(self.settings.deadline);
         let mut used = Vec::new();
         for limit in self.records.of(id)? {
             match walk::usage(&limit.paths, deadline) {
-                Err(e) if e.errno() == Errno::ETIMEDOUT => {}
-                Err(e) if e.errno() == Errno::ELOOP => used.push((limit, u64::MAX)),
-                bytes => used.push((limit, bytes.map_err(failed)?)),
+                Err(e) if e.errno() == Errno::ETIMEDOUT => used.push((limit, None)),
+                Err(e) if e.errno() == Errno::ELOOP => used.push((limit, Some(u64::MAX))),
+                bytes => used.push((limit, Some(bytes.map_err(failed)?))),
             }
         }
         Ok(used)
+    }
+
+    /// Tells of `limit`, which could not be looked at in time, when that was so too often.
+    fn too_late(&self, limit: Option<&Limit>) -> Option<Limitation> {
+        self.late.set(limit.map_or(0, |_| self.late.get() + 1));
+        let (limit, often) = (limit?, self.late.get());
+        let message = format!(
+            "its files in {} could not be counted in {} seconds, {often} times",
+            limit.destination, self.settings.deadline
+        );
+        let told = Limitation { message, reason: "disk".to_owned(), resources: None };
+        (often >= MOST_LATE).then_some(told)
     }
 }
 
@@ -137,15 +155,20 @@ impl Isolator for DiskUsage {
         if !self.enforces(container.spec) {
             return Ok(None);
         }
-        let beyond = self.used(container.id)?.into_iter().find(|(limit, used)| *used > limit.bytes);
-        Ok(beyond.map(|(limit, used)| limitation(&limit, used)))
+        let used = self.used(container.id)?;
+        let late = used.iter().find(|(_, used)| used.is_none());
+        let late = self.too_late(late.map(|(limit, _)| limit));
+        let mut counted = used.iter().filter_map(|(limit, used)| Some((limit, (*used)?)));
+        let beyond = counted.find(|(limit, used)| *used > limit.bytes);
+        Ok(beyond.map(|(limit, used)| limitation(limit, used)).or(late))
     }
 
     fn usage(&self, container: &Handles<'_>) -> Result<Usage> {
         if !self.enforces(container.spec) {
             return Ok(Usage::default());
         }
-        let used = self.used(container.id)?;
+        let used = self.used(container.id)?.into_iter();
+        let used: Vec<_> = used.filter_map(|(limit, used)| Some((limit, used?))).collect();
         Ok(Usage { other: told(self.name(), &used), ..Usage::default() })
     }
 

@@ -87,8 +87,16 @@ fn directories(spec: &Spec, bundle: &Path, destination: &str) -> Result<Vec<Path
     });
     let source = source.and_then(|mount| mount.source().clone());
     source
-        .map(|path| vec![path])
+        .map(|path| vec![lasting(path)])
         .ok_or_else(|| at(format!("what is mounted at {destination:?} is no directory of the host")))
+}
+
+/// What the path `path` leads to, where it names an open file of who launches the container and will soon be another's.
+fn lasting(path: PathBuf) -> PathBuf {
+    if !path.starts_with("/proc") {
+        return path;
+    }
+    file::read_link(CWD, &path).map_or(path, PathBuf::from)
 }
 
 /// Where the overlay that is mounted at `root` writes, if one is.

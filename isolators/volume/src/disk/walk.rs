@@ -26,7 +26,7 @@ pub(super) fn usage(paths: &[PathBuf], limit: Duration) -> Result<u64> {
     let answer = touch::within(limit, &[], || {
         let mut sum = Sum::default();
         for path in paths {
-            through(path, |file, stat| sum.add(file, stat))?;
+            through(path, libc::O_PATH, |file, stat| sum.add(file, stat))?;
         }
         Ok(sum.bytes.to_le_bytes().to_vec())
     })?;
@@ -40,7 +40,7 @@ pub(super) fn usage(paths: &[PathBuf], limit: Duration) -> Result<u64> {
 /// As [`usage`], and what the kernel says of projects.
 pub(super) fn assign(path: &Path, id: u32, limit: Duration) -> Result<()> {
     let assigned = touch::within(limit, &[], || {
-        through(path, |file, stat| {
+        through(path, libc::O_RDONLY | libc::O_NONBLOCK, |file, stat| {
             let kind = stat.st_mode & libc::S_IFMT;
             // The kernel has projects for these alone; what else there is takes no room.
             let is_directory = kind == libc::S_IFDIR;
@@ -78,9 +78,14 @@ struct Level {
     names: Vec<OsString>,
 }
 
-/// Does `visit` to the directory `path` and to all in it, opened: for reading where it is a directory or a regular file, else
-/// not. What goes away meanwhile is passed over.
-fn through(path: &Path, mut visit: impl FnMut(BorrowedFd<'_>, &libc::stat) -> Result<()>) -> Result<()> {
+/// Does `visit` to the directory `path` and to all in it, opened: for reading where it is a directory, with the flags `how` where
+/// it is a regular file (whose owner can hold up who opens it to read: fcntl(2), "Leases"), else not. What goes away meanwhile is
+/// passed over.
+fn through(
+    path: &Path,
+    how: i32,
+    mut visit: impl FnMut(BorrowedFd<'_>, &libc::stat) -> Result<()>,
+) -> Result<()> {
     let _ = identity::raise_to_hard_limit("RLIMIT_NOFILE");
     let top = file::open_dir(path)?;
     let device = file::stat(top.as_fd())?.st_dev;
@@ -99,7 +104,7 @@ fn through(path: &Path, mut visit: impl FnMut(BorrowedFd<'_>, &libc::stat) -> Re
         let kind = stat.st_mode & libc::S_IFMT;
         let flags = match kind {
             libc::S_IFDIR => libc::O_DIRECTORY,
-            libc::S_IFREG => libc::O_RDONLY | libc::O_NONBLOCK,
+            libc::S_IFREG => how,
             _ => libc::O_PATH,
         };
         // Opened, it is what it is, whatever its name meant before.
@@ -135,7 +140,7 @@ mod tests {
 
     fn sum(path: &Path) -> u64 {
         let mut sum = Sum::default();
-        through(path, |file, stat| sum.add(file, stat)).unwrap();
+        through(path, libc::O_PATH, |file, stat| sum.add(file, stat)).unwrap();
         sum.bytes
     }
 
@@ -157,7 +162,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let deep = (0..DEEPEST).fold(dir.path().to_owned(), |path, _| path.join("d"));
         fs::create_dir_all(&deep).unwrap();
-        let error = through(dir.path(), |_, _| Ok(())).unwrap_err();
+        let error = through(dir.path(), libc::O_PATH, |_, _| Ok(())).unwrap_err();
         assert_eq!(error.errno(), Errno::ELOOP);
     }
 }

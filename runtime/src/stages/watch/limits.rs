@@ -16,12 +16,14 @@ pub struct Limits<'a> {
     /// Where is written why the container is ended, for those who follow it.
     note: Option<BorrowedFd<'a>>,
     tell: &'a dyn Fn(String),
+    /// What somebody could not tell, last.
+    failure: String,
 }
 
 impl<'a> Limits<'a> {
     /// For a container that no plugin watches.
     pub fn none() -> Self {
-        Self { watched: Vec::new(), container: None, note: None, tell: &|_| {} }
+        Self { watched: Vec::new(), container: None, note: None, tell: &|_| {}, failure: String::new() }
     }
 
     /// What `watched` watch of `container`; `tell` tells people.
@@ -42,6 +44,7 @@ impl<'a> Limits<'a> {
             container: Some(container),
             note: None,
             tell,
+            failure: String::new(),
         })
     }
 
@@ -77,9 +80,15 @@ impl<'a> Limits<'a> {
                 }
                 true
             }
+            // It may be able to the next time. Who limits must not be kept from it for good by a failure that the container can
+            // bring about.
             Err(error) => {
-                (self.tell)(format!("container {:?}: {error}; it watches no more", container.id));
-                true
+                let failure = format!("container {:?}: {error}", container.id);
+                if failure != self.failure {
+                    (self.tell)(failure.clone());
+                    self.failure = failure;
+                }
+                is_over
             }
         };
         if done {
