@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use coracle_isolator::{Cgroup, CgroupVersion, Error, Limitation, Result};
+use coracle_isolator::{Cgroup, CgroupVersion, Errno, Error, Limitation, Result};
 use coracle_sys::event;
 use coracle_sys::file::{self, Resolve};
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
@@ -24,6 +24,12 @@ pub(crate) fn watch(group: &Cgroup) -> Result<Option<OwnedFd>> {
     Ok(Some(counter))
 }
 
+/// What the leaf counts that the runtime moves the processes of a container into before it makes another below.
+const LEAF: &str = "_own/memory.events";
+
+/// The longest such file, in bytes.
+const LONGEST: u64 = 1 << 16;
+
 /// open(2), linux/fcntl.h.
 const O_RDONLY: i32 = 0;
 
@@ -34,7 +40,10 @@ pub(crate) fn limitation(group: &Cgroup) -> Result<Option<Limitation>> {
         CgroupVersion::V2 => ("memory.events", "memory.max"),
     };
     let told = text(group, "memory", file)?.unwrap_or_default();
-    let kills = keyed(&told, "oom_kill").unwrap_or_default();
+    let kills = match own_kills(group)? {
+        Some(own) => own,
+        None => keyed(&told, "oom_kill").unwrap_or_default(),
+    };
     let waits = keyed(&told, "under_oom") == Some(1);
     if kills == 0 && !waits {
         return Ok(None);
@@ -47,6 +56,25 @@ pub(crate) fn limitation(group: &Cgroup) -> Result<Option<Limitation>> {
         reason: "oom".to_owned(),
         resources: limit.map(resources),
     }))
+}
+
+/// How many processes of a container's own were killed, where other containers are below it: its own are then in a leaf, and the
+/// group counts those of the others, too. `None` elsewhere.
+fn own_kills(group: &Cgroup) -> Result<Option<u64>> {
+    let Some(dir) = group.dir("memory").filter(|_| group.version() == CgroupVersion::V2) else {
+        return Ok(None);
+    };
+    let leaf = match file::read(dir, LEAF, LONGEST, Resolve::BeneathNoLinks) {
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(None),
+        leaf => leaf.map_err(|e| Error::failed(e.call(), e.errno()))?,
+    };
+    let local = text(group, "memory", "memory.events.local")?.unwrap_or_default();
+    Ok(Some(
+        [String::from_utf8_lossy(&leaf).into_owned(), local]
+            .iter()
+            .filter_map(|told| keyed(told, "oom_kill"))
+            .sum(),
+    ))
 }
 
 fn resources(limit: u64) -> LinuxResources {
@@ -68,6 +96,24 @@ mod tests {
     use crate::limit::Limits;
     use crate::memory::Memory;
     use crate::testing::Group;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test lays out what a kernel would")]
+    fn what_was_killed_in_containers_below_is_not_the_containers_own() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("memory.events"), "oom_kill 3\n").unwrap();
+        std::fs::write(dir.path().join("memory.events.local"), "oom_kill 0\n").unwrap();
+        let group = || {
+            let dir = file::open_dir(dir.path()).unwrap();
+            limitation(&Cgroup::new(CgroupVersion::V2, vec![(Vec::new(), dir)])).unwrap()
+        };
+        assert!(group().unwrap().message.ends_with("3 processes killed"));
+        std::fs::create_dir(dir.path().join("_own")).unwrap();
+        std::fs::write(dir.path().join("_own/memory.events"), "oom_kill 0\n").unwrap();
+        assert!(group().is_none());
+        std::fs::write(dir.path().join("_own/memory.events"), "oom_kill 1\n").unwrap();
+        assert!(group().unwrap().message.ends_with("1 processes killed"));
+    }
 
     #[test]
     fn a_group_that_is_out_of_memory_is_told_of() {
