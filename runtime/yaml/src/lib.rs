@@ -158,6 +158,11 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
 
 fn number(text: &str) -> Option<Number> {
     let radix = |prefix: &str, radix| i64::from_str_radix(text.strip_prefix(prefix)?, radix).ok();
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit()) {
+        // As Kubernetes' reader has it: octal. What then is no number stays a string, which no number is read from.
+        return i64::from_str_radix(text, 8).ok().map(Number::from);
+    }
     if let Some(whole) = text.parse::<i64>().ok().or_else(|| radix("0x", 16)).or_else(|| radix("0o", 8)) {
         return Some(whole.into());
     }
@@ -178,6 +183,12 @@ mod tests {
         let expected =
             json!({"a": 1, "b": ["x", "true", true, null, 16, 1.5, "2"], "c": [{"d": "two\nlines\n"}]});
         assert_eq!(read(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_number_with_a_leading_zero_is_octal_and_one_that_can_not_be_is_none() {
+        let text = "[0400, 0o400, -010, 0, 0.5, 0800, 08.5]";
+        assert_eq!(read(text).unwrap(), json!([256, 256, -8, 0, 0.5, "0800", 8.5]));
     }
 
     #[test]
