@@ -60,24 +60,40 @@ pub fn is_dumpable() -> Result<bool> {
 /// # Errors
 /// Where procfs is not mounted.
 pub fn forget_image() -> Result<()> {
-    let maps = file::read(CWD, "/proc/self/maps", 1 << 20, Resolve::Host)?;
-    for line in String::from_utf8_lossy(&maps).lines() {
-        // START-END PERMISSIONS OFFSET DEVICE INODE PATH (proc_pid_maps(5))
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [range, permissions, _, _, inode, ..] = fields[..] else { continue };
-        let range = range.split_once('-').and_then(|(start, end)| {
-            Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
-        });
-        let Some((start, end)) = range.filter(|_| !permissions.contains('w') && inode != "0") else {
-            continue;
-        };
+    let maps = file::read(CWD, "/proc/self/smaps", 1 << 20, Resolve::Host)?;
+    for (start, end) in untouched(&String::from_utf8_lossy(&maps)) {
         for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_DONTNEED] {
-            // SAFETY: nobody can write to these pages, so that what is dropped is what the file holds, from which each
-            // comes back when it is touched; and the file can't be written to, by the runtime's own protection.
+            // SAFETY: nobody can write to these pages, nor has, so that what is dropped is what the file holds, from which
+            // each comes back when it is touched; and the file can't be written to, by the runtime's own protection.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
         }
     }
     Ok(())
+}
+
+/// The mappings of files in `maps` that nobody can write to and that hold what is in the file: a loader writes to some before it
+/// gives the right away (`PT_GNU_RELRO`).
+fn untouched(maps: &str) -> Vec<(usize, usize)> {
+    let (mut found, mut last) = (Vec::new(), None);
+    for line in maps.lines() {
+        match line.split_ascii_whitespace().collect::<Vec<_>>()[..] {
+            // START-END PERMISSIONS OFFSET DEVICE INODE PATH (proc_pid_maps(5))
+            [range, permissions, _, _, inode, ..] if range.contains('-') => {
+                found.extend(last);
+                last = (!permissions.contains('w') && inode != "0").then(|| bounds(range)).flatten();
+            }
+            // Whatever is no longer the file's (proc_pid_smaps(5)).
+            ["Anonymous:" | "Swap:", size, ..] if size != "0" => last = None,
+            _ => {}
+        }
+    }
+    found.extend(last);
+    found
+}
+
+fn bounds(range: &str) -> Option<(usize, usize)> {
+    let (start, end) = range.split_once('-')?;
+    Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
 }
 
 /// prctl(2) with two arguments.
@@ -85,4 +101,29 @@ pub(crate) fn prctl(option: i32, a: u64, b: u64) -> Result<i32> {
     // SAFETY: none of the options that this crate uses takes a pointer.
     let ret = unsafe { libc::prctl(option, a, b, 0_u64, 0_u64) };
     check(ret, || format!("prctl({option}, {a}, {b})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_loader_has_written_to_is_not_let_go() {
+        let maps = "1000-2000 r--p 00000000 fe:00 77 /bin/x
+Size: 4 kB
+Anonymous: 0 kB
+Swap: 0 kB
+2000-3000 r--p 00001000 fe:00 77 /bin/x
+Anonymous: 4 kB
+3000-4000 r-xp 00002000 fe:00 77 /bin/x
+Swap: 4 kB
+4000-5000 rw-p 00003000 fe:00 77 /bin/x
+5000-6000 r--p 00000000 00:00 0 [vvar]
+6000-7000 r-xp 00000000 fe:00 78 /lib/y
+Anonymous: 0 kB
+";
+        assert_eq!(untouched(maps), [(0x1000, 0x2000), (0x6000, 0x7000)]);
+        // And who lets go of it lives on.
+        forget_image().unwrap();
+    }
 }
