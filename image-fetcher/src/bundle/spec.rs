@@ -14,6 +14,9 @@ use crate::error::{Error, Kind, Result};
 /// The version of the runtime specification that Coracle follows and writes.
 pub const SPEC_VERSION: &str = "1.3.0";
 
+/// The annotation with the signal that an image's program wants to be asked to end by (image-spec, conversion.md).
+pub const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
+
 /// Parts of `/proc` and `/sys` that tell of the host or reach into it.
 const MASKED: [&str; 11] = [
     "/proc/acpi",
@@ -66,9 +69,13 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
     if let Some(profile) = seccomp::profile(&options.seccomp, &process::capabilities(options)?)? {
         linux["seccomp"] = profile;
     }
+    let mut annotations = options.annotations.clone();
+    if let Some(signal) = image.stop_signal() {
+        annotations.entry(STOP_SIGNAL.to_owned()).or_insert_with(|| signal.clone());
+    }
     finish(json!({
         "ociVersion": SPEC_VERSION,
-        "annotations": options.annotations,
+        "annotations": annotations,
         "process": process::process(&image, options, &who)?,
         "root": { "path": "rootfs", "readonly": options.read_only },
         "hostname": options.hostname.as_deref().unwrap_or("container"),
@@ -240,7 +247,7 @@ mod tests {
 
     fn made(options: &Options) -> Value {
         let config = r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"],
-            "Volumes":{"/data":{},"/run/x:remount,rw,suid":{},"/sys/fs/cgroup":{},"data":{}}},
+            "Volumes":{"/data":{},"/run/x:remount,rw,suid":{},"/sys/fs/cgroup":{},"data":{}},"StopSignal":"SIGQUIT"},
             "rootfs":{"type":"layers","diff_ids":[]}}"#;
         let scratch = tempfile::tempdir().unwrap();
         let root = file::open_dir(scratch.path()).unwrap();
@@ -260,6 +267,15 @@ mod tests {
         assert_eq!(spec["linux"]["namespaces"].as_array().unwrap().len(), 6);
         assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
         assert_eq!(spec["root"]["path"], "rootfs");
+    }
+
+    #[test]
+    fn the_signal_that_an_image_ends_by_is_told_unless_the_caller_names_another() {
+        let mut options = Options::default();
+        let told = |options: &Options| made(options)["annotations"][STOP_SIGNAL].clone();
+        assert_eq!(told(&options), "SIGQUIT");
+        options.annotations.insert(STOP_SIGNAL.to_owned(), "SIGINT".to_owned());
+        assert_eq!(told(&options), "SIGINT");
     }
 
     #[test]
