@@ -53,7 +53,7 @@ fn on_terminal(client: &mut Client, master: &OwnedFd, with_input: bool) -> Resul
     coracle_sys::descriptor::set_nonblocking(master.as_fd())?;
     let mut ways = vec![Way::out(master.as_fd(), stdout.as_fd())];
     if with_input {
-        ways.push(Way::into(stdin.as_fd(), master.as_fd()));
+        ways.push(Way::typed(stdin.as_fd(), master.as_fd()));
     }
     let is_raw = with_input && tty::is_terminal(stdin.as_fd());
     let before = is_raw.then(|| tty::make_raw(stdin.as_fd())).transpose()?;

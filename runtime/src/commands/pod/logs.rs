@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use coracle_sys::{event, file};
+use coracle_sys::{descriptor, event, file};
 use serde_json::json;
 
 use super::{connect, container};
@@ -39,7 +39,10 @@ pub(super) fn logs(global: &Global, options: &Logs) -> Result<u8> {
         if is_quiet {
             let changes = event::changes_of(current.as_fd())?;
             if event::readable(&[changes.as_fd()], Some(AGAIN))? == [false] {
+                let current = descriptor::duplicate(current.as_fd())?;
                 (files, ended) = follow(&mut client, &path, files)?;
+                // What was written until the supervisor was asked, who may have begun another file meanwhile.
+                printer.print(&read_on(&current)?)?;
             }
         }
     }

@@ -138,8 +138,14 @@ fn wait(global: &Global, target: &Target) -> Result<u8> {
 fn watch(global: &Global, pod: &str) -> Result<u8> {
     let mut client = connect(global, pod)?;
     client.begin("io.coracle.Pod.Watch", json!({}), &[], true)?;
-    while let Ok((reply, _)) = client.reply() {
-        crate::print(&format!("{}\n", reply.parameters["event"]));
+    loop {
+        match client.reply() {
+            Ok((reply, _)) => crate::print(&format!("{}\n", reply.parameters["event"])),
+            // With the pod, it ends, too.
+            Err(error) => match connect(global, pod) {
+                Err(e) if e.code() == Code::NotFound => return Ok(0),
+                _ => return Err(error).context(|| format!("pod {pod:?}")),
+            },
+        }
     }
-    Ok(0)
 }

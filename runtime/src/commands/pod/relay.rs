@@ -15,19 +15,34 @@ pub(super) struct Way<'f> {
     flow: Flow,
     /// Whether the relay ends with it.
     counts: bool,
-    /// Whether the other side learns of its end.
-    ends: bool,
+    end: End,
+}
+
+/// How the other side learns of the end of a way.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// Not at all.
+    Untold,
+    /// Half of the socket is closed.
+    Socket,
+    /// By what is typed into a terminal there.
+    Typed,
 }
 
 impl<'f> Way<'f> {
     /// To the caller: when all of these have ended, all is done.
     pub(super) fn out(from: BorrowedFd<'f>, to: BorrowedFd<'f>) -> Self {
-        Self { from, to, flow: Flow::default(), counts: true, ends: false }
+        Self { from, to, flow: Flow::default(), counts: true, end: End::Untold }
     }
 
     /// From the caller, whose end is told by closing half of the socket `to`.
     pub(super) fn into(from: BorrowedFd<'f>, to: BorrowedFd<'f>) -> Self {
-        Self { from, to, flow: Flow::default(), counts: false, ends: true }
+        Self { from, to, flow: Flow::default(), counts: false, end: End::Socket }
+    }
+
+    /// From the caller into the terminal whose master is `to`.
+    pub(super) fn typed(from: BorrowedFd<'f>, to: BorrowedFd<'f>) -> Self {
+        Self { end: End::Typed, ..Self::into(from, to) }
     }
 
     fn is_over(&self) -> bool {
@@ -35,10 +50,13 @@ impl<'f> Way<'f> {
     }
 
     fn step(&mut self) {
-        self.flow.read(self.from);
+        match self.end {
+            End::Typed => self.flow.read_typed(self.from),
+            _ => self.flow.read(self.from),
+        }
         let _ = self.flow.write(self.to);
-        if self.ends && self.is_over() {
-            self.ends = false;
+        if self.end == End::Socket && self.is_over() {
+            self.end = End::Untold;
             coracle_sys::socket::end_writing(self.to);
         }
     }

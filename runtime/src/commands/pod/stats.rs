@@ -13,6 +13,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Prints what pods use: as JSON, or with `top` as a table, again and again.
 pub(super) fn stats(global: &Global, pods: &[String], top: bool) -> Result<u8> {
     let names = if pods.is_empty() { super::names(global, None)? } else { pods.to_vec() };
+    // A pod that was named must be there; others may go meanwhile.
+    pods.iter().try_for_each(|name| super::connect(global, name).map(drop))?;
     if !top {
         let usage: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
         return super::print(&Value::Array(usage));

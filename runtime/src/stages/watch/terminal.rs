@@ -28,8 +28,6 @@ pub(super) struct Terminal {
     before: Option<nix::sys::termios::Termios>,
     typed: Flow,
     shown: Flow,
-    /// Whether what was typed last ends no line.
-    is_in_line: bool,
 }
 
 impl Terminal {
@@ -43,7 +41,7 @@ impl Terminal {
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
         let before = tty::is_terminal(stdin.as_fd()).then(|| tty::make_raw(stdin.as_fd())).transpose()?;
         let (typed, shown) = (Flow::default(), Flow::default());
-        let terminal = Self { master, stdin, stdout, before, typed, shown, is_in_line: false };
+        let terminal = Self { master, stdin, stdout, before, typed, shown };
         terminal.resize()?;
         Ok(terminal)
     }
@@ -77,15 +75,7 @@ impl Terminal {
                 let _ = self.typed.write(self.master.as_fd());
             }
             Side::Input => {
-                self.typed.read(self.stdin.as_fd());
-                if let Some(last) = self.typed.waiting.last() {
-                    self.is_in_line = *last != b'\n';
-                }
-                if !self.typed.open {
-                    // As Ctrl-D does: the end of input, for a program that reads the terminal line by line. In a line
-                    // the first one only ends that.
-                    self.typed.waiting.extend(if self.is_in_line { &[4, 4][..] } else { &[4] });
-                }
+                self.typed.read_typed(self.stdin.as_fd());
             }
             Side::Output => {
                 if self.shown.write(self.stdout.as_fd()).is_err() {
@@ -116,6 +106,8 @@ impl Drop for Terminal {
 pub struct Flow {
     waiting: Vec<u8>,
     open: bool,
+    /// Whether what was typed last ends no line.
+    is_in_line: bool,
 }
 
 /// How many bytes are taken at once: as many as a pipe that is ready takes without blocking (`PIPE_BUF`, pipe(7)).
@@ -123,7 +115,7 @@ const CHUNK: usize = 4096;
 
 impl Default for Flow {
     fn default() -> Self {
-        Self { waiting: Vec::with_capacity(CHUNK), open: true }
+        Self { waiting: Vec::with_capacity(CHUNK), open: true, is_in_line: false }
     }
 }
 
@@ -154,6 +146,21 @@ impl Flow {
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Ok(0) | Err(_) => self.open = false,
             Ok(n) => self.waiting.extend_from_slice(&chunk[..n]),
+        }
+    }
+
+    /// The same for what is typed into a terminal. Its end becomes what Ctrl-D is, the end of input for a program that reads the
+    /// terminal line by line; in a line the first one only ends that.
+    pub fn read_typed(&mut self, from: BorrowedFd<'_>) {
+        if !self.reads() {
+            return;
+        }
+        self.read(from);
+        if let Some(last) = self.waiting.last() {
+            self.is_in_line = *last != b'\n';
+        }
+        if !self.open {
+            self.waiting.extend(if self.is_in_line { &[4, 4][..] } else { &[4] });
         }
     }
 
