@@ -172,8 +172,14 @@ fn plant_canary() {
     }
 }
 
-/// A runtime's root directory of states stays, once made (as mount(8)'s own does); what lies in it must not.
+/// A runtime's root directory of states stays, once made (as mount(8)'s own does), and so does that of pods on the disk; what
+/// lies in them must not.
 fn make_state_roots() {
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create("/var/lib/coracle/pods")
+        .expect("make a directory");
     for path in ["/run/coracle", "/run/runc", "/run/crun"] {
         fs::DirBuilder::new().mode(0o700).create(path).expect("make a runtime's root directory");
     }

@@ -142,7 +142,7 @@ impl Lan {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert!(left.is_empty(), "plugins, or the runtime, left: {left:#?}");
-        for directory in ["/var/lib/cni", "/var/lib/coracle"] {
+        for directory in ["/var/lib/cni", STATE] {
             let _ = fs::remove_dir_all(directory);
         }
         let _ = fs::remove_file("/run/xtables.lock");

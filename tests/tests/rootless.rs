@@ -425,7 +425,7 @@ fn what_root_has_on_record_keeps_no_user_from_running_containers() {
         }
         host.shell("mkdir -p /var/lib/coracle/disk/du && chmod 700 /var/lib/coracle").succeeds();
         host.bundle(without_groups(Spec::new()).args(["true"])).run().succeeds();
-        fs::remove_dir_all("/var/lib/coracle").unwrap();
+        fs::remove_dir_all("/var/lib/coracle/disk").unwrap();
     });
 }
 

@@ -21,6 +21,7 @@ pub mod network;
 pub mod node;
 pub mod keeper;
 pub mod sandbox;
+mod disk;
 pub mod volume;
 pub mod launch;
 pub mod logs;

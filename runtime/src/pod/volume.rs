@@ -1,15 +1,18 @@
 //! The volumes of a pod: made when it starts, gone when it is removed.
 //!
-//! What they are on the host lies below the pod's directory, or (for an image's files) in the image store. A volume that
-//! is there already stays as it is, so that a pod which is started again finds its files.
+//! Those in memory are file systems below the pod's directory, empty directories are on the disk, an image's files in the image
+//! store. A volume that is there already stays as it is, so that a pod which is started again finds its files.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{Errno, mount};
+use coracle_sys::{Errno, mount, touch};
 use serde_json::{Value, json};
 
+use super::disk::Disk;
 use super::document::{EmptyDir, HostPath, ImageVolume, Pod, SecretVolume, Volume, VolumeMount, Whose};
 use super::network::{self, Networks};
 use super::plan::Member;
@@ -19,17 +22,17 @@ use super::users::Range;
 use crate::error::{Code, Context, Error, Result};
 use crate::image::{self, Known};
 
-/// The directory of volumes in a pod's.
+/// The directory of volumes in memory in a pod's.
 const VOLUMES: &str = "volumes";
-
-/// The file that is mounted as `/etc/hosts`.
-const HOSTS: &str = "hosts";
 
 /// Where the tmpfs is that is mounted as `/dev/shm`.
 const SHARED_MEMORY: &str = "shm";
 
 /// The largest file of a secret, in bytes.
 const LARGEST_SECRET: u64 = 1 << 20;
+
+/// How long a path of the host may take to be looked at.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where volumes come from.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +61,15 @@ pub fn make(from: From<'_>) -> Result<()> {
         make_shared_memory(from.dir.fd()).context(|| "mounting the pod's /dev/shm")?;
     }
     make_each(from, |volume| make_one(from, volumes.as_fd(), volume))?;
-    file::replace(from.dir.fd(), HOSTS, hosts(from.pod).as_bytes(), 0o644)
-        .context(|| "writing the pod's hosts")
+    if !has_hosts(from.pod)? {
+        return Ok(());
+    }
+    Disk::of(from.dir).write_hosts(&hosts(from.pod)).context(|| "writing the pod's hosts")
+}
+
+/// Whether the pod's `/etc/hosts` is written here.
+fn has_hosts(pod: &Pod) -> Result<bool> {
+    Ok(!pod.spec.host_network && network::wanted(pod)?.is_none())
 }
 
 fn make_each(from: From<'_>, make: impl Fn(&Volume) -> Result<()>) -> Result<()> {
@@ -99,18 +109,13 @@ fn make_image(from: From<'_>, volume: &Volume, wanted: &ImageVolume) -> Result<(
 
 /// Makes the `/dev/shm` of all containers, who share what else is named by IPC, too.
 fn make_shared_memory(dir: BorrowedFd<'_>) -> Result<()> {
-    match file::mkdir(dir, SHARED_MEMORY, 0o755) {
-        Err(e) if e.errno() == Errno::EEXIST => Ok(()),
-        made => {
-            made.map_err(Error::from).and_then(|()| mount_memory(dir, SHARED_MEMORY, Some(64 << 20), "1777"))
-        }
-    }
+    mount_memory(dir, SHARED_MEMORY, (Some(64 << 20), "1777"), |_| Ok(()))
 }
 
 fn make_one(from: From<'_>, volumes: BorrowedFd<'_>, volume: &Volume) -> Result<()> {
     let group = from.pod.spec.security_context.fs_group;
     if let Some(empty) = &volume.empty_dir {
-        return make_empty(volumes, &volume.name, empty, group);
+        return make_empty(from, volumes, (&volume.name, empty), group);
     }
     if let Some(host) = &volume.host_path {
         return find_host_path(host);
@@ -125,31 +130,41 @@ fn volume_id(pod: &Pod, name: &str) -> String {
     format!("{}/{name}.volume", pod.metadata.name)
 }
 
-fn make_empty(volumes: BorrowedFd<'_>, name: &str, empty: &EmptyDir, group: Option<u32>) -> Result<()> {
-    match file::mkdir(volumes, name, 0o777) {
-        Err(e) if e.errno() == Errno::EEXIST => return Ok(()),
-        other => other?,
+fn make_empty(
+    from: From<'_>,
+    volumes: BorrowedFd<'_>,
+    (name, empty): (&str, &EmptyDir),
+    group: Option<u32>,
+) -> Result<()> {
+    if empty.medium.is_empty() {
+        return Disk::of(from.dir).make_empty(name, group);
     }
-    if empty.medium == "Memory" {
-        let size = empty.size_limit.as_ref().and_then(super::document::Quantity::whole);
-        mount_memory(volumes, name, size, "1777")?;
-    }
-    let dir = open(volumes, name)?;
-    // mkdir(2) minds the mask.
-    file::chmod(dir.as_fd(), if group.is_some() { 0o2777 } else { 0o777 })?;
-    group.map_or(Ok(()), |group| Ok(file::chown(dir.as_fd(), 0, group)?))
+    let size = empty.size_limit.as_ref().and_then(super::document::Quantity::whole);
+    mount_memory(volumes, name, (size, "0777"), |memory| {
+        let dir = file::open(memory, ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
+        let Some(group) = group else { return Ok(()) };
+        file::chown(dir.as_fd(), 0, group)?;
+        Ok(file::chmod(dir.as_fd(), 0o2777)?)
+    })
 }
 
-fn open(volumes: BorrowedFd<'_>, name: &str) -> coracle_sys::Result<OwnedFd> {
-    file::open(volumes, name, libc::O_DIRECTORY | libc::O_NOFOLLOW, 0, Resolve::Beneath)
-}
-
-fn mount_memory(volumes: BorrowedFd<'_>, name: &str, size: Option<i64>, mode: &str) -> Result<()> {
+/// Mounts a file system in memory on `name` in `volumes`, once `fill` has made it what it is to be: one that is mounted is whole,
+/// and stays.
+fn mount_memory(
+    volumes: BorrowedFd<'_>,
+    name: &str,
+    (size, mode): (Option<i64>, &str),
+    fill: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+) -> Result<()> {
+    let target = file::mkdir_all_no_links(volumes, name, 0o755)?;
+    if file::mount_id(target.as_fd())? != file::mount_id(volumes)? {
+        return Ok(());
+    }
     let memory = mount::Context::open("tmpfs")?;
     memory.set("mode", mode.as_bytes())?;
     size.map_or(Ok(()), |size| memory.set("size", size.to_string().as_bytes()))?;
     let memory = memory.mount(mount::attr::NOSUID | mount::attr::NODEV)?;
-    let target = file::open(volumes, name, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+    fill(memory.as_fd())?;
     Ok(mount::attach(memory.as_fd(), target.as_fd())?)
 }
 
@@ -160,35 +175,44 @@ fn make_secret(
     (secret, config): (&SecretVolume, &Path),
     group: Option<u32>,
 ) -> Result<()> {
-    match file::mkdir(volumes, name, 0o755) {
-        Err(e) if e.errno() == Errno::EEXIST => return Ok(()),
-        other => other?,
-    }
     let path = config.join("secrets").join(&secret.secret_name);
-    let source = file::open_dir(&path).map_err(|e| {
-        let _ = file::rmdir(volumes, name);
-        Error::from(e).hint(format!("a secret is a directory of files: {path:?}"))
-    })?;
-    mount_memory(volumes, name, None, "0755")?;
-    let target = open(volumes, name)?;
-    for file_name in file::list(source.as_fd())? {
-        let content = file::read(source.as_fd(), &file_name, LARGEST_SECRET, Resolve::Beneath)
-            .context(|| format!("reading {file_name:?} of secret {:?}", secret.secret_name))?;
-        let mode = secret.default_mode.unwrap_or(0o644) & 0o777;
-        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
-        let copy = file::open(target.as_fd(), &file_name, flags, mode, Resolve::BeneathNoLinks)?;
-        file::write_all(copy.as_fd(), &content)?;
-        group.map_or(Ok(()), |group| file::chown(copy.as_fd(), 0, group))?;
-    }
-    Ok(())
+    mount_memory(volumes, name, (None, "0755"), |memory| {
+        let source = file::open_dir(&path)
+            .map_err(|e| Error::from(e).hint(format!("a secret is a directory of files: {path:?}")))?;
+        for file_name in file::list(source.as_fd())? {
+            copy_secret(source.as_fd(), memory, &file_name, (secret, group))
+                .context(|| format!("copying {file_name:?} of secret {:?}", secret.secret_name))?;
+        }
+        Ok(())
+    })
 }
 
-/// Looks whether the host has what the document says that it has.
+fn copy_secret(
+    source: BorrowedFd<'_>,
+    memory: BorrowedFd<'_>,
+    name: &OsStr,
+    (secret, group): (&SecretVolume, Option<u32>),
+) -> Result<()> {
+    let opened = file::open(source, name, libc::O_RDONLY, 0, Resolve::Beneath)?;
+    // A volume of Kubernetes's is links to files in a hidden directory.
+    if file::stat(opened.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        return Ok(());
+    }
+    let content = file::read_all(opened, LARGEST_SECRET)?;
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+    let copy = file::open(memory, name, flags, 0o600, Resolve::BeneathNoLinks)?;
+    file::write_all(copy.as_fd(), &content)?;
+    group.map_or(Ok(()), |group| file::chown(copy.as_fd(), 0, group))?;
+    // open(2) minds the mask.
+    Ok(file::chmod(copy.as_fd(), secret.default_mode.unwrap_or(0o644))?)
+}
+
+/// Looks whether the host has what the document says that it has. It may be on a server that never answers.
 fn find_host_path(host: &HostPath) -> Result<()> {
     let path = &host.path;
     if host.kind == "DirectoryOrCreate" {
-        file::mkdir_all(file::open_dir("/")?.as_fd(), path, 0o755)?;
-        return Ok(());
+        let make = || file::mkdir_all(file::open_dir("/")?.as_fd(), path, 0o755).map(|_| Vec::new());
+        return touch::within(ANSWERS_WITHIN, &[], make).map(drop).map_err(|e| unanswered(path, e));
     }
     let wanted = match host.kind.as_str() {
         "" => None,
@@ -201,14 +225,24 @@ fn find_host_path(host: &HostPath) -> Result<()> {
             return Err(Error::new(Code::Unsupported, why).hint(hint));
         }
     };
-    let found =
-        file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host).and_then(|fd| file::stat(fd.as_fd()));
-    let found = found.map_err(Error::from)?;
+    let look = || {
+        let fd = file::open(file::CWD, path, libc::O_PATH, 0, Resolve::Host)?;
+        file::stat(fd.as_fd()).map(|found| (found.st_mode & libc::S_IFMT).to_le_bytes().to_vec())
+    };
+    let found = touch::within(ANSWERS_WITHIN, &[], look).map_err(|e| unanswered(path, e))?;
     match wanted {
-        Some(kind) if found.st_mode & libc::S_IFMT != kind => {
+        Some(kind) if found != kind.to_le_bytes() => {
             Err(Error::new(Code::InvalidSpec, format!("hostPath/path: {path:?} is no {}", host.kind)))
         }
         _ => Ok(()),
+    }
+}
+
+fn unanswered(path: &Path, error: coracle_sys::Error) -> Error {
+    match error.errno() {
+        Errno::ETIMEDOUT => Error::new(Code::System, format!("hostPath/path: {path:?} does not answer"))
+            .hint("is its server there?"),
+        _ => error.into(),
     }
 }
 
@@ -246,8 +280,8 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
     if network::wanted(from.pod)?.is_some() {
         let files = from.networks.files(&from.pod.metadata.name);
         mounts.extend(files.map(|(source, name)| bind(&source, &Path::new("/etc").join(name), true)));
-    } else if !from.pod.spec.host_network {
-        mounts.push(bind(&from.dir.path().join(HOSTS), Path::new("/etc/hosts"), false));
+    } else if has_hosts(from.pod)? {
+        mounts.push(bind(&Disk::of(from.dir).hosts(), Path::new("/etc/hosts"), false));
     }
     for (index, wanted) in member.container.volume_mounts.iter().enumerate() {
         let volume = from.pod.spec.volumes.iter().find(|volume| volume.name == wanted.name);
@@ -257,11 +291,7 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
             mounts.push(mount);
             continue;
         }
-        let source = match (&volume.host_path, &volume.image) {
-            (Some(host), _) => host.path.clone(),
-            (_, Some(_)) => image::volume_path(from.store, &volume_id(from.pod, &volume.name)),
-            _ => from.dir.path().join(VOLUMES).join(&volume.name),
-        };
+        let source = source(from, volume);
         let is_fixed = volume.image.is_some() || volume.secret.is_some();
         let source = if wanted.sub_path.as_os_str().is_empty() {
             source
@@ -273,6 +303,9 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
             path
         };
         let mut mount = bind(&source, &wanted.mount_path, wanted.read_only || is_fixed);
+        if volume.host_path.is_some() && member.container.security_context.privileged {
+            free(&mut mount);
+        }
         // The files of an image have the pod's owners where they are mounted.
         if volume.image.is_none() {
             map_owners(from, &mut mount);
@@ -280,6 +313,16 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
         mounts.push(mount);
     }
     Ok(Mounts { list: mounts, open })
+}
+
+/// Where a volume is on the host.
+fn source(from: From<'_>, volume: &Volume) -> PathBuf {
+    match (&volume.host_path, &volume.image, &volume.empty_dir) {
+        (Some(host), ..) => host.path.clone(),
+        (_, Some(_), _) => image::volume_path(from.store, &volume_id(from.pod, &volume.name)),
+        (.., Some(empty)) if empty.medium.is_empty() => Disk::of(from.dir).volume(&volume.name),
+        _ => from.dir.path().join(VOLUMES).join(&volume.name),
+    }
 }
 
 /// The mount of a volume that an isolator provides: that of a name, and a directory of the container's own or of the one above.
@@ -293,6 +336,13 @@ fn of_isolator(volume: &Volume, wanted: &VolumeMount) -> Option<Value> {
     };
     let options: Vec<&str> = option.into_iter().chain(wanted.read_only.then_some("ro")).collect();
     Some(json!({ "destination": wanted.mount_path, "type": kind, "source": source, "options": options }))
+}
+
+/// Lets what a privileged container has of the host be what it is there: devices, and programs that change users.
+fn free(mount: &mut Value) {
+    if let Some(options) = mount["options"].as_array_mut() {
+        options.retain(|option| option != "nosuid" && option != "nodev");
+    }
 }
 
 fn map_owners(from: From<'_>, mount: &mut Value) {
@@ -355,7 +405,7 @@ pub fn remove(from: From<'_>) -> Result<()> {
         };
         first = first.and(removed.context(|| format!("removing volume {:?}", volume.name)));
     }
-    first.and(unmount(&from.dir.path().join(SHARED_MEMORY)))
+    first.and(unmount(&from.dir.path().join(SHARED_MEMORY))).and(Disk::of(from.dir).remove())
 }
 
 /// Unmounts what is mounted at `path`; nothing where that is nothing.

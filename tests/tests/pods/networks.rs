@@ -147,7 +147,7 @@ fn a_plugin_that_fails_ends_the_start_and_what_was_begun_is_undone() {
         pods.make_with("run", "web", broken, SLEEPER).fails_with(&["no more cables"]);
         assert_eq!(lan.read("calls"), "ADD\nDEL\n");
         pods.call(&["inspect", "web"]).fails_with(&["does not exist"]);
-        let _ = std::fs::remove_dir_all("/var/lib/coracle");
+        let _ = std::fs::remove_dir_all("/var/lib/coracle/network");
     });
 }
 

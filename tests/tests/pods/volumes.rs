@@ -39,6 +39,39 @@ fn containers_share_the_volumes_of_their_pod() {
     });
 }
 
+/// Where `find` finds this name below `directory`.
+fn found(directory: &str, name: &str) -> String {
+    coracle_tests::command::tool("find", &[directory, "-name", name])
+}
+
+#[test]
+fn what_a_pod_writes_is_on_the_disk_until_it_is_removed() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: disk, emptyDir: {}}]
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000'], volumeMounts: [{name: disk, mountPath: /d}]}
+";
+        pods.run("web", spec);
+        pods.exec("web", &["sh", "-c", "echo kept >/d/written; echo 10.0.0.9 me >>/etc/hosts"]).succeeds();
+        assert!(found("/var/lib/coracle/pods", "written").contains("/volumes/disk/written"));
+        assert_eq!(found("/run/coracle", "hosts"), "");
+        pods.call(&["stop", "web"]).succeeds();
+        host.call(&["recover"]).succeeds();
+        pods.call(&["start", "web"]).succeeds();
+        assert_eq!(pods.exec("web", &["cat", "/d/written"]).succeeds().text(), "kept");
+        pods.remove("web");
+        assert_eq!(found("/var/lib/coracle/pods", "?*").lines().count(), 1, "itself");
+        // As if the machine had begun anew, in whose /run the pod was.
+        fs::create_dir_all("/var/lib/coracle/pods/left/data/volumes/disk").unwrap();
+        fs::write("/var/lib/coracle/pods/left/owner", "/run/coracle/.pods/web").unwrap();
+        host.call(&["recover"]).succeeds();
+        assert_eq!(found("/var/lib/coracle/pods", "left"), "");
+    });
+}
+
 #[test]
 fn a_container_below_another_sees_what_belongs_to_that_and_no_other_does() {
     privileged(|host| {
@@ -137,6 +170,34 @@ fn a_secret_is_in_memory_and_can_not_be_written() {
 }
 
 #[test]
+fn a_secret_that_can_not_be_copied_whole_is_not_there_in_part() {
+    privileged(|host| {
+        let host = &host.configured("");
+        let Some(pods) = Pods::new(host) else { return };
+        let secret = host.runtime().parent().unwrap().join("secrets/key");
+        fs::create_dir_all(secret.join("..data")).unwrap();
+        fs::write(secret.join("..data/first"), "open").unwrap();
+        std::os::unix::fs::symlink("..data/first", secret.join("first")).unwrap();
+        fs::write(secret.join("large"), vec![0; 2 << 20]).unwrap();
+        let spec = "
+  restartPolicy: Never
+  volumes: [{name: key, secret: {secretName: key, defaultMode: 0400}}]
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'ls /key; stat -c %a /key/first'], volumeMounts: [{name: key, mountPath: /key}]}
+";
+        pods.make("create", "web", spec).succeeds();
+        for _ in 0..2 {
+            pods.call(&["start", "web"]).fails_with(&["copying \"large\" of secret \"key\""]);
+        }
+        fs::write(secret.join("large"), "small").unwrap();
+        pods.call(&["start", "web"]).succeeds();
+        pods.call(&["wait", "web"]).exits(0);
+        assert_eq!(pods.logs("web"), "first\nlarge\n400");
+        pods.remove("web");
+    });
+}
+
+#[test]
 fn a_volume_that_is_missing_on_the_host_is_named() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };
@@ -227,6 +288,49 @@ fn a_part_of_a_volume_is_mounted_and_no_link_leads_out_of_it() {
             pods.make("run", "web", &spec(wrong)).fails_with(&[
                 "/spec/containers/0/volumeMounts/0/subPath: it is not a relative path without ..",
             ]);
+        }
+    });
+}
+
+#[test]
+fn a_part_of_a_volume_has_its_limit_when_its_launch_is_long_over() {
+    privileged(|host| {
+        let state = host.directory();
+        let often = format!("[isolator.\"disk/du\"]\noptions = {{ state = {state:?}, interval = 0.1 }}\n");
+        let host = host.configured(&often);
+        let Some(pods) = Pods::new(&host) else { return };
+        let spec = "
+  restartPolicy: Never
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'sleep 0.5; head -c 2000000 /dev/zero >/v/file; sleep 3; exit 3'], volumeMounts: [{name: v, mountPath: /v, subPath: part}]}
+";
+        let metadata = "  annotations: {io.coracle.disk: '{\"/v\": \"1m\"}'}\n";
+        pods.make_with("run", "web", metadata, spec).succeeds();
+        pods.call(&["wait", "web/main"]).exits(137);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_privileged_container_has_the_devices_of_a_host_path() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        coracle_tests::command::tool("mknod", &["-m", "666", "/run/test/null", "c", "1", "3"]);
+        let spec = |rights: &str| {
+            format!(
+                "
+  restartPolicy: Never
+  volumes: [{{name: dev, hostPath: {{path: /run/test}}}}]
+  containers:
+  - {{name: main, image: IMAGE, command: [sh, -c, 'echo x >/host/null'], volumeMounts: [{{name: dev, mountPath: /host}}]{rights}}}
+"
+            )
+        };
+        for (rights, code) in [("", 1), (", securityContext: {privileged: true}", 0)] {
+            pods.run("web", &spec(rights));
+            pods.call(&["wait", "web/main"]).exits(code);
+            pods.remove("web");
         }
     });
 }
