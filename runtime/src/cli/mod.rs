@@ -36,6 +36,7 @@ pub use network::NetworkVerb;
 pub use node::NodeVerb;
 pub use pod::{Attach, Drain, ListForm, Logs, Make, PodExec, PodVerb, Target};
 pub use update::Update;
+pub(crate) use words::signal;
 
 /// What stands before the command.
 #[derive(Debug, Clone)]

@@ -223,9 +223,14 @@ pub(super) fn missing(what: &str) -> Error {
 }
 
 fn only_pod(parser: &mut lexopt::Parser) -> Result<String> {
-    let (target, _) = target_and(parser, 0)?;
+    target_and(parser, 0).and_then(|(target, _)| whole_pod(target))
+}
+
+/// The pod, where no container of it is named: what is done to the pod is done to all of them.
+fn whole_pod(target: Target) -> Result<String> {
+    check_target(&target)?;
     match target.container {
-        Some(_) => Err(usage("it takes a pod, not a container")),
+        Some(_) => Err(usage("it takes a pod, not a container").hint("coracle pod kill ends a container")),
         None => Ok(target.pod),
     }
 }
@@ -305,8 +310,7 @@ fn stop(parser: &mut lexopt::Parser) -> Result<PodVerb> {
             other => return Err(other.unexpected().into()),
         }
     }
-    check_target(&target)?;
-    Ok(PodVerb::Stop { pod: target.pod, grace })
+    Ok(PodVerb::Stop { pod: whole_pod(target)?, grace })
 }
 
 fn remove(parser: &mut lexopt::Parser) -> Result<PodVerb> {
@@ -318,8 +322,7 @@ fn remove(parser: &mut lexopt::Parser) -> Result<PodVerb> {
             other => return Err(other.unexpected().into()),
         }
     }
-    check_target(&target)?;
-    Ok(PodVerb::Remove { pod: target.pod, force })
+    Ok(PodVerb::Remove { pod: whole_pod(target)?, force })
 }
 
 fn list(parser: &mut lexopt::Parser) -> Result<PodVerb> {

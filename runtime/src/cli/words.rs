@@ -139,7 +139,7 @@ fn fraction(digits: &str, factor: i64) -> Option<i64> {
 }
 
 /// A signal by number or name, with or without `SIG`.
-pub(super) fn signal(text: &str) -> Result<i32> {
+pub(crate) fn signal(text: &str) -> Result<i32> {
     if let Ok(number) = text.parse::<i32>()
         && (0..=64).contains(&number)
     {

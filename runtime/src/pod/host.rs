@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::disk;
 use super::document;
 use super::document::Resources;
 use super::node::{self, Node};
@@ -49,6 +50,7 @@ pub fn recover(global: &Global) -> Result<(Vec<String>, Vec<Error>)> {
             _ => {}
         }
     }
+    failures.extend(disk::recover().err());
     Ok((recovered, failures))
 }
 
@@ -111,15 +113,16 @@ pub fn drain(global: &Global, within: Duration) -> Result<Vec<String>> {
     let (patience, deadline) = (now + within.mul_f64(0.8), now + within);
     let names = record::names(&global.root)?;
     let ending: Vec<_> = names.into_iter().map(|name| (end(global, &name, json!({})), name)).collect();
-    let mut left = Vec::new();
-    for (ending, name) in ending {
-        let is_over = ending.is_some_and(|mut pod| is_over_by(&mut pod, patience));
-        let killed = || end(global, &name, json!({ "graceSeconds": 0 }));
-        if !is_over && !killed().is_some_and(|mut pod| is_over_by(&mut pod, deadline)) {
-            left.push(name);
-        }
-    }
-    Ok(left)
+    let left = not_over(ending, patience).into_iter();
+    // All of them are asked before one is waited for: another may never end.
+    let killed: Vec<_> = left.map(|name| (end(global, &name, json!({ "graceSeconds": 0 })), name)).collect();
+    Ok(not_over(killed, deadline))
+}
+
+/// The names of those among `ending` that are not over at `moment`.
+fn not_over(ending: Vec<(Option<client::Client>, String)>, moment: Instant) -> Vec<String> {
+    let is_over = |pod: Option<client::Client>| pod.is_some_and(|mut pod| is_over_by(&mut pod, moment));
+    ending.into_iter().filter_map(|(pod, name)| (!is_over(pod)).then_some(name)).collect()
 }
 
 /// Asks the pod `name` to end.

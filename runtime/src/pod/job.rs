@@ -1,5 +1,6 @@
 //! A job: a fork of the supervisor that does one thing which can take long or go wrong, says what came of it, and ends.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ const LONGEST: usize = 128 << 10;
 pub struct Job {
     child: Child,
     socket: OwnedFd,
-    /// When it has taken too long.
-    pub deadline: Instant,
+    /// When it has taken too long; `None` once it was killed.
+    deadline: Cell<Option<Instant>>,
 }
 
 /// What a job says besides its result: a descriptor on the way.
@@ -63,7 +64,7 @@ impl Job {
             i32::from(socket::send(mouth.socket.as_fd(), &told, &[]).is_err())
         });
         let child = child.context(|| "forking the supervisor")?;
-        let deadline = Instant::now() + within;
+        let deadline = Cell::new(Some(Instant::now() + within));
         Ok(Self { child, socket: mine, deadline })
     }
 
@@ -77,8 +78,19 @@ impl Job {
         self.child.pid
     }
 
+    /// When it has taken too long; `None` where it was killed, which may take its time.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline.get()
+    }
+
+    /// Whether it has taken too long by `now`.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.deadline().is_some_and(|at| at <= now)
+    }
+
     /// Ends it. What it has made is left to whoever undoes it.
     pub fn kill(&self) {
+        self.deadline.set(None);
         self.child.kill();
     }
 

@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use coracle_image::bundle::Bundle;
+use coracle_image::bundle::{Bundle, STOP_SIGNAL};
 use coracle_isolator::Kind;
 use coracle_isolator_host::Registry;
 use coracle_sys::{descriptor, signal};
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -75,6 +76,9 @@ pub struct Launched {
     pub exit: u8,
     /// What could not be done and did not stop the launch.
     pub warnings: Vec<String>,
+    /// The signal by which its image wants it to be asked to end.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
 }
 
 /// The standard streams of a process: what it gets.
@@ -116,6 +120,7 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
         state.write(&Record { is_nested: true, ..Record::new(id, Some(order.store)) })?;
         let bundle = bundle(order, member, Known { id, by: &state::path(&states, &name) })?;
         let volume::Mounts { list, open: _open } = volume::mounts(order.volumes(), member)?;
+        let stop_signal = stop_signal(&bundle.spec);
         let loaded = shape(bundle, order, (member, list))?;
         let mut plan = plan::plan(loaded, Wish { id, cgroups: order.cgroups })?;
         plan.kind = Kind::Nested;
@@ -131,8 +136,14 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
             let master = received.ok_or_else(|| Error::new(Code::System, "the terminal did not come"))?;
             mouth.send(master.as_fd())?;
         }
-        Ok(Launched { pid: running.child.pid, exit: 0, warnings })
+        Ok(Launched { pid: running.child.pid, exit: 0, warnings, stop_signal })
     })
+}
+
+/// The signal by which the image of a container with this specification wants it to be asked to end.
+pub fn stop_signal(spec: &Spec) -> Option<i32> {
+    let text = spec.annotations().as_ref()?.get(STOP_SIGNAL)?;
+    cli::signal(text).ok().filter(|signal| *signal > 0)
 }
 
 fn make_room(dir: &Directory, parent: &str) -> Result<()> {

@@ -202,7 +202,7 @@ fn limit(record: &Record, isolators: &Registry) -> Result<()> {
 pub fn update(global: &Global, name: &str, resources: Resources, isolators: &Registry) -> Result<()> {
     document::check_resources(&resources)?;
     let mut record = found(&global.root, name)?;
-    record.node.resources = resources;
+    record.node.resources = resources.over(&record.node.resources);
     limit(&record, isolators).context(|| format!("limiting node {name:?}"))?;
     write(&global.root, &record)
 }

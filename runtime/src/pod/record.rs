@@ -22,7 +22,7 @@ use coracle_sys::{Errno, process};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::document::Pod;
+use super::document::{Pod, Resources};
 use super::network::Attached;
 use super::users::Range;
 use crate::cgroup::Place;
@@ -72,6 +72,12 @@ pub struct Record {
     /// What it is attached to: nothing before that is begun, an empty list until it is done.
     #[serde(default)]
     pub networks: Option<Vec<Attached>>,
+    /// Its limits, where they are no longer those of its document.
+    #[serde(default)]
+    pub resources: Option<Resources>,
+    /// Why it was ended or could not go on, where that is not its containers' doing.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 /// What is to become of a pod.
@@ -127,6 +133,8 @@ pub struct Life {
     pub done: bool,
     /// The document of a container that came later, and is in no pod's.
     pub nested: Option<super::document::Container>,
+    /// Its limits, where they are no longer those of its document.
+    pub resources: Option<Resources>,
 }
 
 /// A pod's directory.

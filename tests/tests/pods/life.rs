@@ -200,6 +200,46 @@ fn a_pod_is_removed_while_programs_are_begun_in_it() {
 }
 
 #[test]
+fn what_ends_a_pod_is_refused_for_a_container_of_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TWO);
+        for verb in [&["rm", "--force"][..], &["stop", "--time", "0"], &["start"], &["inspect"]] {
+            pods.call(&[verb, &["web/one"]].concat()).fails_with(&["it takes a pod, not a container"]);
+        }
+        assert_eq!(pods.inspect("web")["phase"], "Running");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pod_that_is_not_there_is_told_of_by_name_and_so_is_a_supervisor_that_dies_while_it_is_watched() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        for verb in ["stats", "top"] {
+            pods.call(&[verb, "typo"]).fails_with(&["pod \"typo\" does not exist"]);
+        }
+        pods.run("web", TWO);
+        for (ends, is_success) in
+            [("kill -KILL $(cat /run/test/supervisor)", false), ("$RUNTIME pod rm -f web", true)]
+        {
+            host.call(&["recover"]).succeeds();
+            fs::write("/run/test/supervisor", pods.inspect("web")["supervisor"].to_string()).unwrap();
+            let mut watch = Command::new(host.runtime());
+            let mut watch = watch
+                .args(["pod", "watch", "web"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            thread::sleep(Duration::from_millis(200));
+            host.shell(ends).succeeds();
+            assert_eq!(watch.wait().unwrap().success(), is_success, "{ends}");
+        }
+    });
+}
+
+#[test]
 fn names_are_taken_once() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };

@@ -4,6 +4,7 @@
 
 mod life;
 mod order;
+mod ending;
 mod probes;
 mod volumes;
 mod users;

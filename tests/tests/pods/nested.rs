@@ -107,6 +107,19 @@ impl Api {
 }
 
 #[test]
+fn a_call_that_takes_no_reply_gets_none() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", WEB);
+        let mut api = Api(UnixStream::connect("/run/coracle/.pods/web/api.sock").unwrap());
+        api.0.write_all(b"{\"method\":\"io.coracle.Pod.Inspect\",\"oneway\":true}\0").unwrap();
+        let reply = api.call("Document", &json!({}));
+        assert_eq!(reply["document"]["metadata"]["name"], "web", "{reply}");
+        pods.remove("web");
+    });
+}
+
+#[test]
 fn a_thousand_launches_leave_nothing() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };

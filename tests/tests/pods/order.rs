@@ -239,6 +239,58 @@ fn containers_may_share_processes_and_the_hosts_namespaces() {
     });
 }
 
+/// What a cgroup's file says, in version 2 or 1.
+#[track_caller]
+fn read(path: &str, v2: &str, v1: &str) -> String {
+    let found = coracle_tests::cgroup::read(path, v2);
+    found.or_else(|| coracle_tests::cgroup::read(path, v1)).unwrap()
+}
+
+#[track_caller]
+fn memory(path: &str) -> String {
+    read(path, "memory.max", "memory.limit_in_bytes")
+}
+
+#[test]
+fn limits_that_an_update_does_not_name_stay_also_after_a_restart_and_a_new_supervisor() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  resources: {limits: {memory: 128Mi}}
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000'], resources: {limits: {memory: 64Mi}}}
+";
+        pods.make_with("run", "web", QUICK, spec).succeeds();
+        let update = |limits: &str, target: &str| {
+            pods.call(&["update", "-f", pods.file(limits).to_str().unwrap(), target])
+        };
+        update("limits: {pids: 40}", "web/main").succeeds();
+        update("limits: {pids: 50}", "web").succeeds();
+        pods.call(&["kill", "web/main", "KILL"]).succeeds();
+        pods.becomes("web", "main", "restarts", 1);
+        pods.becomes("web", "main", "ready", true);
+        let holds = || {
+            let pids = read("coracle/web.pod/main", "pids.max", "pids.max");
+            (memory("coracle/web.pod/main"), pids)
+        };
+        let wanted = ((64 << 20).to_string(), "40".to_owned());
+        assert_eq!(holds(), wanted);
+        let supervisor = pods.inspect("web")["supervisor"].to_string();
+        command::tool("kill", &["-KILL", &supervisor]);
+        command::eventually("it is gone", || pods.call(&["ls"]).text().contains("Unknown"));
+        host.call(&["recover"]).succeeds();
+        pods.call(&["stop", "web"]).succeeds();
+        pods.call(&["start", "web"]).succeeds();
+        assert_eq!(holds(), wanted);
+        assert_eq!(memory("coracle/web.pod"), (128 << 20).to_string());
+        assert_eq!(read("coracle/web.pod", "pids.max", "pids.max"), "50");
+        update("limits: {memory: 1Xi}", "web/main")
+            .fails_with(&["/resources/limits/memory: \"1Xi\" is no quantity"]);
+        pods.remove("web");
+    });
+}
+
 /// A node of the tree with a limit of memory, as an operator makes it.
 fn make_node(node: &Path) {
     std::fs::create_dir_all(node).unwrap();
@@ -306,11 +358,6 @@ fn limits_hold_for_the_pod_and_for_each_container_and_can_be_changed() {
   - {name: main, image: IMAGE, command: [sleep, '1000'], resources: {limits: {memory: 64Mi, cpu: 500m, pids: 50}}}
 ";
         pods.run("web", spec);
-        let read = |path: &str, v2: &str, v1: &str| {
-            let found = coracle_tests::cgroup::read(path, v2);
-            found.or_else(|| coracle_tests::cgroup::read(path, v1)).unwrap()
-        };
-        let memory = |path: &str| read(path, "memory.max", "memory.limit_in_bytes");
         assert_eq!(memory("coracle/web.pod"), (128 << 20).to_string());
         assert_eq!(memory("coracle/web.pod/main"), (64 << 20).to_string());
         assert_eq!(read("coracle/web.pod/main", "pids.max", "pids.max"), "50");

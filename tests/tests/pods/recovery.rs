@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use coracle_tests::pod::Pods;
+use coracle_tests::pod::{IMAGE, Pods};
 use coracle_tests::{command, privileged};
 
 const TALKER: &str = "
@@ -49,6 +49,23 @@ fn a_supervisor_that_dies_is_replaced_and_its_containers_go_on_without_losing_a_
             numbers.len() > 1 && numbers.iter().enumerate().all(|(index, number)| index + 1 == *number),
             "{logs}"
         );
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pod_that_was_started_again_goes_on_without_its_supervisor() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        pods.call(&["stop", "web"]).succeeds();
+        pods.call(&["start", "web"]).succeeds();
+        let pid = pods.container("web", "sleeps")["pid"].clone();
+        kill(&pods.inspect("web")["supervisor"]);
+        host.call(&["recover"]).succeeds();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let sleeps = pods.container("web", "sleeps");
+        assert_eq!((&sleeps["state"], &sleeps["pid"]), (&"running".into(), &pid), "{sleeps}");
         pods.remove("web");
     });
 }
@@ -200,6 +217,25 @@ fn a_container_whose_end_is_on_record_is_not_run_again() {
         host.call(&["recover"]).succeeds();
         pods.becomes("web", "talks", "state", "exited");
         assert_eq!(pods.container("web", "talks")["exit"]["exitCode"], 9);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_container_below_another_whose_launch_was_cut_off_is_launched_when_asked_for_again() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        kill(&pods.inspect("web")["supervisor"]);
+        // As if it had been killed when the container was on record and nothing of it was there.
+        let file = "/run/coracle/.pods/web/members/sleeps~child.json";
+        let child =
+            format!("{{\"name\": \"child\", \"image\": \"{IMAGE}\", \"command\": [\"sleep\", \"1000\"]}}");
+        fs::write(file, format!("{{\"nested\": {child}}}")).unwrap();
+        host.call(&["recover"]).succeeds();
+        let document = pods.file(&child);
+        pods.call(&["launch", "-f", document.to_str().unwrap(), "web/sleeps"]).succeeds();
+        assert_eq!(pods.container("web", "sleeps/child")["state"], "running");
         pods.remove("web");
     });
 }

@@ -258,3 +258,30 @@ fn a_supervisor_of_three_containers_is_small() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn a_terminal_that_nobody_has_open_for_a_while_is_read_again() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  containers:
+  - {name: main, image: IMAGE, tty: true, command: [sh, -c, 'exec </dev/null >/dev/null 2>&1; sleep 0.5; echo later >/dev/console']}
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web"]).exits(0);
+        assert_eq!(pods.logs("web").trim_end(), "later");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn the_end_of_the_input_is_told_to_a_program_with_a_terminal() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", "  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]\n");
+        let said = host.shell("echo 'echo read' | timeout 20 $RUNTIME pod exec -it web sh").exits(0).text();
+        assert!(said.contains("read"), "{said}");
+        pods.remove("web");
+    });
+}

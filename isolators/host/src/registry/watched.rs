@@ -30,6 +30,16 @@ impl Registry {
         Ok(found)
     }
 
+    /// The limit that the container has run into, of which the isolator `name` knows; no other is asked.
+    ///
+    /// # Errors
+    /// Where it can't tell.
+    pub fn limitation_by(&self, name: &str, container: &Handles<'_>) -> Result<Option<Limitation>> {
+        let mut entries = self.entries.iter().filter(|entry| !entry.is_out());
+        let Some(entry) = entries.find(|entry| entry.name() == name) else { return Ok(None) };
+        entry.call("limitation", |isolator| isolator.limitation(container))
+    }
+
     /// The descriptors that become readable when there may be a limitation.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use super::{
     Resources, RestartPolicy, Volume, VolumeMount, Whose,
 };
 use crate::error::{Code, Error, Result};
+use crate::pod::host::HOST_SOCKET;
 use crate::pod::{network, plan};
 
 /// The annotations that steer a pod.
@@ -42,6 +43,7 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
     for (index, volume) in spec.volumes.iter().enumerate() {
         check_volume(volume, &format!("/spec/volumes/{index}"), &mut names)?;
     }
+    check_sandboxes(&spec.volumes)?;
     let mut names = BTreeSet::new();
     for (list, containers) in [("initContainers", &spec.init_containers), ("containers", &spec.containers)] {
         for (index, container) in containers.iter().enumerate() {
@@ -79,7 +81,8 @@ pub(crate) fn is_label(name: &str) -> bool {
 /// # Errors
 /// `InvalidSpec`.
 pub(super) fn check_pod_name(name: &str) -> Result<()> {
-    if name.len() <= 200 && name.split('.').all(is_label) {
+    // Beside the directories of pods lies the host's socket.
+    if name.len() <= 200 && name.split('.').all(is_label) && name != HOST_SOCKET {
         return Ok(());
     }
     Err(invalid("/metadata/name", format!("{name:?} is no name"))
@@ -144,10 +147,28 @@ fn check_volume<'v>(volume: &'v Volume, at: &str, names: &mut BTreeSet<&'v str>)
     {
         return Err(invalid(&format!("{at}/sandbox/path"), NO_PART));
     }
-    if let Some(secret) = &volume.secret
-        && !secret.secret_name.split('.').all(is_label)
-    {
+    let Some(secret) = &volume.secret else { return Ok(()) };
+    if !secret.secret_name.split('.').all(is_label) {
         return Err(invalid(&format!("{at}/secret/secretName"), "it is no name"));
+    }
+    match secret.default_mode {
+        Some(0o1000..) => Err(invalid(&format!("{at}/secret/defaultMode"), "it must be at most 511 (0777)")),
+        _ => Ok(()),
+    }
+}
+
+/// No directory of a container's lies in another: who can write to the one above could put a link in the place of that below,
+/// before that is mounted in a container.
+fn check_sandboxes(volumes: &[Volume]) -> Result<()> {
+    let all =
+        volumes.iter().enumerate().filter_map(|(i, volume)| Some((i, volume, volume.sandbox.as_ref()?)));
+    for (index, _, sandbox) in all.clone() {
+        let is_above = |other: &Path| sandbox.path != other && sandbox.path.starts_with(other);
+        if let Some((_, other, _)) = all.clone().find(|(_, _, other)| is_above(&other.path)) {
+            let why = format!("it lies in that of volume {:?}", other.name);
+            return Err(invalid(&format!("/spec/volumes/{index}/sandbox/path"), why)
+                .hint("give them paths that are not below each other"));
+        }
     }
     Ok(())
 }
@@ -180,6 +201,17 @@ fn check_place(container: &Container, is_init: bool, at: &str) -> Result<()> {
         return Err(invalid(at, "an init container that is no sidecar has neither probes nor hooks"));
     }
     Ok(())
+}
+
+/// What a container below another does not have: it is launched once, into a pod whose networks are made.
+pub(super) fn check_below(container: &Container) -> Result<()> {
+    if container.restart_policy.is_some() {
+        return Err(invalid("/restartPolicy", "a container below another is not started again"));
+    }
+    match container.ports.iter().position(|port| port.host_port.is_some()) {
+        Some(index) => Err(invalid(&format!("/ports/{index}/hostPort"), "ports are published with the pod")),
+        None => Ok(()),
+    }
 }
 
 /// Which volumes there are may not be known: then whoever knows checks again.

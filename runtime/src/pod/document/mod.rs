@@ -81,7 +81,7 @@ impl Pod {
     }
 }
 
-/// The one container that `text` describes, as an entry of a pod's `containers`, with mounts of the volumes of `pod` where that
+/// The one container below another that `text` describes, as an entry of a pod's `containers`, with mounts of the volumes of `pod` where that
 /// is known.
 ///
 /// # Errors
@@ -89,6 +89,7 @@ impl Pod {
 pub fn parse_container(text: &[u8], pod: Option<&Pod>) -> Result<Container> {
     let container: Container = read(text)?;
     checks::check_container(&container, "", pod.map(|pod| &*pod.spec.volumes))?;
+    checks::check_below(&container)?;
     Ok(container)
 }
 
@@ -173,6 +174,14 @@ mod tests {
                 "/spec/terminationGracePeriodSeconds: it must be at most",
             ),
             (
+                "  - {name: a, image: i}\n  volumes: [{name: v, secret: {secretName: s, defaultMode: 0o1777}}]",
+                "/spec/volumes/0/secret/defaultMode: it must be at most 511 (0777)",
+            ),
+            (
+                "  - {name: a, image: i}\n  volumes: [{name: v, sandbox: {path: a/b, of: parent}}, {name: w, sandbox: {path: a}}]",
+                "/spec/volumes/0/sandbox/path: it lies in that of volume \"w\"",
+            ),
+            (
                 "  - {name: a, image: i, restartPolicy: Always}",
                 "/spec/containers/0/restartPolicy: is for init containers",
             ),
@@ -180,6 +189,25 @@ mod tests {
             let error = error(text);
             assert!(error.contains(words), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_containers_below_others_do_not_have_is_refused_by_its_pointer() {
+        for (rest, words) in [
+            ("restartPolicy: Always", "/restartPolicy: a container below another"),
+            ("ports: [{containerPort: 80, hostPort: 80}]", "/ports/0/hostPort: ports are published"),
+        ] {
+            let text = format!("name: a\nimage: i\n{rest}\n");
+            let error = parse_container(text.as_bytes(), None).unwrap_err().to_string();
+            assert!(error.starts_with(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_socket_is_no_name_of_a_pod() {
+        let text = POD.replace("name: web", "name: host.sock") + "  - {name: a, image: i}";
+        let error = parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("/metadata/name: \"host.sock\" is no name"), "{error}");
     }
 
     #[test]

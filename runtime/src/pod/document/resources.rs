@@ -27,6 +27,23 @@ pub struct Amounts {
     pub pids: Option<Quantity>,
 }
 
+impl Resources {
+    /// These, and those of `before` that they do not name.
+    pub fn over(self, before: &Self) -> Self {
+        Self { limits: self.limits.over(&before.limits), requests: self.requests.over(&before.requests) }
+    }
+}
+
+impl Amounts {
+    fn over(self, before: &Self) -> Self {
+        Self {
+            cpu: self.cpu.or_else(|| before.cpu.clone()),
+            memory: self.memory.or_else(|| before.memory.clone()),
+            pids: self.pids.or_else(|| before.pids.clone()),
+        }
+    }
+}
+
 /// A quantity: a number, or a string of a number and a suffix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -48,6 +48,11 @@ struct Writer {
 }
 
 impl Reader {
+    /// Whether it gets what comes on `stream`: one whose container has ended has nothing to do with the next.
+    fn hears(&self, stream: Stream) -> bool {
+        self.stream == stream && !self.ending
+    }
+
     /// Gives it what it takes; false where it is gone.
     fn give(&mut self) -> bool {
         loop {
@@ -70,7 +75,7 @@ impl Reader {
 impl Attached {
     /// Whether what comes on `stream` is to wait for a reader.
     pub(super) fn is_full(&self, stream: Stream) -> bool {
-        self.readers.iter().any(|reader| reader.stream == stream && reader.kept.len() >= KEPT)
+        self.readers.iter().any(|reader| reader.hears(stream) && reader.kept.len() >= KEPT)
     }
 
     /// Gives `bytes` to the readers of `stream`.
@@ -79,7 +84,7 @@ impl Attached {
         tail.extend(bytes);
         tail.drain(..tail.len().saturating_sub(TAIL));
         self.readers.retain_mut(|reader| {
-            if reader.stream != stream {
+            if !reader.hears(stream) {
                 return true;
             }
             reader.kept.extend(bytes);
@@ -222,6 +227,26 @@ mod tests {
         assert_eq!(attached.readers.len(), 1);
         let mut all = 0;
         while attached.is_full(Stream::Stdout) || attached.deadline().is_some() {
+            all += received(&slow).len();
+            attached.give();
+        }
+        assert_eq!(all + received(&slow).len(), sent);
+    }
+
+    #[test]
+    fn a_reader_that_takes_its_time_gets_nothing_of_the_next_run() {
+        let mut attached = Attached::default();
+        let slow = attached.read(Stream::Stdout, false).unwrap();
+        let mut sent = 0;
+        while !attached.is_full(Stream::Stdout) {
+            attached.take(Stream::Stdout, &[7; 4096]);
+            sent += 4096;
+        }
+        attached.end();
+        assert!(!attached.is_full(Stream::Stdout));
+        attached.take(Stream::Stdout, b"of the next");
+        let mut all = 0;
+        while !attached.readers.is_empty() {
             all += received(&slow).len();
             attached.give();
         }

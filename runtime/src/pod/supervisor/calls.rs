@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use coracle_isolator::Handles;
 use coracle_sys::{descriptor, process, tty};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,10 +19,8 @@ use crate::pod::launch::Streams;
 use crate::pod::logs::{self, Stream};
 use crate::pod::plan::{self, Role};
 use crate::pod::record::{Life, Wish};
-use crate::pod::sandbox;
 use crate::pod::varlink::{self, Call, Reply};
 use crate::stages::spec;
-use crate::state::State;
 
 /// What a method says: an answer with descriptors, or what is to be waited for.
 pub(super) enum Answer {
@@ -31,7 +28,7 @@ pub(super) enum Answer {
     Later(Pending),
 }
 
-fn now(value: Value) -> Result<Answer> {
+pub(super) fn now(value: Value) -> Result<Answer> {
     Ok(Answer::Now(value, Vec::new()))
 }
 
@@ -61,9 +58,9 @@ struct Remove {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Wait {
+pub(super) struct Wait {
     #[serde(default)]
-    container: Option<String>,
+    pub(super) container: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -119,14 +116,6 @@ struct Launch {
     container: Value,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Update {
-    #[serde(default)]
-    container: Option<String>,
-    resources: Value,
-}
-
 fn parameters<T: DeserializeOwned>(call: &Call) -> Result<T> {
     let given = if call.parameters.is_null() { json!({}) } else { call.parameters.clone() };
     spec::json::from_value(given).map_err(|e| e.code_is(Code::Usage).doing(call.method.clone()))
@@ -159,14 +148,14 @@ impl Supervisor {
     }
 
     fn call(&mut self, id: u64, call: &Call, fds: Vec<OwnedFd>) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            (client.more, client.oneway) = (call.more, call.oneway);
+        }
         let Some(method) = call.method.strip_prefix(INTERFACE).and_then(|method| method.strip_prefix('.'))
         else {
             let reply = varlink::about(call, &[(INTERFACE, varlink::POD)]);
             return self.say(id, &reply, Vec::new());
         };
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.more = call.more;
-        }
         match self.method(id, method, call, fds) {
             Ok(Some(Answer::Now(value, fds))) => self.say(id, &Reply::last(value), fds),
             Ok(Some(Answer::Later(pending))) => {
@@ -202,7 +191,7 @@ impl Supervisor {
             "Launch" => parameters(call).and_then(|given| self.launch_nested(given)),
             "Forget" => parameters(call).and_then(|given| self.forget(&given)),
             "Update" => parameters(call).and_then(|given| self.update(&given)),
-            "Usage" => parameters(call).and_then(|given| self.usage(&given)),
+            "Usage" => parameters(call).and_then(|given| self.usage(id, &given)),
             "Watch" => parameters::<Empty>(call).map(|_| Answer::Later(Pending::Watch)),
             _ => return Ok(None),
         }
@@ -292,7 +281,7 @@ impl Supervisor {
 
     fn resize(&self, given: &Resize) -> Result<Answer> {
         let (path, member) = self.found(&given.container)?;
-        let master = member.pipes.input.as_ref().filter(|_| member.pipes.terminal);
+        let master = member.pipes.outputs.first().map(|(_, master)| master).filter(|_| member.pipes.terminal);
         let none = || Error::new(Code::IllegalState, format!("container {path:?} has no terminal"));
         tty::set_size(master.ok_or_else(none)?.as_fd(), given.rows, given.columns)?;
         now(json!({}))
@@ -350,60 +339,6 @@ impl Supervisor {
         }
         Ok(Answer::Later(Pending::Forget(path)))
     }
-
-    /// New limits of a container, or of the pod.
-    fn update(&mut self, given: &Update) -> Result<Answer> {
-        let wanted: document::Resources = spec::json::from_value(given.resources.clone())?;
-        let resources = plan::resources(&wanted);
-        let Some(path) = &given.container else {
-            let place = self.record.cgroup.as_ref().ok_or_else(no_cgroups)?;
-            sandbox::limit(&self.plan.name, place.open()?.into_handles(), &resources, &self.isolators)?;
-            place.tell(&spec::parse_resources(resources.to_string().as_bytes())?)?;
-            self.plan.resources = resources;
-            return now(json!({}));
-        };
-        let (path, _) = self.found(path)?;
-        let limits = spec::parse_resources(resources.to_string().as_bytes())?;
-        self.with_handles(&path, |isolators, handles| isolators.update(handles, &limits))?;
-        if let Some(member) = self.members.get_mut(&path) {
-            // A restart keeps what was asked for last.
-            member.plan.resources = resources;
-        }
-        now(json!({}))
-    }
-
-    fn usage(&self, given: &Wait) -> Result<Answer> {
-        let usage = match &given.container {
-            Some(path) => self.with_handles(&self.found(path)?.0, |all, handles| all.usage(handles))?,
-            None => {
-                let cgroup = self.record.cgroup.as_ref().ok_or_else(no_cgroups)?.open()?.into_handles();
-                let spec = oci_spec::runtime::Spec::default();
-                let handles = Handles { id: &self.plan.name, pidfd: None, cgroup: &cgroup, spec: &spec };
-                self.isolators.usage(&handles)?
-            }
-        };
-        now(json!({ "usage": usage }))
-    }
-
-    fn with_handles<T>(
-        &self,
-        path: &Path,
-        ask: impl FnOnce(&coracle_isolator_host::Registry, &Handles<'_>) -> coracle_isolator::Result<T>,
-    ) -> Result<T> {
-        let (states, name) = self.dir.states(path);
-        let state = State::open_unlocked(&states, &name)?;
-        let record = state.record()?.ok_or_else(no_cgroups)?;
-        let cgroup = record.cgroup.as_ref().ok_or_else(no_cgroups)?.open()?.into_handles();
-        let first = record.process.and_then(|first| first.open());
-        let spec = spec::kept(&state)?;
-        let pidfd = first.as_ref().map(AsFd::as_fd);
-        ask(&self.isolators, &Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec })
-            .map_err(Error::from)
-    }
-}
-
-fn no_cgroups() -> Error {
-    Error::new(Code::IllegalState, "there are no cgroups: nothing runs")
 }
 
 fn push(fds: &mut Vec<OwnedFd>, fd: OwnedFd) -> usize {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use coracle_sys::process::{self, Exit};
 use coracle_sys::{descriptor, namespace, signal};
 
+use super::ending::ask_to_end;
 use super::health::Which;
 use super::member::{End, Phase};
-use super::order::ask_to_end;
 use super::{Path, Supervisor};
 use crate::cli;
 use crate::commands::exec;
@@ -81,10 +81,10 @@ impl Errand {
     /// When it has taken too long.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let begins = match &self.stage {
-            Stage::Job(job) => Some(job.deadline),
+            Stage::Job(job) => job.deadline(),
             Stage::Process { .. } => None,
         };
-        self.deadline.filter(|_| !self.is_late).into_iter().chain(begins.filter(|_| !self.is_late)).min()
+        self.deadline.filter(|_| !self.is_late).into_iter().chain(begins).min()
     }
 
     fn kill(&mut self) {

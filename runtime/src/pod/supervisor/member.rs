@@ -22,6 +22,9 @@ const CALM: Duration = Duration::from_secs(600);
 /// How much can be in a pipe or a terminal that nobody has read: as much as a pipe may be made to take, in bytes.
 const MOST_LEFT: usize = 1 << 20;
 
+/// How long a terminal is left alone that nobody has open.
+const HUNG_UP: Duration = Duration::from_millis(100);
+
 /// How far a container is.
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -54,6 +57,8 @@ pub(super) struct Running {
     pub(super) since: Instant,
     /// How it is being ended.
     pub(super) end: End,
+    /// The signal by which it is asked to.
+    pub(super) stop_signal: i32,
 }
 
 /// How a first process is being ended.
@@ -61,7 +66,7 @@ pub(super) struct Running {
 pub(super) enum End {
     /// It is not.
     No,
-    /// A hook runs before it is asked to; it is killed at this moment.
+    /// A hook runs before it is asked to, which it is at this moment.
     Hook(Instant),
     /// It was asked to, and is killed at this moment.
     Asked(Instant),
@@ -70,7 +75,7 @@ pub(super) enum End {
 }
 
 impl End {
-    /// When it is killed.
+    /// When it is asked or killed.
     pub(super) fn deadline(self) -> Option<Instant> {
         match self {
             Self::Hook(at) | Self::Asked(at) => Some(at),
@@ -88,6 +93,8 @@ pub(super) struct Pipes {
     pub(super) input: Option<OwnedFd>,
     /// Its terminal, which is its one output and its input.
     pub(super) terminal: bool,
+    /// Until when that is not read: nobody had it open.
+    pub(super) hung_up: Option<Instant>,
     /// Where what it writes is kept.
     pub(super) log: Option<Log>,
 }
@@ -125,7 +132,10 @@ pub(super) struct Member {
 
 impl Member {
     /// A container whose turn has not come.
-    pub(super) fn new(plan: plan::Member, life: Life) -> Self {
+    pub(super) fn new(mut plan: plan::Member, life: Life) -> Self {
+        if let Some(resources) = &life.resources {
+            plan.resources = plan::resources(resources);
+        }
         let health = Health::new(&plan.container);
         let phase = if life.done { Phase::Over } else { Phase::Waiting };
         let (pipes, attached) = (Pipes::default(), Attached::default());
@@ -229,7 +239,11 @@ impl Member {
         };
         match file::read_some(self.pipes.outputs[index].1.as_fd(), &mut buffer) {
             Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EINTR) => 0,
-            // A terminal whose last process has closed it says EIO.
+            // A terminal that no process has open says so, until one opens it again.
+            Err(e) if e.errno() == Errno::EIO && matches!(self.phase, Phase::Running(_)) => {
+                self.pipes.hung_up = Some(Instant::now() + HUNG_UP);
+                0
+            }
             Ok(0) | Err(_) => {
                 self.pipes.outputs.remove(index);
                 0

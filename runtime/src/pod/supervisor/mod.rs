@@ -4,8 +4,10 @@
 mod attach;
 mod calls;
 mod debug;
+mod ending;
 mod errand;
 mod health;
+mod limits;
 mod member;
 mod order;
 mod pending;
@@ -69,6 +71,8 @@ enum Source {
     /// The writer who says something, or the container that takes it.
     Writer(Path),
     Errand(u64),
+    /// The job that a caller waits for.
+    Measure(u64),
 }
 
 /// The supervisor.
@@ -82,6 +86,8 @@ pub struct Supervisor {
     members: BTreeMap<Path, Member>,
     clients: BTreeMap<u64, Client>,
     errands: BTreeMap<u64, Errand>,
+    /// What is asked of isolators, by who waits for it.
+    measures: BTreeMap<u64, Job>,
     listener: OwnedFd,
     signals: SignalFd,
     networks: Networks,
@@ -97,8 +103,10 @@ pub struct Supervisor {
     started: Instant,
     /// How long containers may take to end, this time.
     grace: Duration,
-    /// Why the pod was ended or could not go on, where that is not its containers' doing.
-    message: Option<String>,
+    /// When they are to have ended, once they are asked to.
+    ends: Option<Instant>,
+    /// What can't be written or removed, and says nothing of how the pod has ended.
+    trouble: Option<String>,
     /// Whether the pod is to be forgotten when it has ended.
     leaving: bool,
     /// Until when callers wait, where one could not be taken in.
@@ -175,6 +183,7 @@ impl Supervisor {
             all.push((Source::Client(*id), client.connection.fd(), readable | writes));
         }
         all.extend(self.errands.iter().map(|(id, errand)| (Source::Errand(*id), errand.fd(), readable)));
+        all.extend(self.measures.iter().map(|(id, job)| (Source::Measure(*id), job.fd(), readable)));
         for (path, member) in &self.members {
             member_sources(path, member, &mut all);
         }
@@ -210,13 +219,13 @@ impl Supervisor {
         let members = self.members.values().filter_map(|member| {
             let phase = match &member.phase {
                 Phase::BackOff(at) => Some(*at),
-                Phase::Launching(job) | Phase::Removing(job, _) => Some(job.deadline),
+                Phase::Launching(job) | Phase::Removing(job, _) => job.deadline(),
                 Phase::Running(running) => {
                     running.end.deadline().into_iter().chain(member.health.next()).min()
                 }
                 _ => None,
             };
-            phase.into_iter().chain(member.attached.deadline()).min()
+            phase.into_iter().chain(member.attached.deadline()).chain(member.pipes.hung_up).min()
         });
         let errands = self.errands.values().filter_map(Errand::deadline);
         let pod =
@@ -227,7 +236,7 @@ impl Supervisor {
             .chain(self.rests)
             .chain(self.again)
             .chain(self.deaf)
-            .chain(self.preparing.iter().chain(&self.teardown).map(|job| job.deadline))
+            .chain(self.jobs().filter_map(Job::deadline))
             .min()
     }
 
@@ -241,6 +250,7 @@ impl Supervisor {
             Source::Client(id) => self.hear(*id),
             Source::Member(path) => self.step(path),
             Source::Errand(id) => self.step_errand(*id),
+            Source::Measure(id) => self.finish_measure(*id),
             Source::Output(path, stream) => {
                 self.with(path, |member| member.read(*stream));
             }
@@ -311,8 +321,12 @@ impl Supervisor {
             Phase::Running(running) => Some(running.pid),
             _ => None,
         });
-        let jobs = self.preparing.iter().chain(&self.teardown).map(Job::pid);
-        first.chain(self.errands.values().map(Errand::pid)).chain(jobs)
+        first.chain(self.errands.values().map(Errand::pid)).chain(self.jobs().map(Job::pid))
+    }
+
+    /// The jobs that are no container's.
+    fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.preparing.iter().chain(&self.teardown).chain(self.measures.values())
     }
 
     /// What a launch needs to know; `None` without a sandbox.
@@ -344,7 +358,7 @@ impl Supervisor {
 
     fn save(&mut self) {
         if let Err(error) = self.dir.write(&self.record) {
-            self.message = Some(error.to_string());
+            self.trouble = Some(error.to_string());
         }
     }
 
@@ -352,7 +366,7 @@ impl Supervisor {
     fn save_life(&mut self, path: &Path) {
         let Some(member) = self.members.get(path) else { return };
         if let Err(error) = self.dir.write_life(path, &member.life) {
-            self.message = Some(error.to_string());
+            self.trouble = Some(error.to_string());
         }
     }
 
@@ -367,7 +381,7 @@ impl Supervisor {
             Wish::Stop => {
                 let succeeded =
                     main().all(|member| member.life.ended.as_ref().is_some_and(|end| end.is_success()));
-                if succeeded && self.message.is_none() { "Succeeded" } else { "Failed" }
+                if succeeded && self.record.message.is_none() { "Succeeded" } else { "Failed" }
             }
         }
     }
@@ -378,7 +392,7 @@ impl Supervisor {
             "name": self.plan.name,
             "phase": self.phase(),
             "created": self.record.created,
-            "message": self.message,
+            "message": self.record.message.as_ref().or(self.trouble.as_ref()),
             "labels": self.record.document.metadata.labels,
             "annotations": self.record.document.metadata.annotations,
             "parent": self.record.parent,
@@ -412,7 +426,7 @@ fn member_sources<'m>(path: &Path, member: &'m Member, all: &mut Vec<(Source, Bo
         Phase::Running(running) => all.push((Source::Member(path.clone()), running.pidfd.as_fd(), readable)),
         _ => {}
     }
-    for (stream, output) in &member.pipes.outputs {
+    for (stream, output) in member.pipes.outputs.iter().filter(|_| member.pipes.hung_up.is_none()) {
         if !member.attached.is_full(*stream) {
             all.push((Source::Output(path.clone(), *stream), output.as_fd(), readable));
         }

@@ -1,26 +1,24 @@
-//! What follows from how the containers stand: whose turn it is, who is ended, who is started again.
+//! What follows from how the containers stand: whose turn it is, who is removed, who is started again.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use coracle_isolator::Handles;
 use coracle_sys::process::{self, Exit};
 use serde_json::json;
 
 use super::errand::Purpose;
 use super::member::{End, Phase, Running};
+use super::sandbox::AGAIN;
 use super::{Path, Supervisor};
 use crate::error::{Code, Context, Error, Result};
-use crate::pod::job::Job;
+use crate::pod::host;
 use crate::pod::launch::{self, Launched};
 use crate::pod::logs::Log;
 use crate::pod::network;
 use crate::pod::plan::Role;
-use crate::pod::record::{self, Ended, Wish};
+use crate::pod::record::{self, Ended, Life, Wish};
 use crate::pod::sandbox::Sandbox;
 use crate::pod::volume;
-use crate::stages::spec;
-use crate::state::State;
 use crate::time;
 
 /// How often the removal of a container that fails is tried again at once. What is left then goes with the pod.
@@ -42,7 +40,7 @@ impl Supervisor {
     }
 
     /// The containers of the document, in their order.
-    fn planned(&self) -> Vec<(Path, Role)> {
+    pub(super) fn planned(&self) -> Vec<(Path, Role)> {
         self.plan.members.iter().map(|member| (Path::from(member.path.as_str()), member.role)).collect()
     }
 
@@ -129,7 +127,7 @@ impl Supervisor {
         match std::mem::replace(&mut member.phase, Phase::Waiting) {
             Phase::Launching(job) => match job.finish::<Launched>() {
                 Ok((launched, terminal)) => {
-                    let running = member_runs(launched.pid);
+                    let running = member_runs(&launched);
                     member.warnings = launched.warnings;
                     let taken = terminal.map_or(Ok(()), |master| member.take_terminal(master));
                     match running.and_then(|running| taken.map(|()| running)) {
@@ -177,18 +175,6 @@ impl Supervisor {
         self.end_with(path, ended);
     }
 
-    /// Whether the container ran into its memory limit, asked of the isolators.
-    fn limitation(&self, path: &Path) -> Option<String> {
-        let (states, name) = self.dir.states(path);
-        let state = State::open_unlocked(&states, &name).ok()?;
-        let record = state.record().ok()??;
-        let cgroup = record.cgroup.as_ref()?.open().ok()?.into_handles();
-        let spec = spec::kept(&state).ok()?;
-        let handles = Handles { id: &record.id, pidfd: None, cgroup: &cgroup, spec: &spec };
-        let found = self.isolators.limitations(&handles).ok()?;
-        found.into_iter().find(|(isolator, _)| *isolator == "cgroups/memory").map(|(_, it)| it.message)
-    }
-
     /// The container at `path` has ended so; what is left of it is still to be removed.
     pub(super) fn end_with(&mut self, path: &Path, ended: Ended) {
         self.errands.values_mut().for_each(|errand| errand.end_for(path));
@@ -216,8 +202,10 @@ impl Supervisor {
             }
             let job = self.removal(&path);
             let Some(member) = self.members.get_mut(&path) else { continue };
-            if let (Phase::Ended(ended), Ok(job)) = (&member.phase, job) {
-                member.phase = Phase::Removing(job, ended.clone());
+            match (&member.phase, job) {
+                (Phase::Ended(ended), Ok(job)) => member.phase = Phase::Removing(job, ended.clone()),
+                // There are too many processes, for now.
+                _ => self.again = Some(Instant::now() + AGAIN),
             }
         }
     }
@@ -255,102 +243,6 @@ impl Supervisor {
         }
     }
 
-    /// Ends the pod: containers together, then sidecars in reverse order.
-    pub(super) fn stop(&mut self, grace: Duration, why: &str) {
-        self.message = Some(why.to_owned()).filter(|why| !why.is_empty()).or(self.message.take());
-        self.grace = grace;
-        self.record.wish = Wish::Stop;
-        self.save();
-        self.wind_down();
-    }
-
-    fn wind_down(&mut self) {
-        let with_role = |sidecars: bool| -> Vec<Path> {
-            let is_one = |role: Role| (role == Role::Sidecar) == sidecars;
-            self.members.iter().filter(|(_, m)| is_one(m.plan.role)).map(|(path, _)| path.clone()).collect()
-        };
-        let (others, sidecars) = (with_role(false), with_role(true));
-        for path in &others {
-            self.end(path, self.grace);
-        }
-        if others.iter().any(|path| self.members[path].is_busy()) {
-            return;
-        }
-        let in_order = self.planned().into_iter().rev().map(|(path, _)| path);
-        for path in in_order.filter(|path| sidecars.contains(path)) {
-            self.end(&path, self.grace);
-            if self.members[&path].is_busy() {
-                return;
-            }
-        }
-        self.tear_down();
-    }
-
-    /// Asks the container at `path` to end, within `grace`; those below it first.
-    pub(super) fn end(&mut self, path: &Path, grace: Duration) {
-        let below = self.below(path);
-        for child in &below {
-            self.end(child, grace);
-        }
-        if below.iter().any(|child| self.members[child].is_busy()) {
-            return;
-        }
-        let deadline = Instant::now() + grace;
-        let Some(member) = self.members.get_mut(path) else { return };
-        let hook = member.plan.container.lifecycle.pre_stop.clone();
-        match &mut member.phase {
-            Phase::Waiting | Phase::BackOff(_) => {
-                member.phase = Phase::Over;
-                member.life.done = true;
-            }
-            Phase::Launching(job) => job.kill(),
-            Phase::Running(running) => match (running.end, hook) {
-                (_, _) if grace.is_zero() => {
-                    running.end = End::Killed;
-                    let _ = process::signal(running.pidfd.as_fd(), libc::SIGKILL);
-                }
-                (End::No, Some(hook)) => {
-                    running.end = End::Hook(deadline);
-                    self.run_hook(path, &hook, Purpose::PreStop(path.clone()), Some(grace));
-                }
-                (End::No, None) => ask_to_end(running, deadline),
-                _ => {}
-            },
-            _ => {}
-        }
-    }
-
-    /// What was to be over by now.
-    pub(super) fn expire(&mut self, now: Instant) {
-        if self.record.wish == Wish::Run && self.plan.deadline.is_some_and(|most| self.started + most <= now)
-        {
-            for member in self.members.values_mut().filter(|member| member.is_busy()) {
-                member.cause = Some("DeadlineExceeded".to_owned());
-            }
-            self.stop(self.plan.grace, "the pod ran for longer than activeDeadlineSeconds");
-        }
-        for member in self.members.values_mut() {
-            match &mut member.phase {
-                Phase::Launching(job) | Phase::Removing(job, _) if job.deadline <= now => job.kill(),
-                Phase::Running(running) if running.end.deadline().is_some_and(|at| at <= now) => {
-                    running.end = End::Killed;
-                    let _ = process::signal(running.pidfd.as_fd(), libc::SIGKILL);
-                }
-                _ => {}
-            }
-            if member.attached.deadline().is_some_and(|at| at <= now) {
-                member.attached.give();
-            }
-        }
-        self.deaf.take_if(|at| *at <= now);
-        if self.again.take_if(|at| *at <= now).is_some() && self.record.wish != Wish::Run {
-            self.tear_down();
-        }
-        self.preparing.iter().chain(&self.teardown).filter(|job| job.deadline <= now).for_each(Job::kill);
-        self.expire_errands(now);
-        self.probe(now);
-    }
-
     /// Starts the pod, again where it has ended.
     ///
     /// # Errors
@@ -363,20 +255,34 @@ impl Supervisor {
             }
             _ => {}
         }
+        host::check_open(&self.global.root)?;
         let wanted = network::wanted(&self.record.document)?;
         volume::make(self.volumes())?;
+        self.begin_anew()?;
         let made = Sandbox::make(&self.dir, &mut self.record, &self.plan, &self.isolators);
         self.sandbox = Some(made.inspect_err(|_| self.tear_down())?);
-        for member in self.members.values_mut().filter(|member| member.plan.role != Role::Nested) {
-            member.phase = Phase::Waiting;
-            (member.life.done, member.cause, member.streak) = (false, None, 0);
-        }
-        (self.started, self.grace, self.message) = (Instant::now(), self.plan.grace, None);
-        (self.record.wish, self.failure, self.again) = (Wish::Run, None, None);
+        (self.started, self.grace, self.ends) = (Instant::now(), self.plan.grace, None);
+        (self.failure, self.again, self.trouble) = (None, None, None);
+        (self.record.wish, self.record.message) = (Wish::Run, None);
         self.record.started = Some(time::since_start());
         self.record.networks = wanted.map(|_| Vec::new());
         self.save();
         self.prepare();
+        Ok(())
+    }
+
+    /// Has the containers of the document wait for their turns. On disk first: who adopts a pod that is to run would take those
+    /// that were done in an earlier run for done in this one.
+    fn begin_anew(&mut self) -> Result<()> {
+        for (path, member) in self.members.iter_mut().filter(|(_, member)| member.plan.role != Role::Nested) {
+            if member.life.done {
+                let life = Life { done: false, ..member.life.clone() };
+                self.dir.write_life(path, &life)?;
+                member.life = life;
+            }
+            member.phase = Phase::Waiting;
+            (member.cause, member.streak) = (None, 0);
+        }
         Ok(())
     }
 
@@ -405,21 +311,11 @@ fn exit_of(running: &Running) -> Option<Exit> {
     None
 }
 
-/// Passes on that the first process is to end.
-pub(super) fn ask_to_end(running: &mut Running, deadline: Instant) {
-    running.end = End::Asked(deadline);
-    let _ = process::signal(running.pidfd.as_fd(), libc::SIGTERM);
-}
-
-/// The process `pid`, which the launcher has left to the supervisor and nobody has awaited.
-fn member_runs(pid: i32) -> Result<Running> {
-    Ok(Running {
-        pid,
-        pidfd: process::pidfd(pid)?,
-        started: time::now(),
-        since: Instant::now(),
-        end: End::No,
-    })
+/// The process that the launcher has left to the supervisor and nobody has awaited.
+fn member_runs(launched: &Launched) -> Result<Running> {
+    let (pid, stop_signal) = (launched.pid, launched.stop_signal.unwrap_or(libc::SIGTERM));
+    let pidfd = process::pidfd(pid)?;
+    Ok(Running { pid, pidfd, started: time::now(), since: Instant::now(), end: End::No, stop_signal })
 }
 
 fn failed_launch(error: &Error) -> Ended {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::member::Phase;
 use super::{Path, Supervisor};
 use crate::error::{Code, Error, Result};
+use crate::pod::job::Job;
 use crate::pod::plan::Role;
 use crate::pod::record::Wish;
 use crate::pod::varlink::{Connection, Reply};
@@ -23,6 +24,8 @@ pub(super) struct Client {
     pub(super) pending: Option<Pending>,
     /// Whether it takes more than one reply to the call that it waits for.
     pub(super) more: bool,
+    /// Whether it takes no reply to it.
+    pub(super) oneway: bool,
 }
 
 /// What a caller waits for.
@@ -42,13 +45,15 @@ pub(super) enum Pending {
     Forget(Path),
     /// That a program has ended.
     Exec,
+    /// What isolators tell.
+    Usage,
     /// Whatever happens.
     Watch,
 }
 
 impl Client {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, pending: None, more: false }
+        Self { connection, pending: None, more: false, oneway: false }
     }
 }
 
@@ -104,15 +109,15 @@ impl Supervisor {
                 let is_over = |member: &super::Member| matches!(member.phase, Phase::Over);
                 self.members.get(path).is_none_or(is_over).then(|| Ok(json!({})))
             }
-            Pending::Remove | Pending::Exec | Pending::Watch => None,
+            Pending::Remove | Pending::Exec | Pending::Usage | Pending::Watch => None,
         }
     }
 
     /// Whether every container has been launched, or nothing more will be for now.
     fn has_settled(&self) -> bool {
+        // Those that were started again in this run, not in an earlier one.
         let has_had_its_turn = |member: &super::Member| {
-            matches!(member.phase, Phase::Running(_) | Phase::BackOff(_) | Phase::Over)
-                || member.life.restarts > 0
+            matches!(member.phase, Phase::Running(_) | Phase::BackOff(_) | Phase::Over) || member.streak > 0
         };
         let main = self.members.values().filter(|member| member.plan.role != Role::Nested);
         self.record.wish == Wish::Stop || main.clone().all(has_had_its_turn) || self.init_fails()
@@ -121,9 +126,7 @@ impl Supervisor {
     /// Whether a container that others wait for fails again and again.
     fn init_fails(&self) -> bool {
         let is_stuck = |member: &super::Member| {
-            member.plan.role != Role::Main
-                && member.life.restarts > 0
-                && matches!(member.phase, Phase::BackOff(_))
+            member.plan.role != Role::Main && member.streak > 0 && matches!(member.phase, Phase::BackOff(_))
         };
         self.members.values().any(is_stuck)
     }
@@ -143,7 +146,7 @@ impl Supervisor {
 
     /// Says `reply` to the caller `id`; one that is gone is forgotten.
     pub(super) fn say(&mut self, id: u64, reply: &Reply, fds: Vec<OwnedFd>) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(client) = self.clients.get_mut(&id).filter(|client| !client.oneway) else { return };
         if client.connection.send(reply, fds).is_err() {
             self.forget_client(id);
         }
@@ -152,6 +155,8 @@ impl Supervisor {
     pub(super) fn forget_client(&mut self, id: u64) {
         self.clients.remove(&id);
         self.end_errands_of(id);
+        // Whoever is reaped and not known is reaped all the same.
+        self.measures.remove(&id).inspect(Job::kill);
     }
 
     /// The program of the caller has begun.

@@ -20,8 +20,8 @@ const ATTACHED_WITHIN: Duration = Duration::from_secs(300);
 /// How long the removal of a sandbox that is on no network may take.
 const REMOVED_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long to wait before a removal that failed is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+/// How long to wait before a removal that failed, or could not be begun, is tried again.
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub(super) fn lose_keeper(&mut self) {
@@ -51,12 +51,15 @@ impl Supervisor {
         (self.sandbox, self.again) = (None, None);
         let record = &self.record;
         let within = if record.networks.is_some() { ATTACHED_WITHIN } else { REMOVED_WITHIN };
-        self.teardown = Job::start(within, &[], None, |_| {
+        let job = Job::start(within, &[], None, |_| {
             signal::unblock()?;
             let left = record.networks.as_ref().and_then(|_| self.networks.detach(&self.plan.name).err());
             sandbox::remove(record).map(|()| left.map(|error| error.to_string()))
-        })
-        .ok();
+        });
+        match job {
+            Ok(job) => self.teardown = Some(job),
+            Err(_) => self.again = Some(Instant::now() + AGAIN),
+        }
     }
 
     /// Starts what the containers need of the sandbox and takes long, where it is still to be done: volumes of images are pulled
@@ -104,13 +107,13 @@ impl Supervisor {
         let Some(job) = self.teardown.take() else { return };
         match job.finish::<Option<String>>() {
             Ok((left, _)) => {
-                self.message = self.message.take().or(left);
+                self.trouble = left;
                 (self.record.keeper, self.record.cgroup, self.record.networks) = (None, None, None);
                 let _ = file::unlink(self.dir.fd(), keeper::SOCKET);
             }
             Err(error) => {
                 let error = error.doing("removing the pod's namespaces and cgroup");
-                self.message = Some(error.to_string());
+                self.trouble = Some(error.to_string());
                 self.again = Some(Instant::now() + AGAIN);
                 self.refuse_to_end(&error);
             }

@@ -14,6 +14,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::isolators;
 use crate::pod::document::{Pod, RestartPolicy};
 use crate::pod::host;
+use crate::pod::launch;
 use crate::pod::logs::{Log, Stream};
 use crate::pod::network::Networks;
 use crate::pod::node;
@@ -21,6 +22,7 @@ use crate::pod::plan::{self, Plan, Role};
 use crate::pod::record::{self, Directory, Record, SOCKET, Wish};
 use crate::pod::sandbox::Sandbox;
 use crate::pod::users;
+use crate::stages::spec;
 use crate::state::{self, State};
 use crate::time;
 
@@ -73,6 +75,8 @@ pub fn begin(global: &Global, mut document: Pod, beside: Beside) -> Result<()> {
         users: None,
         networks: None,
         kept_nodes,
+        resources: None,
+        message: None,
     };
     let name = plan.name.clone();
     let begun = dir.lock().and_then(|_| write(global, &dir, record));
@@ -122,15 +126,26 @@ pub fn adopt(global: &Global, dir: Directory) -> Result<bool> {
     let wish = plan::Wish { cgroups: global.cgroups, parent: record.parent.as_deref() };
     let mut plan = plan::plan(&record.document, &wish)?;
     plan.keep_nodes(record.kept_nodes);
+    if let Some(resources) = &record.resources {
+        plan.resources = plan::resources(resources);
+    }
     // Whoever has made its cgroups is not asked again.
     plan.cgroup = record.cgroup.clone().or(plan.cgroup);
     spawn(global, dir, record, plan)?;
     Ok(true)
 }
 
+fn no_directory() -> Error {
+    Error::new(Code::System, "the working directory is gone")
+}
+
 /// Forks the supervisor of the pod in `dir`, whose lock the caller has taken and it takes over, and waits until it
 /// listens.
 fn spawn(global: &Global, dir: Directory, record: Record, plan: Plan) -> Result<()> {
+    // The supervisor stands in another directory than its caller.
+    let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|_| no_directory());
+    let global =
+        &Global { root: absolute(&global.root)?, config: absolute(&global.config)?, ..global.clone() };
     let (mine, theirs) = socket::pair()?;
     let keep: Vec<i32> = dir.descriptors().into_iter().chain([theirs.as_raw_fd()]).collect();
     // Twice, so that it is nobody's child: the caller does not wait for it.
@@ -197,6 +212,7 @@ impl Supervisor {
             members: BTreeMap::new(),
             clients: BTreeMap::new(),
             errands: BTreeMap::new(),
+            measures: BTreeMap::new(),
             listener,
             signals,
             networks: Networks::new(&global)?,
@@ -207,7 +223,8 @@ impl Supervisor {
             deaf: None,
             started: started.unwrap_or_else(Instant::now),
             grace: plan.grace,
-            message: None,
+            ends: None,
+            trouble: None,
             leaving: false,
             unreaped: true,
             rests: Some(Instant::now() + super::REST),
@@ -260,6 +277,10 @@ impl Supervisor {
         let Some(member) = self.members.get_mut(path) else { return Ok(()) };
         let ended = member.life.ended.clone().filter(|_| member.life.removing);
         if state.is_none() && ended.is_none() {
+            if member.plan.role == Role::Nested && !member.life.done {
+                // Its launch was cut off and has left nothing: whoever asked for it asks again.
+                (member.phase, member.leaves) = (Phase::Over, true);
+            }
             return Ok(());
         }
         take_streams(member, path, held)?;
@@ -269,6 +290,7 @@ impl Supervisor {
             member.phase = Phase::Ended(ended);
             return Ok(());
         }
+        let stop_signal = state.as_ref().and_then(|state| launch::stop_signal(&spec::kept(state).ok()?));
         let record = state.and_then(|state| state.record().ok().flatten());
         let pidfd = held.remove(&format!("{path}:process"));
         let process = record.as_ref().filter(|record| record.phase == state::Phase::Running);
@@ -286,7 +308,8 @@ impl Supervisor {
         };
         let started = record.map_or_else(time::now, |record| record.created);
         member.health.begin(Instant::now());
-        member.phase = Phase::Running(Running { pid, pidfd, started, since: Instant::now(), end: End::No });
+        let (since, end, stop_signal) = (Instant::now(), End::No, stop_signal.unwrap_or(libc::SIGTERM));
+        member.phase = Phase::Running(Running { pid, pidfd, started, since, end, stop_signal });
         Ok(())
     }
 }
