@@ -186,7 +186,8 @@ fn an_image_chooses_no_options_for_its_volumes_and_gets_those_that_it_lacks() {
             "grep -E ' /sys(/fs/cgroup)? ' /proc/mounts; echo x > /volume/new/x && cat /volume/new/x";
         let shown = runner.run(&[], &["sh", "-c", script]).succeeds();
         assert_eq!(shown.lines().last().map(String::as_str), Some("x"), "{shown:?}");
-        image.config["Volumes"] = serde_json::json!({ "/sys:remount,rw": {}, "/srv": {}, "relative": {} });
+        image.config["Volumes"] =
+            serde_json::json!({ "/sys:remount,rw": {}, "/srv": {}, "/new/deep": {}, "relative": {} });
         image.layers.push(Layer::new(&[Entry::directory("sys:remount,rw")], Compression::Gzip));
         runner.store.import(&image);
         let shown = runner.run(&["--read-only"], &["sh", "-c", "grep ' /sys ' /proc/mounts; touch /srv/x"]);

@@ -37,7 +37,7 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// The runtime spec for a container of an image whose root file system is `root`: `root.path` is "rootfs".
 ///
 /// An image's volumes are directories of its root file system and go with the container, as podman's
-/// anonymous volumes with `--rm` do; where the root is read-only, each is an empty tmpfs, with no option of the image's choice.
+/// anonymous volumes with `--rm` do; where the root is read-only, each that is there is an empty tmpfs, with no option of the image's choice.
 ///
 /// # Errors
 /// [`Kind::Usage`] where an option can't be understood, and where the user can't be looked up.
@@ -57,7 +57,7 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
     }
     if options.read_only {
         let empty = |path: &String| mount(path, "tmpfs", "tmpfs", &SAFE);
-        mounts.extend(volumes::paths(&image).iter().map(empty));
+        mounts.extend(volumes::there(root, &image).iter().map(empty));
     }
     for text in &options.tmpfs {
         mounts.push(tmpfs(text)?);
@@ -247,10 +247,13 @@ mod tests {
 
     fn made(options: &Options) -> Value {
         let config = r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"],
-            "Volumes":{"/data":{},"/run/x:remount,rw,suid":{},"/sys/fs/cgroup":{},"data":{}},"StopSignal":"SIGQUIT"},
+            "Volumes":{"/data":{},"/run/x:remount,rw,suid":{},"/sys/fs/cgroup":{},"data":{},"/no":{}},"StopSignal":"SIGQUIT"},
             "rootfs":{"type":"layers","diff_ids":[]}}"#;
         let scratch = tempfile::tempdir().unwrap();
         let root = file::open_dir(scratch.path()).unwrap();
+        for there in ["data", "run/x:remount,rw,suid", "sys/fs/cgroup"] {
+            file::mkdir_all(root.as_fd(), there, 0o755).unwrap();
+        }
         let spec = spec(&serde_json::from_str(config).unwrap(), root.as_fd(), options).unwrap();
         serde_json::to_value(spec).unwrap()
     }

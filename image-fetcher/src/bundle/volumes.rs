@@ -13,9 +13,17 @@ use crate::error::{Context, Result};
 use crate::snapshot::Owners;
 use crate::store::is_missing;
 
+/// Those of the image's volumes that are directories of its root: on one that is read-only, nothing can be mounted elsewhere.
+pub(super) fn there(root: BorrowedFd<'_>, image: &Config) -> Vec<String> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let mut paths = paths(image);
+    paths.retain(|path| file::open(root, path, flags, 0, Resolve::InRoot).is_ok());
+    paths
+}
+
 /// Where the image's volumes are: absolute paths, sorted. What is none, or the runtime's own, is passed over, as it names no
 /// directory that the image could mean.
-pub(super) fn paths(image: &Config) -> Vec<String> {
+fn paths(image: &Config) -> Vec<String> {
     let mut paths = image.volumes().clone().unwrap_or_default();
     paths.retain(|path| is_own(path));
     paths.sort();
