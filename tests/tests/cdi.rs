@@ -70,6 +70,36 @@ fn a_device_brings_its_nodes_files_variables_groups_and_hooks() {
     });
 }
 
+#[test]
+fn a_device_stays_open_to_who_gets_other_limits() {
+    privileged(|host| {
+        let Some(vendors) = Vendors::new(host) else { return };
+        let one = json!({"name": "0", "containerEdits": {"deviceNodes": [
+            {"path": "/dev/gpu0", "type": "c", "major": 1, "minor": 77}]}});
+        vendors.describe(0, "gpu.json", &document(&json!([one])));
+        let spec = Spec::new().set("/annotations", json!({"cdi.k8s.io/test": "example.com/gpu=0"}));
+        let container = vendors.host.bundle(spec.args(["sleep", "1000"])).start();
+        // Nobody is behind it, which only who may open it gets to know.
+        let opens =
+            || container.exec(&["sh", "-c", ": </dev/gpu0"]).fails_with(&["o such device or address"]);
+        opens();
+        let deny = json!({"allow": false, "access": "rwm"});
+        let file = host.directory().join("limits");
+        fs::write(
+            &file,
+            json!({"devices": [deny], "memory": {"limit": 1, "checkBeforeUpdate": true}}).to_string(),
+        )
+        .unwrap();
+        let options = ["--resources", file.to_str().unwrap()];
+        container.verb_with("update", &options).fails_with(&["memory"]);
+        opens();
+        fs::write(&file, json!({"devices": [deny]}).to_string()).unwrap();
+        container.verb_with("update", &options).succeeds();
+        opens();
+        container.remove();
+    });
+}
+
 const YAML: &str = "
 cdiVersion: 0.8.0
 kind: example.com/gpu

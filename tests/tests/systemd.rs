@@ -86,6 +86,46 @@ fn limits_outlive_a_reload_of_systemd_and_new_ones_are_told_to_it() {
     });
 }
 
+/// Also where there is no systemd: the container is one without, whose record says otherwise.
+#[test]
+fn limits_that_systemd_can_not_be_told_of_stay_as_they_were() {
+    privileged(|host| {
+        if !host.needs_coracle("a record that names a scope") {
+            return;
+        }
+        let limits = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 20}});
+        let spec = Spec::new().set("/linux/resources", limits).args(["sleep", "1000"]);
+        let container = host.bundle(spec).start();
+        let state = Path::new("/run/coracle").join(container.id());
+        let (record, config) = (state.join("record.json"), state.join("config.json"));
+        let (own, kept) = (fs::read_to_string(&record).unwrap(), fs::read_to_string(&config).unwrap());
+        let mut scope: serde_json::Value = serde_json::from_str(&own).unwrap();
+        scope["cgroup"]["unit"] =
+            json!({"name": "no-such-coracle.scope", "slice": "system.slice", "user": null});
+        fs::write(&record, scope.to_string()).unwrap();
+        host.call(&["update", "--pids-limit", "30", "--memory", "32m", container.id()])
+            .fails_with(&["systemd"]);
+        fs::write(&record, own).unwrap();
+        let pids = coracle_tests::cgroup::read(&format!("/{}", container.id()), "pids.max");
+        assert_eq!(pids.as_deref(), Some("20"));
+        assert_eq!(fs::read_to_string(&config).unwrap(), kept);
+        container.remove();
+    });
+}
+
+#[test]
+fn an_update_of_a_part_of_a_limit_is_reckoned_with_the_rest() {
+    with_systemd(|host| {
+        let limits = json!({"cpu": {"quota": 25_000, "period": 50_000}});
+        let container = host.bundle(sleeper("parts").set("/linux/resources", limits)).start();
+        host.call(&["update", "--cpu-quota", "40001", container.id()]).succeeds();
+        assert_eq!(property("x-parts.scope", "CPUQuotaPerSecUSec"), "810ms");
+        let files = cgroup("x-parts.scope");
+        assert_eq!(fs::read_to_string(files.join("cpu.max")).unwrap(), "40001 50000\n");
+        host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}
+
 #[test]
 fn a_scope_of_another_container_is_refused_and_left_alone() {
     with_systemd(|host| {

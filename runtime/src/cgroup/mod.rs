@@ -336,6 +336,14 @@ impl Place {
         self.unit.as_ref().map_or(Ok(()), |unit| unit.set(resources, self.version))
     }
 
+    /// Tells it of the old limits `old` again, where it was told of `new`.
+    ///
+    /// # Errors
+    /// `System` where it refuses.
+    pub fn tell_back(&self, new: &LinuxResources, old: &LinuxResources) -> Result<()> {
+        self.unit.as_ref().map_or(Ok(()), |unit| unit.set_back(new, old, self.version))
+    }
+
     /// The same, of which only the last component is the container's own: for a container whose record is lost.
     #[must_use]
     pub fn own_only(mut self) -> Self {

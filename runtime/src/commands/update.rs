@@ -3,9 +3,10 @@
 use coracle_isolator::{Cgroup, Handles};
 use coracle_isolator_host::Registry;
 use coracle_sys::file::{self, Resolve};
-use oci_spec::runtime::{Linux, LinuxResources, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 
+use crate::cgroup::Place;
 use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
 use crate::isolators;
@@ -24,15 +25,18 @@ pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
         let state = State::open(&global.root, id)?;
         let record =
             state.record()?.filter(|record| record.status() != Status::Stopped).ok_or_else(not_running)?;
+        let place = record.cgroup.as_ref();
+        let place = place.ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
         let text = state.config()?;
         let spec = spec::parse(&text)?;
         keep_checking(&mut asked["resources"], &spec);
-        let new = spec::parse_linux(asked.to_string().as_bytes()).context(|| "reading the options")?;
-        apply(&isolators::all(global)?, &record, &spec, &new)?;
-        if let (Some(place), Some(resources)) = (&record.cgroup, new.resources()) {
-            place.tell(resources)?;
+        let kept = merged(&text, asked.clone())?;
+        if place.unit.is_some() {
+            complete(&mut asked["resources"], &kept["linux"]["resources"]);
         }
-        state.keep_config(merged(&text, asked)?.to_string().as_bytes())
+        let new = spec::parse_linux(asked.to_string().as_bytes()).context(|| "reading the options")?;
+        let keep = || state.keep_config(kept.to_string().as_bytes());
+        apply(&isolators::all(global)?, (&record, place), &spec, &new, keep)
     };
     attempt().context(|| format!("updating container {id:?}"))?;
     Ok(0)
@@ -71,16 +75,56 @@ fn keep_checking(resources: &mut Value, spec: &Spec) {
     }
 }
 
-fn apply(isolators: &Registry, record: &Record, spec: &Spec, new: &Linux) -> Result<()> {
-    let resources = &new.resources().clone().unwrap_or_default();
-    let place = record.cgroup.as_ref().ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
+/// What systemd must be told together with what is asked for: it has a quota for each second, and a limit for swap alone.
+/// Of the processor it writes all anew, rounded, so the isolators write all of that after it.
+fn complete(asked: &mut Value, kept: &Value) {
+    let of_cpu = asked["cpu"].is_object().then_some(["/cpu/quota", "/cpu/period"]);
+    let of_swap = asked.pointer("/memory/swap").is_some_and(Value::is_number).then_some("/memory/limit");
+    for pointer in of_cpu.into_iter().flatten().chain(of_swap) {
+        let is_asked = asked.pointer(pointer).is_some_and(|value| !value.is_null());
+        if let Some(value) = kept.pointer(pointer).filter(|_| !is_asked) {
+            let (section, field) = pointer[1..].split_once('/').unwrap_or_default();
+            asked[section][field] = value.clone();
+        }
+    }
+}
+
+/// Sets the limits `new` and has them kept: all, or none.
+fn apply(
+    isolators: &Registry,
+    (record, place): (&Record, &Place),
+    spec: &Spec,
+    new: &Linux,
+    keep: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let of = |linux: Option<&Linux>| linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let wanted = with_rules(of(Some(new)), &record.device_rules);
+    let mut old = of(spec.linux().as_ref());
+    old.set_devices(Some(old.devices().clone().unwrap_or_default()));
+    let old = with_rules(old, &record.device_rules);
     let cgroup = place.open()?.into_handles().remembering();
     let handles = Handles { id: &record.id, pidfd: None, cgroup: &cgroup, spec };
-    let shares =
-        |()| new.intel_rdt().as_ref().map_or(Ok(()), |rdt| isolators.update_intel_rdt(&handles, rdt));
-    isolators.update(&handles, resources).and_then(shares).map_err(|failure| {
-        let failure = Error::from(failure);
-        match put_back(isolators, &cgroup, &handles, resources) {
+    let mut is_told = false;
+    let attempt = || -> Result<()> {
+        isolators.update(&handles, &wanted)?;
+        if place.unit.is_some() {
+            place.tell(&wanted)?;
+            is_told = true;
+            isolators.update(&handles, &wanted)?;
+        }
+        if let Some(rdt) = new.intel_rdt() {
+            isolators.update_intel_rdt(&handles, rdt)?;
+        }
+        keep()
+    };
+    attempt().map_err(|failure| {
+        // systemd first: it writes what it is told.
+        let told = if is_told { place.tell_back(&wanted, &old) } else { Ok(()) };
+        let put_back = put_back(isolators, &cgroup, &handles, (&wanted, &old));
+        let rdt = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
+        let shared = rdt.filter(|_| new.intel_rdt().is_some());
+        let shared = shared.map_or(Ok(()), |rdt| isolators.update_intel_rdt(&handles, rdt));
+        match told.and(put_back).and(shared.map_err(Error::from)) {
             Ok(()) => failure,
             Err(left) => {
                 failure.hint(format!("and some limits are new, as the old could not be put back: {left}"))
@@ -89,20 +133,27 @@ fn apply(isolators: &Registry, record: &Record, spec: &Spec, new: &Linux) -> Res
     })
 }
 
-/// Files get back what they held; device rules, which are no file's content, what the configuration says.
+/// Where `resources` have a list of device rules: that one, and then those that isolators gave the container.
+fn with_rules(mut resources: LinuxResources, added: &[LinuxDeviceCgroup]) -> LinuxResources {
+    if let Some(rules) = resources.devices().clone() {
+        resources.set_devices(Some([&rules, added].concat()));
+    }
+    resources
+}
+
+/// Files get back what they held; device rules, which are no file's content, what they were made of.
 fn put_back(
     isolators: &Registry,
     cgroup: &Cgroup,
     handles: &Handles<'_>,
-    new: &LinuxResources,
+    (new, old): (&LinuxResources, &LinuxResources),
 ) -> Result<()> {
     let files = cgroup.put_back().map_err(Error::from);
     if new.devices().is_none() {
         return files;
     }
-    let old = handles.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
     let mut devices = LinuxResources::default();
-    devices.set_devices(Some(old.and_then(|old| old.devices().clone()).unwrap_or_default()));
+    devices.set_devices(Some(old.devices().clone().unwrap_or_default()));
     files.and(isolators.update(handles, &devices).map_err(Error::from))
 }
 
@@ -140,6 +191,35 @@ mod tests {
         let wanted = json!({"memory": {"limit": 9, "swap": 2}, "pids": {"limit": 3}, "cpu": {"shares": 5}});
         assert_eq!(merged["linux"]["resources"], wanted);
         assert_eq!(merged["ociVersion"], "1.3.0");
+    }
+
+    #[test]
+    fn systemd_is_told_what_it_reckons_with() {
+        let kept = json!({"cpu": {"quota": 40000, "period": 50000, "shares": 5}, "memory": {"limit": 512, "swap": 1024}});
+        let completed = |asked: Value| {
+            let mut asked = asked;
+            complete(&mut asked, &kept);
+            asked
+        };
+        let cpu = json!({"cpu": {"quota": 40000, "period": 50000}});
+        assert_eq!(completed(json!({"cpu": {"quota": 40000}})), cpu);
+        assert_eq!(completed(json!({"cpu": {"period": 50000, "quota": null}})), cpu);
+        let memory = json!({"memory": {"swap": 1024, "limit": 512}});
+        assert_eq!(completed(json!({"memory": {"swap": 1024}})), memory);
+        for alone in [json!({"memory": {"limit": 512}}), json!({"pids": {"limit": 1}}), json!({"cpu": null})]
+        {
+            assert_eq!(completed(alone.clone()), alone);
+        }
+    }
+
+    #[test]
+    fn the_rules_that_isolators_gave_stay() {
+        let rules = json!([{"allow": true, "type": "c", "major": 1, "minor": 3, "access": "r"}]);
+        let added: Vec<LinuxDeviceCgroup> = serde_json::from_value(rules.clone()).unwrap();
+        let resources = |json| serde_json::from_value::<LinuxResources>(json).unwrap();
+        let given = with_rules(resources(json!({"devices": [{"allow": false}]})), &added);
+        assert_eq!(given.devices().as_ref().unwrap().last(), added.first());
+        assert!(with_rules(resources(json!({})), &added).devices().is_none());
     }
 
     #[test]

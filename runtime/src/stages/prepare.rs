@@ -6,7 +6,7 @@ use std::path::Path;
 use coracle_isolator::{CgroupVersion, Config, Kind};
 use coracle_isolator_host::Registry;
 use coracle_sys::{file, identity};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::seccomp_agent;
@@ -104,10 +104,17 @@ pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
     let (launch, spec, mut warnings) = adjust(&plan, isolators)?;
     seccomp_agent::check(&spec, &launch.process)?;
     isolators.provide(&config(&plan, &spec)).context(|| "providing what the container needs")?;
+    record.device_rules = rules(&spec).split_off(rules(&plan.spec).len());
     record.has_beside = isolators.has_beside(&config(&plan, &spec));
     record.warnings = isolators.take_warnings();
     warnings.extend(record.warnings.iter().cloned());
     Ok(Prepared { container: Container { state, record, spec }, launch, warnings })
+}
+
+/// The rules of devices in `spec`, to which isolators add theirs.
+fn rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.and_then(|resources| resources.devices().clone()).unwrap_or_default()
 }
 
 /// What the isolators are told of the container of `plan`, with `spec` for its specification.

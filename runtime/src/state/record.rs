@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use coracle_isolator::Kind;
 use coracle_sys::{Errno, event, process};
+use oci_spec::runtime::LinuxDeviceCgroup;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Place, Tree};
@@ -156,6 +157,9 @@ pub struct Record {
     /// Whether `pause` was asked for, so that the kernel is to be asked whether it is frozen.
     #[serde(default)]
     pub paused: bool,
+    /// The rules of devices that isolators gave it: its configuration does not name them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub device_rules: Vec<LinuxDeviceCgroup>,
     /// For a container in the runtime's own mount namespace, where its mounts don't end with it: the number of the
     /// mount that its root file system lies on, over which they are made.
     #[serde(default)]
@@ -197,6 +201,7 @@ impl Record {
             isolators: Vec::new(),
             warnings: Vec::new(),
             paused: false,
+            device_rules: Vec::new(),
             mounts_over: None,
             store: store.map(Path::to_owned),
             client: None,

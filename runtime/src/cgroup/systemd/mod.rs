@@ -167,12 +167,23 @@ impl Unit {
     /// # Errors
     /// `System` where it refuses.
     pub fn set(&self, resources: &LinuxResources, version: Version) -> Result<()> {
-        let properties = properties::properties(resources, version)?;
+        self.set_properties(&properties::properties(resources, version)?)
+    }
+
+    /// Tells systemd, which was told of the limits `new`, of the limits `old` again.
+    ///
+    /// # Errors
+    /// `System` where it refuses.
+    pub fn set_back(&self, new: &LinuxResources, old: &LinuxResources, version: Version) -> Result<()> {
+        self.set_properties(&properties::reverted(new, old, version)?)
+    }
+
+    fn set_properties(&self, properties: &[(&str, Value)]) -> Result<()> {
         if properties.is_empty() {
             return Ok(());
         }
         let mut arguments = Writer::default();
-        arguments.text(&self.name).truth(true).properties(&properties);
+        arguments.text(&self.name).truth(true).properties(properties);
         let answer = Bus::connect(self.user.is_some())?.call("SetUnitProperties", "sba(sv)", arguments)?;
         answer.map(drop).map_err(|refused| {
             Error::new(Code::System, refused.text).doing(format!("updating unit {}", self.name))

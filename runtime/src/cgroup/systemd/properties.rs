@@ -62,6 +62,28 @@ pub(super) fn properties(resources: &LinuxResources, version: Version) -> Result
     Ok(found)
 }
 
+/// The properties that `new` sets, as `old` sets them, or as they are where nobody has.
+///
+/// # Errors
+/// As [`properties`].
+pub(super) fn reverted(
+    new: &LinuxResources,
+    old: &LinuxResources,
+    version: Version,
+) -> Result<Vec<(&'static str, Value)>> {
+    let old = properties(old, version)?;
+    let unset = |name| match name {
+        "MemoryLow" => Value::Number(0),
+        "AllowedCPUs" | "AllowedMemoryNodes" => Value::Bytes(Vec::new()),
+        _ => Value::Number(INFINITY),
+    };
+    let revert = |(name, _): (&'static str, Value)| {
+        let before = old.iter().find(|(own, _)| *own == name).map(|(_, value)| value.clone());
+        (name, before.unwrap_or_else(|| unset(name)))
+    };
+    Ok(properties(new, version)?.into_iter().map(revert).collect())
+}
+
 fn limited(limit: i64) -> u64 {
     u64::try_from(limit).unwrap_or(INFINITY)
 }
@@ -144,6 +166,22 @@ mod tests {
                 number("TasksMax", 7),
             ]
         );
+    }
+
+    #[test]
+    fn what_was_set_is_set_as_it_was_or_not_at_all() {
+        let parsed = |json: serde_json::Value| serde_json::from_value::<LinuxResources>(json).unwrap();
+        let new =
+            json!({"memory": {"limit": 9, "reservation": 3}, "pids": {"limit": 2}, "cpu": {"cpus": "0"}});
+        let old = json!({"memory": {"limit": 5}, "blockIO": {"weight": 10}});
+        let reverted = reverted(&parsed(new), &parsed(old), Version::V2).unwrap();
+        let wanted = [
+            ("MemoryMax", Value::Number(5)),
+            ("MemoryLow", Value::Number(0)),
+            ("TasksMax", Value::Number(INFINITY)),
+            ("AllowedCPUs", Value::Bytes(Vec::new())),
+        ];
+        assert_eq!(reverted, wanted);
     }
 
     #[test]
