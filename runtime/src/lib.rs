@@ -26,8 +26,9 @@ pub mod criu;
 pub mod prometheus;
 pub mod time;
 
-/// Writes `text` to the standard output. Nobody may be left to read it; that is no failure of ours.
-pub(crate) fn print(text: &str) {
+/// Writes `text`, whole lines, to the standard output. Returns whether there is somebody to read it: that nobody is left
+/// is no failure of ours, but who prints again and again must end then, as no signal does it (Rust ignores SIGPIPE).
+pub(crate) fn print(text: &str) -> bool {
     use std::io::Write;
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    std::io::stdout().lock().write_all(text.as_bytes()).is_ok()
 }

@@ -92,6 +92,17 @@ fn they_come_at_the_interval_and_end_with_the_container() {
 }
 
 #[test]
+fn they_end_when_nobody_reads_them_any_more() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let line =
+            format!("timeout 10 sh -c '$RUNTIME events --interval 50ms {} | head -n 1'", container.id());
+        host.shell(&line).succeeds();
+        container.remove();
+    });
+}
+
+#[test]
 fn a_container_that_is_out_of_memory_is_told_of() {
     privileged(|host| {
         let memory = json!({"limit": 8 << 20, "swap": 8 << 20});

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use coracle_isolator::{Cgroup, CgroupVersion, Handles, IoUsage, MemoryUsage, Usage};
+use coracle_isolator::{Cgroup, CgroupVersion, Handles, IoUsage, Limitation, MemoryUsage, Usage};
 use coracle_isolator_host::Registry;
 use coracle_sys::event;
 use coracle_sys::file::{self, Resolve};
@@ -35,7 +35,7 @@ pub fn events(global: &Global, options: &cli::Events) -> Result<u8> {
         let handles = Handles { id, pidfd: Some(first.as_fd()), cgroup: &cgroup, spec: &spec };
         let isolators = isolators::all(global)?;
         if options.once {
-            return print_stats(&isolators, &handles);
+            return print_stats(&isolators, &handles).map(drop);
         }
         follow(&isolators, &handles, &state, options.interval)
     };
@@ -46,7 +46,7 @@ pub fn events(global: &Global, options: &cli::Events) -> Result<u8> {
 fn follow(isolators: &Registry, handles: &Handles<'_>, state: &State, interval: Duration) -> Result<()> {
     let watched = isolators.watch(handles)?;
     let fds: Vec<_> = handles.pidfd.into_iter().chain(watched.iter().map(AsFd::as_fd)).collect();
-    let mut told = Told::new();
+    let mut told = Told::default();
     // An interval beyond what the clock can tell never ends.
     let mut next = Instant::now().checked_add(interval);
     // Version 1 wakes us before the kernel has counted what we are woken for: until then it is looked for again.
@@ -59,8 +59,15 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, state: &State, interval: 
             event::take(*fd)?;
             awaited = Some(Instant::now() + Duration::from_secs(1));
         }
-        if awaited.is_some() && (print_new(isolators, handles, &mut told) || awaited < Some(Instant::now())) {
-            awaited = None;
+        if awaited.is_some() {
+            let news = told.news(isolators.limitations(handles).unwrap_or_default());
+            // A cgroup that went with its container has none.
+            if !news.iter().all(|reason| print(reason, handles.id, None)) {
+                return Ok(());
+            }
+            if !news.is_empty() || awaited < Some(Instant::now()) {
+                awaited = None;
+            }
         }
         if ready[0] {
             return print_end(state, handles.id, &told);
@@ -69,48 +76,49 @@ fn follow(isolators: &Registry, handles: &Handles<'_>, state: &State, interval: 
             match print_stats(isolators, handles) {
                 // It ended meanwhile, and its cgroup is gone with it, as systemd's scopes are at once.
                 Err(_) if event::readable(&fds[..1], Some(Duration::ZERO))? == [true] => return Ok(()),
-                printed => printed?,
+                Ok(true) => {}
+                printed => return printed.map(drop),
             }
             next = Instant::now().checked_add(interval);
         }
     }
 }
 
-/// The limitations that were told: reasons and messages.
-type Told = Vec<(String, String)>;
+/// The limitations that were told: of each isolator and reason the last message only. Messages count, and what is in the
+/// container decides how far.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<(String, String), String>);
 
-/// Prints the limitations that are not in `told` yet; whether there were any. A cgroup that went with its container has
-/// none.
-fn print_new(isolators: &Registry, handles: &Handles<'_>, told: &mut Told) -> bool {
-    let before = told.len();
-    for (_, limitation) in isolators.limitations(handles).unwrap_or_default() {
-        let limitation = (limitation.reason, limitation.message);
-        if !told.contains(&limitation) {
-            print(&limitation.0, handles.id, None);
-            told.push(limitation);
-        }
+impl Told {
+    /// The reasons of those of `found` that are not told yet, which they are now.
+    fn news(&mut self, found: Vec<(&str, Limitation)>) -> Vec<String> {
+        let is_new = |(isolator, limitation): (&str, Limitation)| {
+            let Limitation { reason, message, .. } = limitation;
+            let before = self.0.insert((isolator.to_owned(), reason.clone()), message.clone());
+            (before != Some(message)).then_some(reason)
+        };
+        found.into_iter().filter_map(is_new).collect()
     }
-    told.len() > before
 }
 
 /// Prints why the container was ended, where another has found it at a limit before this one could.
 fn print_end(state: &State, id: &str, told: &Told) -> Result<()> {
     let noted = file::read(state.dir(), WATCHED, 255, Resolve::BeneathNoLinks).unwrap_or_default();
     let reason = String::from_utf8_lossy(&noted);
-    if !reason.is_empty() && told.iter().all(|(known, _)| *known != reason) {
+    if !reason.is_empty() && told.0.keys().all(|(_, known)| *known != reason) {
         print(&reason, id, None);
     }
     Ok(())
 }
 
-fn print_stats(isolators: &Registry, handles: &Handles<'_>) -> Result<()> {
+/// Whether anybody reads it.
+fn print_stats(isolators: &Registry, handles: &Handles<'_>) -> Result<bool> {
     let usage = isolators.usage(handles).context(|| "measuring")?;
-    print("stats", handles.id, Some(data(&usage, handles.cgroup)));
-    Ok(())
+    Ok(print("stats", handles.id, Some(data(&usage, handles.cgroup))))
 }
 
-/// Prints one event. Its members come in runc's order, which is what scripts match.
-fn print(kind: &str, id: &str, data: Option<Value>) {
+/// Prints one event; whether anybody reads it. Its members come in runc's order, which is what scripts match.
+fn print(kind: &str, id: &str, data: Option<Value>) -> bool {
     #[derive(Serialize)]
     struct Event<'a> {
         r#type: &'a str,
@@ -119,7 +127,7 @@ fn print(kind: &str, id: &str, data: Option<Value>) {
         data: Option<Value>,
     }
     let event = serde_json::to_string(&Event { r#type: kind, id, data });
-    crate::print(&format!("{}\n", event.unwrap_or_default()));
+    crate::print(&format!("{}\n", event.unwrap_or_default()))
 }
 
 /// What runc prints as `data`.
@@ -208,6 +216,21 @@ mod tests {
         );
         let told = memory(&MemoryUsage::default(), CgroupVersion::V1);
         assert_eq!(told["usage"]["limit"], 9_223_372_036_854_771_712_u64);
+    }
+
+    #[test]
+    fn what_is_told_again_and_again_is_kept_once() {
+        let found = |reason: &str, count: u32| {
+            let message = format!("{count} processes killed");
+            vec![("cgroups/mem", Limitation { reason: reason.to_owned(), message, resources: None })]
+        };
+        let mut told = Told::default();
+        for count in 1..10_000 {
+            assert_eq!(told.news(found("oom", count)), ["oom"]);
+            assert!(told.news(found("oom", count)).is_empty());
+        }
+        assert_eq!(told.0.len(), 1);
+        assert_eq!(told.news(found("swap", 1)), ["swap"]);
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub fn recover(global: &Global) -> Result<u8> {
     }
     network::tidy(&global.root);
     match image::remove_forgotten(&image::store(None)) {
-        Ok(ids) => crate::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>()),
+        Ok(ids) => drop(crate::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())),
         Err(error) => failures.push(error.doing("removing snapshots that nobody knows")),
     }
     for state in cut_off {

@@ -26,6 +26,26 @@ fn streams_are_told_apart_and_logs_are_followed_to_the_end() {
 }
 
 #[test]
+fn who_prints_again_and_again_ends_when_nobody_reads_it_any_more() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Always
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'while :; do echo line; sleep 0.1; done']}
+  - {name: again, image: IMAGE, command: [sleep, '0.3']}
+";
+        pods.run("job", spec);
+        for verb in ["logs --follow", "top", "watch"] {
+            let line = format!("timeout 30 sh -c '$RUNTIME pod {verb} job | head -n 1'");
+            assert_ne!(host.shell(&line).succeeds().text(), "", "{verb}");
+        }
+        pods.call(&["rm", "--force", "job"]).succeeds();
+    });
+}
+
+#[test]
 fn logs_are_rotated_by_size_and_number() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };

@@ -280,7 +280,7 @@ fn remove_all(global: &Global) -> Result<u8> {
         let id = state.id().to_owned();
         drop(state);
         match remove(global, &id, &isolators) {
-            Ok(()) => crate::print(&format!("{id}\n")),
+            Ok(()) => drop(crate::print(&format!("{id}\n"))),
             Err(failure) => failures.push(failure),
         }
     }

@@ -23,17 +23,15 @@ pub(super) fn logs(global: &Global, options: &Logs) -> Result<u8> {
     let (mut files, mut ended) = files(&mut client, &path)?;
     let mut printer = Printer { options, tail: options.tail, rest: Vec::new() };
     let text = files.iter().map(read_on).collect::<Result<Vec<_>>>()?.concat();
-    printer.print(&text)?;
-    printer.tail = None;
-    if !options.follow {
+    if !printer.print(&text) || !options.follow {
         return Ok(0);
     }
+    printer.tail = None;
     loop {
         let Some(current) = files.last() else { return Ok(0) };
         let text = read_on(current)?;
         let is_quiet = text.is_empty();
-        printer.print(&text)?;
-        if is_quiet && ended {
+        if !printer.print(&text) || is_quiet && ended {
             return Ok(0);
         }
         if is_quiet {
@@ -42,7 +40,9 @@ pub(super) fn logs(global: &Global, options: &Logs) -> Result<u8> {
                 let current = descriptor::duplicate(current.as_fd())?;
                 (files, ended) = follow(&mut client, &path, files)?;
                 // What was written until the supervisor was asked, who may have begun another file meanwhile.
-                printer.print(&read_on(&current)?)?;
+                if !printer.print(&read_on(&current)?) {
+                    return Ok(0);
+                }
             }
         }
     }
@@ -90,7 +90,8 @@ struct Printer<'o> {
 }
 
 impl Printer<'_> {
-    fn print(&mut self, text: &[u8]) -> Result<()> {
+    /// Prints the lines that are whole now; whether anybody reads them.
+    fn print(&mut self, text: &[u8]) -> bool {
         self.rest.extend_from_slice(text);
         let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let whole: Vec<u8> = self.rest.drain(..end).collect();
@@ -104,9 +105,9 @@ impl Printer<'_> {
                 Stream::Stderr => std::io::stderr().lock().write_all(&line),
             };
             if written.is_err() {
-                break; // nobody reads any more
+                return false;
             }
         }
-        Ok(())
+        true
     }
 }

@@ -140,7 +140,8 @@ fn watch(global: &Global, pod: &str) -> Result<u8> {
     client.begin("io.coracle.Pod.Watch", json!({}), &[], true)?;
     loop {
         match client.reply() {
-            Ok((reply, _)) => crate::print(&format!("{}\n", reply.parameters["event"])),
+            Ok((reply, _)) if crate::print(&format!("{}\n", reply.parameters["event"])) => {}
+            Ok(_) => return Ok(0),
             // With the pod, it ends, too.
             Err(error) => match connect(global, pod) {
                 Err(e) if e.code() == Code::NotFound => return Ok(0),

@@ -26,7 +26,9 @@ pub(super) fn stats(global: &Global, pods: &[String], top: bool) -> Result<u8> {
         if now.is_empty() {
             return Ok(0);
         }
-        crate::print(&table(&before, &now));
+        if !crate::print(&table(&before, &now)) {
+            return Ok(0);
+        }
         before = now;
     }
 }
