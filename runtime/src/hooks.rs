@@ -12,11 +12,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use coracle_sys::program::{self, Outcome};
-use coracle_sys::{event, process, signal};
+use coracle_sys::{descriptor, event, process, signal};
 use nix::sys::signalfd::SignalFd;
 use oci_spec::runtime::{Hook, Spec};
 
 use crate::error::{Code, Context, Error, Result};
+use crate::self_image;
 
 /// The hooks of a configuration, each list with its name.
 pub fn all(spec: &Spec) -> Vec<(&'static str, Vec<Hook>)> {
@@ -54,6 +55,15 @@ pub fn run_all(stage: &str, hooks: &[Hook], state: &serde_json::Value, dir: &Pat
     each(stage, hooks, state, dir).filter_map(Result::err).collect()
 }
 
+/// Keeps from the hooks to come what the caller left open. For commands that enter no container, and so have not left it
+/// behind already ([`self_image::protect`]).
+///
+/// # Errors
+/// `System` where the kernel refuses.
+pub fn close_inherited() -> Result<()> {
+    Ok(descriptor::close_on_exec_from(3)?)
+}
+
 /// How each hook came out; it runs when it is asked for.
 fn each(
     stage: &str,
@@ -74,10 +84,12 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
     if let Some([name, args @ ..]) = hook.args().as_deref() {
         command.arg0(name).args(args);
     }
-    if let Some(env) = hook.env() {
+    command.env_clear();
+    match hook.env() {
         // What has no `=` can be in no environment that std::process makes; the plan has refused it.
-        command.env_clear().envs(env.iter().filter_map(|v| v.split_once('=')));
-    }
+        Some(env) => command.envs(env.iter().filter_map(|v| v.split_once('='))),
+        None => command.envs(self_image::kept()),
+    };
     command.current_dir(dir).stdout(Stdio::null()).stderr(Stdio::piped());
     let timeout = hook.timeout().and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
     let ended = match program::run(&mut command, state.to_string().as_bytes(), timeout)? {

@@ -21,8 +21,20 @@ use crate::error::{Code, Context, Error, Result};
 const ORIGIN: &str = "_CORACLE_ORIGIN";
 
 /// The variables that the runtime itself goes by; it keeps no others but those that a caller of [`protect`] names.
-const ENVIRONMENT: [&str; 6] =
-    ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "CORACLE_STORE", "LISTEN_FDS", "NOTIFY_SOCKET"];
+const ENVIRONMENT: [&str; 7] = [
+    "PATH",
+    "XDG_RUNTIME_DIR",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "CORACLE_STORE",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+];
+
+/// What the environment says of these, where there is more in it, too.
+pub fn kept() -> impl Iterator<Item = (&'static str, OsString)> {
+    ENVIRONMENT.into_iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value)))
+}
 
 /// The runtime's own mask for new files: what it makes has the mode that is asked for, whatever mask the caller has.
 pub const UMASK: u32 = 0o022;

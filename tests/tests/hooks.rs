@@ -93,6 +93,26 @@ fn the_environment_is_the_hooks_own() {
 }
 
 #[test]
+fn what_a_caller_has_is_kept_from_hooks_of_every_command() {
+    privileged(|host| {
+        let log = log(host);
+        let script = format!("(env; ls -l /proc/self/fd) >> {}", log.display());
+        let hook = ["/bin/sh", "-c", &script];
+        let spec = Spec::new().hook("poststart", &hook).hook("poststop", &hook).args(["sleep", "1000"]);
+        let container = host.bundle(spec).create();
+        let id = container.id();
+        let call = |line: &str| format!("SECRET=1 $RUNTIME {line} {id} 7</etc/hostname");
+        host.shell(&call("start")).succeeds();
+        host.shell(&call("delete --force")).succeeds();
+        let told = fs::read_to_string(&log).unwrap();
+        assert_eq!(told.matches("PATH=").count(), 2, "{told}");
+        if host.needs_coracle("an environment of its own") {
+            assert!(!told.contains("SECRET") && !told.contains("hostname"), "{told}");
+        }
+    });
+}
+
+#[test]
 fn a_failing_hook_before_the_start_stops_the_container() {
     privileged(|host| {
         for kind in ["prestart", "createRuntime", "createContainer", "startContainer"] {

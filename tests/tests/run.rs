@@ -245,6 +245,23 @@ fn preserved_descriptors_reach_the_container_and_no_others() {
 }
 
 #[test]
+fn sockets_of_another_process_do_not_reach_the_container() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().script("echo $LISTEN_FDS; ls -l /proc/self/fd | grep -c '^l'"));
+        let run = |pid: &str| {
+            let script = format!(
+                "cd {} && LISTEN_PID={pid} LISTEN_FDS=1 exec $RUNTIME run {} 3</dev/zero",
+                bundle.directory().display(),
+                bundle.id()
+            );
+            host.shell(&script).succeeds().lines()
+        };
+        assert_eq!(run("$$"), ["1", "5"]);
+        assert_eq!(run("1"), ["", "4"]);
+    });
+}
+
+#[test]
 fn inherited_descriptors_do_not_reach_the_container() {
     privileged(|host| {
         let bundle = host.bundle(Spec::new().script("ls -l /proc/self/fd"));

@@ -165,9 +165,12 @@ pub(super) fn shared(name: &str, parser: &mut lexopt::Parser, launch: &mut Launc
 /// No process has more descriptors than this (`fs.nr_open`, proc_sys_fs(5)).
 const MOST_FDS: u32 = 1 << 20;
 
-/// How many sockets to listen on the caller passes: from descriptor 3 on, before those of `--preserve-fds`.
+/// How many sockets to listen on the caller passes: from descriptor 3 on, before those of `--preserve-fds`. A variable that
+/// is left of another process tells nothing of ours (sd_listen_fds(3)).
 fn listen_fds() -> u32 {
-    std::env::var("LISTEN_FDS").ok().and_then(|number| number.parse().ok()).unwrap_or(0)
+    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    let is_ours = number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|_| is_ours).unwrap_or(0)
 }
 
 /// Those of the first `number` descriptors from 3 on that the caller left open: the command line is read before any

@@ -150,5 +150,8 @@ fn run_poststop(state: &State, record: &Record) -> Vec<Error> {
     if hooks.is_empty() {
         return Vec::new();
     }
-    hooks::run_all("poststop", &hooks, &record.to_state(), &record.bundle)
+    match hooks::close_inherited() {
+        Ok(()) => hooks::run_all("poststop", &hooks, &record.to_state(), &record.bundle),
+        Err(refused) => vec![refused],
+    }
 }

@@ -50,6 +50,7 @@ pub fn start(container: &mut Container, word: Ready) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
+    hooks::close_inherited()?;
     hooks::run("poststart", &hooks, &container.record.to_state(), &container.record.bundle)
 }
 
