@@ -2,13 +2,13 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
 
 use coracle_image::bundle::{self, Bundle};
 use coracle_image::reference::Reference;
 use coracle_image::snapshot::{self, Access, Owners, Purpose};
 use coracle_image::store::Store;
-use coracle_sys::file;
+use coracle_sys::{event, file, process, signal};
 
 use crate::cli::{ImageRun, Pull};
 use crate::error::{Code, Context, Error, Result};
@@ -226,20 +226,38 @@ fn tool(store: &Path, verb: &str, reference: &str) -> Result<()> {
     let mut command = command()?;
     // Its report is not the container's output.
     command.stdout(std::io::stderr());
-    let status = command.arg("--store").arg(store).arg(verb).arg(reference).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => {
-            Err(Error::new(Code::System, format!("coracle-image {verb} {reference:?} failed with {status}")))
+    let child = command.arg("--store").arg(store).arg(verb).arg(reference).spawn();
+    let doing = || format!("coracle-image {verb} {reference:?}");
+    let status = wait(child.map_err(|e| unable(&e))?).context(doing)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::new(Code::System, format!("{} failed with {status}", doing())))
+}
+
+/// Waits for the end of `child`, which ends when a signal asks the caller to: what it has fetched by then stays.
+fn wait(mut child: Child) -> Result<ExitStatus> {
+    let pidfd = process::pidfd(child.id().cast_signed())?;
+    let signals = signal::endings()?;
+    let fds: Vec<_> = [pidfd.as_fd()].into_iter().chain(signals.as_ref().map(AsFd::as_fd)).collect();
+    let has_ended = event::readable(&fds, None)?.first() == Some(&true);
+    if !has_ended {
+        process::signal(pidfd.as_fd(), libc::SIGKILL)?;
+    }
+    let status = child.wait().map_err(|e| unable(&e))?;
+    match signals.filter(|_| !has_ended).and_then(|signals| signals.read_signal().ok().flatten()) {
+        None => Ok(status),
+        Some(asked) => {
+            let name = process::signal_name(asked.ssi_signo.cast_signed());
+            Err(Error::new(Code::System, format!("interrupted by {name}")))
         }
-        Err(e) => Err(unable(&e)),
     }
 }
 
 fn command() -> Result<Command> {
     #[expect(clippy::disallowed_methods, reason = "the runtime's own helper, before any container exists")]
     let mut command = Command::new(self_image::origin()?.with_file_name(PROGRAM));
-    coracle_sys::signal::bind_to_runtime(&mut command);
+    signal::bind_to_runtime(&mut command);
     Ok(command)
 }
 

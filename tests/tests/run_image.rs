@@ -3,6 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use coracle_fixtures::layer::{Compression, Entry, Layer};
 use coracle_fixtures::small;
@@ -233,6 +237,32 @@ fn an_image_that_is_not_there_is_named() {
         let Some(runner) = Runner::new(host) else { return };
         let store = runner.store.directory().to_str().unwrap();
         host.call(&["run", "--store", store, "--image", "no-such-image", "x"]).fails_with(&["no-such-image"]);
+    });
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_while_it_pulls_ends() {
+    privileged(|host| {
+        if !host.needs_coracle("run --image") {
+            return;
+        }
+        let store = Store::new(host);
+        // It takes the connection, and never says anything.
+        let registry = TcpListener::bind("127.0.0.1:0").unwrap();
+        let image = format!("{}/app", registry.local_addr().unwrap());
+        let mut run = Command::new(host.runtime());
+        run.args(["run", "--store", store.directory().to_str().unwrap(), "--image", &image, "web"]);
+        let mut run = run.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let connection = registry.accept().unwrap();
+        let begin = Instant::now();
+        host.shell(&format!("kill -TERM {}", run.id())).succeeds();
+        assert!(!command::wait(&mut run, "the run").success());
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        let mut said = String::new();
+        run.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains("pull") && said.contains("interrupted by SIGTERM"), "{said}");
+        host.call(&["state", "web"]).fails_with(&["does not exist"]);
+        drop(connection);
     });
 }
 
