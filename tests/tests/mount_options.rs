@@ -37,6 +37,23 @@ fn attributes_of(host: &Host, spec: Spec, point: &str) -> Vec<String> {
     line.split(' ').nth(5).unwrap().split(',').map(str::to_owned).collect()
 }
 
+#[test]
+fn what_runc_takes_for_any_file_system_is_taken() {
+    privileged(|host| {
+        let words = ["iversion", "noiversion", "acl", "noacl"];
+        let source = host.directory();
+        let options = [&["bind"], &words[..]].concat();
+        let spec = Spec::new()
+            .bind(source.to_str().unwrap(), "/mnt", &options)
+            .mount("/opt", "tmpfs", "tmpfs", &words);
+        host.bundle(spec.args(["true"])).run().succeeds();
+        if host.needs_coracle("features of its own") {
+            let known = host.call(&["features"]).succeeds().json()["mountOptions"].clone();
+            assert!(words.iter().all(|word| known.as_array().unwrap().contains(&json!(word))), "{known}");
+        }
+    });
+}
+
 /// As with runc and crun, and unlike mount(8).
 #[test]
 fn a_bind_mount_loses_its_sources_attributes_once_any_is_named() {

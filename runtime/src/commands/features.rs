@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::stages::spec::SPEC_VERSION;
 
 const MOUNT_OPTIONS: &[&str] = &[
+    "acl",
     "async",
     "atime",
     "bind",
@@ -24,13 +25,16 @@ const MOUNT_OPTIONS: &[&str] = &[
     "dirsync",
     "exec",
     "idmap",
+    "iversion",
     "lazytime",
     "loud",
     "mand",
+    "noacl",
     "noatime",
     "nodev",
     "nodiratime",
     "noexec",
+    "noiversion",
     "nolazytime",
     "nomand",
     "norelatime",

@@ -177,6 +177,8 @@ fn meaning(option: &str) -> Option<Meaning> {
         "idmap" => Meaning::MapIds { recursive: false },
         "ridmap" => Meaning::MapIds { recursive: true },
         "defaults" | "async" | "nomand" | "loud" | "silent" | "nolazytime" => Nothing,
+        // The mount API has no word for it: file systems that count changes of their files do so unasked.
+        "iversion" | "noiversion" => Nothing,
         "sync" | "dirsync" | "lazytime" | "mand" => Flag,
         _ => return None,
     })

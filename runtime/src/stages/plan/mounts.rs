@@ -221,11 +221,11 @@ fn source(field: &str, mount: &Mount, options: &Options) -> Result<Source> {
         None => Ok(()),
     };
     if options.remount {
-        takes_none_but("a remount", &[])?;
+        takes_none_but("a remount", &ACLS)?;
         return Ok(Source::Present);
     }
     if let Some(recursive) = options.bind {
-        takes_none_but("a bind mount", &[])?;
+        takes_none_but("a bind mount", &ACLS)?;
         let path = mount.source().clone().filter(|p| !p.as_os_str().is_empty());
         let path = path.ok_or_else(|| invalid("source is missing".into()))?;
         let link = match (options.copy_link, options.link_itself) {
@@ -245,10 +245,16 @@ fn source(field: &str, mount: &Mount, options: &Options) -> Result<Source> {
         }
         _ => {
             let source = mount.source().as_ref().map(|s| s.to_string_lossy().into_owned());
-            Ok(Source::New { fstype, source, parameters: options.parameters.clone() })
+            let mut parameters = options.parameters.clone();
+            parameters.retain(|(name, _)| fstype != "tmpfs" || !ACLS.contains(&name.as_str()));
+            Ok(Source::New { fstype, source, parameters })
         }
     }
 }
+
+/// Parameters of file systems that can do with and without ACLs. runc's callers give them to any: a tmpfs always has ACLs,
+/// and a bind mount those of its source.
+const ACLS: [&str; 2] = ["acl", "noacl"];
 
 /// The parameters of cgroup2 (Linux, cgroup-v2.rst). They are those of the whole host's hierarchy, and the kernel
 /// takes them from nobody in a cgroup namespace: asking for them changes nothing.
@@ -275,6 +281,33 @@ mod tests {
 
     fn planned(json: serde_json::Value) -> Result<MountPlan> {
         plan(0, &serde_json::from_value(json).unwrap(), &Linux::default())
+    }
+
+    /// runtime-spec 1.3, config.md, "Linux mount options", without those of whole trees.
+    const OF_THE_SPECIFICATION: &str = "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand \
+        noatime nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid nosymfollow private \
+        relatime remount ro rw shared silent slave strictatime suid symfollow sync unbindable";
+
+    #[test]
+    fn a_bind_mount_takes_each_option_of_the_specification_but_those_of_a_file_system() {
+        for option in OF_THE_SPECIFICATION.split_whitespace().chain(["acl", "noacl"]) {
+            let mount = serde_json::json!({"destination": "/a", "source": "/b", "options": ["bind", option]});
+            let is_file_systems = ["dirsync", "lazytime", "mand", "sync"].contains(&option);
+            assert_eq!(planned(mount).is_err(), is_file_systems, "{option}");
+        }
+    }
+
+    #[test]
+    fn a_tmpfs_is_not_asked_for_the_acls_that_it_has() {
+        let new = |fstype: &str| {
+            let options = ["acl", "noacl", "size=4k"];
+            let mount = serde_json::json!({"destination": "/a", "type": fstype, "options": options});
+            match planned(mount).unwrap().source {
+                Source::New { parameters, .. } => parameters.len(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((new("tmpfs"), new("ext4")), (1, 3));
     }
 
     #[test]
