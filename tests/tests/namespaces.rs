@@ -336,6 +336,36 @@ fn paths_are_masked_and_read_only_in_a_mount_namespace_joined_by_path() {
     });
 }
 
+/// The root file system is a mount, which goes with the container's when that has ended.
+#[test]
+fn what_was_mounted_in_the_place_of_the_containers_root_stays() {
+    privileged(|host| {
+        if !host.needs_coracle("containers that tell their mounts from others") {
+            return;
+        }
+        for is_mounted_anew in [true, false] {
+            let bundle = host.bundle(sharing_mounts().args(["true"]));
+            let (rootfs, other) = (bundle.rootfs(), host.directory());
+            let [root, other] = [&rootfs, &other].map(|path| path.to_str().unwrap());
+            command::tool("mount", &["--bind", root, root]);
+            let container = bundle.start();
+            container.becomes("stopped");
+            command::tool("umount", &["--lazy", root]);
+            command::tool("umount", &[root]);
+            if is_mounted_anew {
+                // The first gets the number that is free again.
+                command::tool("mount", &["-t", "tmpfs", "first", other]);
+                command::tool("mount", &["-t", "tmpfs", "second", root]);
+            }
+            container.call("delete").succeeds();
+            if is_mounted_anew {
+                command::tool("umount", &[root]);
+                command::tool("umount", &[other]);
+            }
+        }
+    });
+}
+
 #[test]
 fn masks_in_the_runtimes_own_mount_namespace_are_refused() {
     privileged(|host| {

@@ -125,18 +125,24 @@ fn kill(record: &Record) -> Result<()> {
 }
 
 /// Takes away what was mounted for a container in the runtime's own mount namespace; nothing for others, whose mounts
-/// went with their namespace.
+/// went with their namespace. What was mounted there since is the operator's.
 fn unmount(record: &Record) -> Result<()> {
     let Some(below) = record.mounts_over else { return Ok(()) };
     loop {
-        let top = match file::open_dir(&record.rootfs) {
-            Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
-            root => file::mount_id(root?.as_fd())?,
+        let is_there = match (&record.mounted, file::open_dir(&record.rootfs)) {
+            (_, Err(e)) if e.errno() == Errno::ENOENT => false,
+            (Some(made), _) => mount::is_there(made)?,
+            // The launch was cut off before it was known which it is.
+            (None, root) => file::mount_id(root?.as_fd())? != below,
         };
-        if top == below {
+        if !is_there {
             return Ok(());
         }
-        mount::detach(&record.rootfs).context(|| "unmounting the container's root file system")?;
+        match mount::detach(&record.rootfs) {
+            // Nothing is mounted there: the file system that it lies on has come and gone.
+            Err(e) if e.errno() == Errno::EINVAL => return Ok(()),
+            detached => detached.context(|| "unmounting the container's root file system")?,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
 use coracle_sys::process::{self, Child, Exit};
-use coracle_sys::{Errno, event, scheduling};
+use coracle_sys::{Errno, event, file, mount, scheduling};
 
 use super::prepare::Container;
 use super::spawn::{Born, Waiting};
@@ -58,6 +58,10 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
     }
     let ready = go(born)?;
     drop(holder);
+    if container.record.mounts_over.is_some() {
+        let root = file::open_dir(&container.record.rootfs).and_then(|root| mount::entry(root.as_fd()));
+        container.record.mounted = Some(root.context(|| "looking at the root file system that was mounted")?);
+    }
     Ok(Isolated { container, ready })
 }
 

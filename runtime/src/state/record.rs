@@ -164,6 +164,9 @@ pub struct Record {
     /// mount that its root file system lies on, over which they are made.
     #[serde(default)]
     pub mounts_over: Option<u64>,
+    /// Which mount that was, once it is made.
+    #[serde(default)]
+    pub mounted: Option<String>,
     /// The image store that its snapshot is mounted from, for a container that was run from an image.
     pub store: Option<PathBuf>,
     /// For a debug container, the command by which somebody looks into another, which it must not outlive.
@@ -203,6 +206,7 @@ impl Record {
             paused: false,
             device_rules: Vec::new(),
             mounts_over: None,
+            mounted: None,
             store: store.map(Path::to_owned),
             client: None,
             is_nested: false,

@@ -11,6 +11,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::error::{Error, Result, check, check_fd, show};
+use crate::file::{self, Resolve};
 
 /// Attributes of one mount (mount_setattr(2), `MOUNT_ATTR_*`).
 pub mod attr {
@@ -332,4 +333,30 @@ impl AsFd for Context {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+/// What the caller's table of mounts says of the mount that `fd` is on: its number, that of the one below, device, root and place
+/// (proc_pid_mountinfo(5)). The number alone may be another's later.
+///
+/// # Errors
+/// `ENOENT` where it is in another mount namespace.
+pub fn entry(fd: BorrowedFd<'_>) -> Result<String> {
+    let number = format!("{} ", file::mount_id(fd)?);
+    let found = entries()?.into_iter().find(|entry| entry.starts_with(&number));
+    found.ok_or_else(|| Error::new("read(/proc/self/mountinfo)", Errno::ENOENT))
+}
+
+/// Whether a mount of which [`entry`] told is there still.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn is_there(entry: &str) -> Result<bool> {
+    Ok(entries()?.iter().any(|one| one == entry))
+}
+
+fn entries() -> Result<Vec<String>> {
+    const LONGEST: u64 = 64 << 20;
+    const FIELDS: usize = 5;
+    let table = file::read(file::CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host)?;
+    let entry = |line: &str| line.split(' ').take(FIELDS).collect::<Vec<_>>().join(" ");
+    Ok(String::from_utf8_lossy(&table).lines().map(entry).collect())
 }
