@@ -220,6 +220,31 @@ fn a_program_for_the_whole_screen_gets_its_bytes_through_as_they_are() {
 }
 
 #[test]
+fn a_run_in_the_background_leaves_the_terminal_to_the_shell() {
+    privileged(|host| {
+        if !host.needs_coracle("runs in the background") || !host.needs_program("script") {
+            return;
+        }
+        let bundle = host.bundle(Spec::new().set("/process/terminal", true).script("read l; echo got:$l"));
+        let (runtime, directory) = (host.runtime().display(), bundle.directory().display());
+        let state = format!("{runtime} state {}", bundle.id());
+        let job = format!(
+            "set -m; {runtime} run --bundle {directory} {} & until {state} | grep running; do sleep 0.05; done
+             sleep 0.5; stty -a | grep -o '[ -]icanon'; {state} | grep running
+             touch {directory}/foreground; fg",
+            bundle.id()
+        );
+        std::fs::write(bundle.directory().join("job"), job).unwrap();
+        let text = host.shell(&format!(
+            "(until [ -e {directory}/foreground ]; do sleep 0.05; done; sleep 0.5; echo hello; sleep 5) |
+             timeout -s KILL 30 script --quiet --return --command 'sh {directory}/job' /dev/null 2>&1"
+        ));
+        let text = text.succeeds().text();
+        assert!(text.contains(" icanon") && text.contains("got:hello"), "{text}");
+    });
+}
+
+#[test]
 fn input_that_ends_within_a_line_ends_there() {
     privileged(|host| {
         if !host.needs_coracle("an end of input in a line") {

@@ -70,6 +70,13 @@ pub fn is_terminal(fd: BorrowedFd<'_>) -> bool {
     nix::unistd::isatty(fd).unwrap_or(false)
 }
 
+/// Whether the caller may read the terminal `fd` and change its settings: another job has it else, or a shell at its prompt
+/// (tcgetpgrp(3)). One that is not the terminal of the caller's session has no jobs.
+pub fn is_in_foreground(fd: BorrowedFd<'_>) -> bool {
+    // A process group of another PID namespace is a 0.
+    nix::unistd::tcgetpgrp(fd).map_or(true, |group| group.as_raw() == 0 || group == nix::unistd::getpgrp())
+}
+
 /// The settings of `fd`, where it is a terminal (tcgetattr(3)).
 pub fn settings(fd: BorrowedFd<'_>) -> Option<Termios> {
     nix::sys::termios::tcgetattr(fd).ok()

@@ -29,6 +29,9 @@ pub struct Watch {
 /// kernel keeps 64 KiB for a reader (`TTYB_DEFAULT_MEM_LIMIT`, `drivers/tty/tty_buffer.c`).
 const TURNS_AFTER_END: u32 = 4096;
 
+/// How often a caller in the background looks whether it is its turn at its terminal: nothing tells of it. In milliseconds.
+const TURN: u8 = 200;
+
 /// What there is to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -85,7 +88,18 @@ impl Watch {
             // waited for by a command that was asked to end.
             let owes = !asked_to_end && terminal.as_ref().is_some_and(Terminal::owes_output);
             let is_done = exit.is_some() && !owes;
-            let ready = ready(&sources, if is_done { PollTimeout::ZERO } else { PollTimeout::NONE })?;
+            let waits_for_turn = exit.is_none() && terminal.as_ref().is_some_and(Terminal::waits_for_turn);
+            let most = if is_done {
+                PollTimeout::ZERO
+            } else if waits_for_turn {
+                TURN.into()
+            } else {
+                PollTimeout::NONE
+            };
+            let ready = ready(&sources, most)?;
+            if waits_for_turn {
+                let _ = terminal.as_mut().map(Terminal::take_turn);
+            }
             for source in &ready {
                 match source {
                     Source::Limit(index) => limits.look(*index),

@@ -25,13 +25,15 @@ pub(super) struct Terminal {
     master: OwnedFd,
     stdin: std::io::Stdin,
     stdout: std::io::Stdout,
+    /// What the caller's terminal was before it was made raw; only then it is read.
     before: Option<nix::sys::termios::Termios>,
+    is_typed_on: bool,
     typed: Flow,
     shown: Flow,
 }
 
 impl Terminal {
-    /// Takes the container's terminal from the child and makes the caller's raw, if it has one.
+    /// Takes the container's terminal from the child and makes the caller's raw, if it has one and it is its turn.
     pub(super) fn receive(socket: &OwnedFd) -> Result<Self> {
         let missing = || Error::new(Code::System, "the container's terminal did not come");
         let received =
@@ -39,11 +41,25 @@ impl Terminal {
         let master = received.and_then(|(_, master)| master).ok_or_else(missing)?;
         coracle_sys::descriptor::set_nonblocking(master.as_fd())?;
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
-        let before = tty::is_terminal(stdin.as_fd()).then(|| tty::make_raw(stdin.as_fd())).transpose()?;
+        let is_typed_on = tty::is_terminal(stdin.as_fd());
         let (typed, shown) = (Flow::default(), Flow::default());
-        let terminal = Self { master, stdin, stdout, before, typed, shown };
+        let mut terminal = Self { master, stdin, stdout, before: None, is_typed_on, typed, shown };
+        terminal.take_turn()?;
         terminal.resize()?;
         Ok(terminal)
+    }
+
+    /// Whether the caller's terminal is another job's, which must find it as it was, and what is typed there, too.
+    pub(super) fn waits_for_turn(&self) -> bool {
+        self.is_typed_on && self.before.is_none()
+    }
+
+    /// Makes the caller's terminal raw once it is its turn.
+    pub(super) fn take_turn(&mut self) -> Result<()> {
+        if self.waits_for_turn() && tty::is_in_foreground(self.stdin.as_fd()) {
+            self.before = Some(tty::make_raw(self.stdin.as_fd())?);
+        }
+        Ok(())
     }
 
     /// What to wait for, on each side. With `input` false, only for what the container wrote.
@@ -51,9 +67,10 @@ impl Terminal {
         let flag = |is_set, flag| if is_set { flag } else { PollFlags::empty() };
         let reads = flag(self.shown.reads(), PollFlags::POLLIN);
         let writes = flag(input && self.typed.writes(), PollFlags::POLLOUT);
+        let is_typed = input && self.typed.reads() && !self.waits_for_turn();
         [
             (Side::Master, self.master.as_fd(), reads | writes),
-            (Side::Input, self.stdin.as_fd(), flag(input && self.typed.reads(), PollFlags::POLLIN)),
+            (Side::Input, self.stdin.as_fd(), flag(is_typed, PollFlags::POLLIN)),
             (Side::Output, self.stdout.as_fd(), flag(self.shown.writes(), PollFlags::POLLOUT)),
         ]
         .into_iter()
@@ -73,6 +90,10 @@ impl Terminal {
             Side::Master => {
                 self.shown.read(self.master.as_fd());
                 let _ = self.typed.write(self.master.as_fd());
+            }
+            // Whoever gave it to another job has settings of their own for it.
+            Side::Input if self.is_typed_on && !tty::is_in_foreground(self.stdin.as_fd()) => {
+                self.before = None;
             }
             Side::Input => {
                 self.typed.read_typed(self.stdin.as_fd());
