@@ -108,7 +108,7 @@ fn bundle_of(
     let mut name = wanted.reference.clone();
     if wanted.pull == Pull::Always {
         pull(store, &name)?;
-        name = pulled_name(name);
+        name = pulled_name(&name);
     }
     let made = match attempt(&name) {
         Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
@@ -117,7 +117,7 @@ fn bundle_of(
         }
         Err(e) if e.kind() == coracle_image::Kind::NoImage && wanted.pull == Pull::Missing => {
             pull(store, &name)?;
-            attempt(&pulled_name(name))
+            attempt(&pulled_name(&name))
         }
         other => other,
     };
@@ -125,8 +125,8 @@ fn bundle_of(
 }
 
 /// What the store calls what was pulled as `reference`: in full, so that no image of a similar name is taken for it.
-fn pulled_name(reference: String) -> String {
-    reference.parse::<Reference>().map_or(reference, |full| full.to_string())
+pub fn pulled_name(reference: &str) -> String {
+    reference.parse::<Reference>().map_or_else(|_| reference.to_owned(), |full| full.to_string())
 }
 
 /// Removes what [`make_bundle`] made. What is gone already is no error.

@@ -202,7 +202,7 @@ fn an_image_chooses_no_options_for_its_volumes_and_gets_those_that_it_lacks() {
 
 /// Proxies, credentials and trust are the caller's, and a pull is a process of its own.
 #[test]
-fn a_pull_for_a_container_has_the_callers_environment() {
+fn a_pull_for_a_container_has_the_callers_environment_and_is_what_runs() {
     privileged(|host| {
         let Some(runner) = Runner::new(host) else { return };
         let content = Content::of(&small::image());
@@ -213,21 +213,26 @@ fn a_pull_for_a_container_has_the_callers_environment() {
         let (docker, certs) = (host.directory(), format!("/etc/coracle/certs.d/{}", registry.host()));
         let auths = serde_json::json!({ "auths": { registry.host(): { "auth": "bWU6aHVzaA==" } } });
         fs::write(docker.join("config.json"), auths.to_string()).unwrap();
+        // An image of nearly the same name is not what was pulled.
+        let mut decoy = small::image();
+        (decoy.name, decoy.config["Cmd"]) = (registry.image("b"), serde_json::json!(["echo", "decoy"]));
+        runner.store.import(&decoy);
         let script = format!(
             "mkdir -p /run/test/etc/upper /run/test/etc/work; \
              mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/test/etc/upper,workdir=/run/test/etc/work /etc; \
-             mkdir -p {certs}; echo 'server = \"http://{}\"' > {certs}/hosts.toml; \
-             DOCKER_CONFIG={} $RUNTIME run --store {} --image {} {} -- cat /srv/greeting",
+             mkdir -p {certs}; echo 'server = \"http://{}\"' > {certs}/hosts.toml; export DOCKER_CONFIG={}; \
+             run() {{ $RUNTIME run --store {} --image \"$@\"; }}; run {} {} && run {} --pull always {}",
             registry.host(),
             docker.display(),
             runner.store.directory().display(),
             registry.image("a"),
             host.name("pulled"),
+            registry.image("b"),
+            host.name("pulled"),
         );
         let run = host.shell(&script);
         host.shell("umount /etc").succeeds();
-        let run = run.succeeds();
-        assert!(run.text().contains("hello from three layers"), "{run:?}");
+        assert_eq!(run.succeeds().lines(), ["hello from three layers", "hello from three layers"]);
     });
 }
 

@@ -159,7 +159,10 @@ fn bundle(order: Order<'_>, member: &Member, id: Known<'_>) -> Result<Bundle> {
         ImageRun { reference, pull: cli::Pull::Never, store: None, options: member.options(order.pod) };
     let namespace = order.sandbox.namespace(pods::Kind::User);
     let owners = order.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
-    let make = || image::compose_bundle(order.store, id, &wanted, owners);
+    let make = |name: &str| {
+        let wanted = ImageRun { reference: name.to_owned(), ..wanted.clone() };
+        image::compose_bundle(order.store, id, &wanted, owners)
+    };
     pulled(order.store, &wanted.reference, member.container.image_pull_policy, make)
 }
 

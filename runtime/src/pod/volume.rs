@@ -102,8 +102,8 @@ fn make_image(from: From<'_>, volume: &Volume, wanted: &ImageVolume) -> Result<(
     let namespace = from.users.map(Range::open).transpose()?;
     let owners = from.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
     let known = Known { id: &id, by: from.dir.path() };
-    pulled(from.store, &wanted.reference, wanted.pull_policy, || {
-        image::mount_volume(from.store, known, &wanted.reference, owners)
+    pulled(from.store, &wanted.reference, wanted.pull_policy, |name| {
+        image::mount_volume(from.store, known, name, owners)
     })
 }
 
