@@ -94,7 +94,7 @@ fn containers_below_others_are_found_again() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };
         pods.run("web", TALKER);
-        let image = coracle_tests::pod::IMAGE;
+        let image = IMAGE;
         let file = pods.file(&format!("{{name: child, image: '{image}', command: [sleep, '1000']}}"));
         pods.call(&["launch", "-f", file.to_str().unwrap(), "web/sleeps"]).succeeds();
         kill(&pods.inspect("web")["supervisor"]);
