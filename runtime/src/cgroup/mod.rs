@@ -111,14 +111,6 @@ impl Management {
         let by = if self.by == Manager::Systemd { Manager::Cgroupfs } else { self.by };
         Self { by, ..self }
     }
-
-    /// What it was for a container whose specification wants `linux.cgroupsPath` to be `wanted`, which reads quite
-    /// unlike for the one manager and for the other.
-    pub fn guess(wanted: Option<&Path>) -> Self {
-        let is_scope = |path: &Path| path.is_relative() && path.to_string_lossy().matches(':').count() == 2;
-        let by = if wanted.is_some_and(is_scope) { Manager::Systemd } else { Manager::Cgroupfs };
-        Self { by, rootless: Rootless::Auto }
-    }
 }
 
 /// A container's own cgroup in each hierarchy: decided, perhaps not yet made. This is what the state records.
@@ -351,6 +343,12 @@ impl Place {
             site.keep = site.depth().saturating_sub(1);
         }
         self
+    }
+
+    /// Whether any of the cgroups is there.
+    pub fn is_made(&self) -> bool {
+        let Ok(root) = mount_point() else { return false };
+        self.at.iter().any(|site| site.existing(root.as_fd()) == site.depth())
     }
 
     /// The host's paths of the cgroups, each with its hierarchy.

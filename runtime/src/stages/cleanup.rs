@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use coracle_isolator_host::Registry;
 use coracle_sys::{Errno, file, identity, mount, process};
 
-use crate::cgroup::{self, Management, Place};
+use crate::cgroup::{self, Management, Manager, Place, Rootless};
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::stages::spec;
@@ -99,7 +99,8 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
 }
 
 /// What the record of a container must have said: its cgroups follow from its ID and its configuration, and its
-/// processes are in them. Where the configuration can't be read either, nothing can be told, and that is said.
+/// processes are in them. Where the configuration can't be read either, or there are no such cgroups, nothing can be told, and
+/// that is said: what goes on somewhere must not be taken for gone.
 fn guess(state: &State, unreadable: Error) -> Result<Record> {
     let Ok(spec) = spec::kept(state) else {
         return Err(unreadable.hint("nor can its configuration be read: look for its cgroup by hand"));
@@ -107,9 +108,16 @@ fn guess(state: &State, unreadable: Error) -> Result<Record> {
     let wanted = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     // It may have been running: those in its cgroups are taken for its own.
     let mut record = Record { phase: Phase::Running, ..Record::new(state.id(), None) };
-    let place = cgroup::place(state.id(), wanted, Management::guess(wanted))?;
-    record.cgroup = place.map(Place::own_only);
-    Ok(record)
+    for by in [Manager::Cgroupfs, Manager::Systemd] {
+        let place = cgroup::place(state.id(), wanted, Management { by, rootless: Rootless::Auto });
+        if let Some(place) = place.ok().flatten().filter(Place::is_made) {
+            record.cgroup = Some(place.own_only());
+            return Ok(record);
+        }
+    }
+    Err(unreadable.hint(
+        "nor are its cgroups where its configuration puts them: end its processes, then remove its directory below --root by hand",
+    ))
 }
 
 /// The first process goes first: where it has a PID namespace of its own, the kernel takes the others with it.

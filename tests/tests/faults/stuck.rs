@@ -236,3 +236,29 @@ fn where_nothing_tells_what_to_remove_force_says_so() {
         host.call(&["delete", "--force", container.id()]).succeeds();
     });
 }
+
+#[test]
+fn a_container_whose_cgroups_nobody_finds_is_not_taken_for_gone() {
+    privileged(|host| {
+        if !host.needs_coracle("a record that may be broken") {
+            return;
+        }
+        let container = host.sleeper();
+        let pid = container.pid();
+        let record = Path::new("/run/coracle").join(container.id()).join("record.json");
+        let config = record.with_file_name("config.json");
+        let kept = [&record, &config].map(|path| fs::read(path).unwrap());
+        cut(&record);
+        // As it is where another manager made them, or who deletes is elsewhere in the tree.
+        let mut spec: serde_json::Value = serde_json::from_slice(&kept[1]).unwrap();
+        spec["linux"]["cgroupsPath"] = "/nowhere/at/all".into();
+        fs::write(&config, spec.to_string()).unwrap();
+        let words = ["record", "nor are its cgroups where its configuration puts them"];
+        host.call(&["delete", "--force", container.id()]).fails_with(&words);
+        assert!(Path::new(&format!("/proc/{pid}")).is_dir());
+        for (path, text) in [&record, &config].iter().zip(&kept) {
+            fs::write(path, text).unwrap();
+        }
+        host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}
