@@ -24,6 +24,7 @@ pub fn owner(states: &Path, id: &str) -> PathBuf {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
 mod tests {
     use super::*;
 
