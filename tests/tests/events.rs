@@ -46,6 +46,14 @@ fn an_interval_that_no_clock_can_tell_does_not_end() {
         }
         let container = host.sleeper();
         let mut follower = Follower::new(host, &container, "5000000000000000h");
+        command::eventually("it follows the container", || {
+            let fds = std::fs::read_dir(format!("/proc/{}/fd", follower.child.id()))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let mut files = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+            files.any(|file| file.to_string_lossy().contains("pidfd"))
+        });
         container.call_with("kill", &["KILL"]).succeeds();
         assert_eq!(command::code(command::wait(&mut follower.child, "events")), 0);
         container.call("delete").succeeds();
