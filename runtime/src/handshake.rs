@@ -33,7 +33,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use coracle_sys::{Errno, socket};
+use coracle_sys::{Errno, process, signal, socket};
 
 use crate::error::{Code, Context, Error, Result};
 
@@ -80,21 +80,16 @@ impl Cloned {
     /// Says Go and waits until the child is ready.
     ///
     /// # Errors
-    /// What the child says went wrong, or that it died.
+    /// What the child says went wrong, or that it died, or that a signal came which asks to end.
     pub fn go(self) -> Result<Ready> {
-        self.go_with(|_| Ok(()), |_| Err(out_of_order(MAP, "Ready")))
+        self.go_with(|_| Err(out_of_order(MAP, "Ready")))
     }
 
-    /// The same, where `wait` waits until the socket that it gets has something to say, once the child has been silent for a
-    /// while, and `map` maps the owners of each tree that the child asks it for.
+    /// The same, where `map` maps the owners of each tree that the child asks it for.
     ///
     /// # Errors
-    /// As [`Self::go`], or `wait`, or `map`.
-    pub fn go_with(
-        self,
-        wait: impl Fn(BorrowedFd<'_>) -> Result<()>,
-        mut map: impl FnMut(OwnedFd) -> Result<()>,
-    ) -> Result<Ready> {
+    /// As [`Self::go`], or `map`.
+    pub fn go_with(self, mut map: impl FnMut(OwnedFd) -> Result<()>) -> Result<Ready> {
         let said = match say(self.socket.as_fd(), GO) {
             Ok(()) => true,
             // A child that failed before Go has said so and closed its end: what it said is still to be heard.
@@ -102,7 +97,7 @@ impl Cloned {
             Err(error) => return Err(error),
         };
         loop {
-            match hear_with(self.socket.as_fd(), &wait)? {
+            match hear_with(self.socket.as_fd())? {
                 Some((READY, _)) if said => return Ok(Ready { socket: self.socket }),
                 Some((READY, _)) => return Err(out_of_order(READY, "the end")),
                 Some((MAP, Some(tree))) if said => map(tree)?,
@@ -133,22 +128,18 @@ impl Ready {
     }
 
     /// Says Exec and waits until the user's program has taken the child's place. `deliver` gets the descriptor of
-    /// the child's filter, where that asks an agent; `wait` is as in [`Cloned::go_with`].
+    /// the child's filter, where that asks an agent.
     ///
     /// # Errors
-    /// What the child says went wrong, or `wait`, or `deliver`; then the child ends.
-    pub fn exec(
-        self,
-        wait: impl Fn(BorrowedFd<'_>) -> Result<()>,
-        deliver: impl FnOnce(OwnedFd) -> Result<()>,
-    ) -> Result<()> {
+    /// What the child says went wrong, or `deliver`, or that a signal came which asks to end; then the child ends.
+    pub fn exec(self, deliver: impl FnOnce(OwnedFd) -> Result<()>) -> Result<()> {
         let socket = self.socket.as_fd();
         say(socket, EXEC)?;
-        let mut heard = hear_with(socket, &wait)?;
+        let mut heard = hear_with(socket)?;
         if let Some((LISTENER, Some(listener))) = heard {
             deliver(listener)?;
             say(socket, EXEC)?;
-            heard = hear_with(socket, &wait)?;
+            heard = hear_with(socket)?;
         }
         match heard {
             None => Ok(()),
@@ -288,19 +279,20 @@ fn say_failed(socket: BorrowedFd<'_>, error: &Error) {
 
 /// The next word; the failure that the other side tells of; or `None` at the end.
 fn hear(socket: BorrowedFd<'_>) -> Result<Option<u8>> {
-    Ok(hear_with(socket, |_| Ok(()))?.map(|(word, _)| word))
+    Ok(hear_with(socket)?.map(|(word, _)| word))
 }
 
-/// The same, with the descriptor that comes with the word. Where the other side is silent for as long as `socket` is waited for,
-/// `wait` waits on.
-fn hear_with(
-    socket: BorrowedFd<'_>,
-    wait: impl Fn(BorrowedFd<'_>) -> Result<()>,
-) -> Result<Option<(u8, Option<OwnedFd>)>> {
+/// The same, with the descriptor that comes with the word. Whatever keeps the child silent, a hook that runs in there, a source
+/// that does not answer, or who stops it, is not to keep a command that is asked to end.
+fn hear_with(socket: BorrowedFd<'_>) -> Result<Option<(u8, Option<OwnedFd>)>> {
     let received = loop {
         match socket::receive(socket, LONGEST) {
-            Err(e) if e.errno() == Errno::EAGAIN => wait(socket)?,
+            Err(e) if e.errno() == Errno::EAGAIN => {}
             received => break received?,
+        }
+        if let Some(signal) = signal::wait_for(socket)? {
+            let why = format!("it was interrupted by {}", process::signal_name(signal));
+            return Err(Error::new(Code::System, why)).context(|| "waiting for the container's process");
         }
     };
     let Some((message, fd)) = received else { return Ok(None) };
@@ -373,7 +365,7 @@ mod tests {
             socket::send(inside.socket.as_fd(), &[LISTENER], &[stdin.as_fd()]).unwrap();
             say_failed(inside.socket.as_fd(), &Error::new(Code::System, "said later"));
             let wanted = if agent.is_ok() { "said later" } else { "no agent" };
-            let error = Ready { socket: outside.socket }.exec(|_| Ok(()), |_| agent).unwrap_err();
+            let error = Ready { socket: outside.socket }.exec(|_| agent).unwrap_err();
             assert_eq!(error.to_string(), wanted);
         }
     }
@@ -388,7 +380,7 @@ mod tests {
             mapped += 1;
             Ok(())
         };
-        let ready = outside.go_with(|_| Ok(()), map).unwrap();
+        let ready = outside.go_with(map).unwrap();
         drop(ready);
         let words: Vec<_> = (0..3).map(|_| hear(inside.socket.as_fd()).unwrap()).collect();
         assert_eq!((mapped, words), (1, vec![Some(GO), Some(GO), None]));

@@ -5,15 +5,13 @@
 //! none it has the little that the runtime keeps of its own. What an image names never reaches a hook of the host
 //! (CVE-2025-23266).
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use coracle_sys::program::{self, Outcome};
-use coracle_sys::{descriptor, event, process, signal};
-use nix::sys::signalfd::SignalFd;
+use coracle_sys::{descriptor, process};
 use oci_spec::runtime::{Hook, Spec};
 
 use crate::error::{Code, Context, Error, Result};
@@ -98,7 +96,10 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
             let seconds = timeout.unwrap_or_default().as_secs();
             return Err(Error::new(Code::Hook, format!("it took longer than its timeout of {seconds} s")));
         }
-        Outcome::Interrupted(signal) => return Err(interruption(signal)),
+        Outcome::Interrupted(signal) => {
+            let why = format!("it was interrupted by {}", process::signal_name(signal));
+            return Err(Error::new(Code::Hook, why));
+        }
     };
     if ended.status.success() {
         return Ok(());
@@ -112,34 +113,4 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
         }
         _ => error,
     })
-}
-
-fn interruption(signal: i32) -> Error {
-    Error::new(Code::System, format!("it was interrupted by {}", process::signal_name(signal)))
-}
-
-/// Fails where a signal has come that asks to end.
-fn interrupted(signals: &SignalFd) -> Result<()> {
-    match signals.read_signal().ok().flatten() {
-        None => Ok(()),
-        Some(info) => Err(interruption(info.ssi_signo.cast_signed())),
-    }
-}
-
-/// Waits until `socket`, over which the container's process talks, has something to say. Whatever keeps that from it, a hook that
-/// runs in there, a source that does not answer, or who stops it, is not to keep a command that is asked to end.
-///
-/// # Errors
-/// `System` where such a signal came.
-pub fn wait_for_inside(socket: BorrowedFd<'_>) -> Result<()> {
-    let Some(signals) = signal::endings()? else {
-        return Ok(event::readable(&[socket], None).map(drop)?);
-    };
-    loop {
-        let ready = event::readable(&[socket, signals.as_fd()], None)?;
-        if ready.first() == Some(&true) {
-            return Ok(());
-        }
-        interrupted(&signals).context(|| "waiting for the container's process")?;
-    }
 }

@@ -8,7 +8,7 @@ use coracle_image::bundle::{self, Bundle};
 use coracle_image::reference::Reference;
 use coracle_image::snapshot::{self, Access, Owners, Purpose};
 use coracle_image::store::Store;
-use coracle_sys::{event, file, process, signal};
+use coracle_sys::{file, process, signal};
 
 use crate::cli::{ImageRun, Pull};
 use crate::error::{Code, Context, Error, Result};
@@ -238,20 +238,14 @@ fn tool(store: &Path, verb: &str, reference: &str) -> Result<()> {
 /// Waits for the end of `child`, which ends when a signal asks the caller to: what it has fetched by then stays.
 fn wait(mut child: Child) -> Result<ExitStatus> {
     let pidfd = process::pidfd(child.id().cast_signed())?;
-    let signals = signal::endings()?;
-    let fds: Vec<_> = [pidfd.as_fd()].into_iter().chain(signals.as_ref().map(AsFd::as_fd)).collect();
-    let has_ended = event::readable(&fds, None)?.first() == Some(&true);
-    if !has_ended {
+    let asked = signal::wait_for(pidfd.as_fd())?;
+    if asked.is_some() {
         process::signal(pidfd.as_fd(), libc::SIGKILL)?;
     }
     let status = child.wait().map_err(|e| unable(&e))?;
-    match signals.filter(|_| !has_ended).and_then(|signals| signals.read_signal().ok().flatten()) {
-        None => Ok(status),
-        Some(asked) => {
-            let name = process::signal_name(asked.ssi_signo.cast_signed());
-            Err(Error::new(Code::System, format!("interrupted by {name}")))
-        }
-    }
+    asked.map_or(Ok(status), |signal| {
+        Err(Error::new(Code::System, format!("interrupted by {}", process::signal_name(signal))))
+    })
 }
 
 fn command() -> Result<Command> {

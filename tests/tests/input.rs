@@ -209,6 +209,20 @@ fn features_tell_what_is_built_in() {
 }
 
 #[test]
+fn features_name_the_annotations_that_may_give_a_container_more() {
+    privileged(|host| {
+        if !host.needs_coracle("annotations that are its own") {
+            return;
+        }
+        let features = host.call(&["features"]).succeeds().json();
+        let unsafe_ones = features["potentiallyUnsafeConfigAnnotations"].as_array().unwrap();
+        assert!(
+            ["io.coracle.", "org.systemd.property."].iter().all(|name| unsafe_ones.contains(&(*name).into()))
+        );
+    });
+}
+
+#[test]
 fn features_tell_what_this_kernel_offers_apart_from_what_is_built_in() {
     privileged(|host| {
         if !host.needs_coracle("annotations for the kernel") {

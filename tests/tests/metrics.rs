@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use coracle_tests::command::{eventually, tool, wait};
 use coracle_tests::pod::Pods;
@@ -297,6 +298,26 @@ fn a_socket_that_a_killed_server_left_is_taken_and_one_in_use_is_not() {
         let next = Server::start(host, &["--socket", path]);
         eventually("it listens", || UnixStream::connect(&socket).is_ok());
         next.end();
+    });
+}
+
+/// What a server that was killed leaves to the forks that answer its callers, until they have ended too.
+#[test]
+fn addresses_that_a_killed_server_is_about_to_leave_are_waited_for() {
+    privileged(|host| {
+        if !host.needs_coracle("metrics") {
+            return;
+        }
+        let socket = host.directory().join("metrics.sock");
+        let (path, port) = (UnixListener::bind(&socket).unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let address = port.local_addr().unwrap().to_string();
+        let server = Server::start(host, &["--socket", socket.to_str().unwrap(), "--listen", &address]);
+        std::thread::sleep(Duration::from_millis(200));
+        drop(port);
+        std::thread::sleep(Duration::from_millis(200));
+        drop(path);
+        eventually("it listens", || UnixStream::connect(&socket).is_ok());
+        server.end();
     });
 }
 

@@ -174,14 +174,20 @@ fn a_name_that_says_the_digest_of_another_image_is_refused() {
     take(&scratch, &archive, &named("mine")).unwrap();
 }
 
-#[test]
-fn a_layout_may_bring_a_name_by_the_digest_of_an_index() {
+/// A layout of one image of one layer, with what its index says.
+fn small_layout() -> (Scratch, PathBuf, serde_json::Value) {
     let scratch = Scratch::new();
     let layout = scratch.dir.path().join("layout");
     let a = layer("a");
     write_layout(&layout, &[(a.clone(), Digest::of(&a))]);
     let text = fs::read_to_string(layout.join("index.json")).unwrap();
     let index: serde_json::Value = serde_json::from_str(&text).unwrap();
+    (scratch, layout, index)
+}
+
+#[test]
+fn a_layout_may_bring_a_name_by_the_digest_of_an_index() {
+    let (scratch, layout, index) = small_layout();
     let nested = serde_json::json!({ "schemaVersion": 2, "manifests": [index["manifests"][0]] }).to_string();
     let digest = Digest::of(nested.as_bytes());
     fs::write(layout.join("blobs/sha256").join(digest.hex()), &nested).unwrap();
@@ -242,12 +248,7 @@ fn importing_again_under_the_same_name_replaces_the_image_and_repairs_blobs() {
 
 #[test]
 fn an_index_for_several_machines_gives_the_one_for_this() {
-    let scratch = Scratch::new();
-    let layout = scratch.dir.path().join("layout");
-    let a = layer("a");
-    write_layout(&layout, &[(a.clone(), Digest::of(&a))]);
-    let text = fs::read_to_string(layout.join("index.json")).unwrap();
-    let index: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let (scratch, layout, index) = small_layout();
     let here = oci_spec::image::Arch::default().to_string();
     let mut inner = index["manifests"][0].clone();
     inner["platform"] = serde_json::json!({ "os": "linux", "architecture": here });

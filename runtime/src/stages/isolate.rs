@@ -77,7 +77,7 @@ pub fn go(born: Born) -> Result<ReadyProcess> {
             maps.next().ok_or_else(|| Error::new(Code::System, "it asks for a map that it has not"))?;
         owners.map(tree.as_fd())
     };
-    let word = cloned.go_with(hooks::wait_for_inside, map).map_err(|error| reaped(&child, error))?;
+    let word = cloned.go_with(map).map_err(|error| reaped(&child, error))?;
     if let Err(error) = schedule(child.pid, &scheduling) {
         end(&child);
         return Err(error);

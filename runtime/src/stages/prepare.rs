@@ -104,7 +104,7 @@ pub fn prepare(claimed: Claimed, isolators: &Registry) -> Result<Prepared> {
     let (launch, spec, mut warnings) = adjust(&plan, isolators)?;
     seccomp_agent::check(&spec, &launch.process)?;
     isolators.provide(&config(&plan, &spec)).context(|| "providing what the container needs")?;
-    record.device_rules = rules(&spec).split_off(rules(&plan.spec).len());
+    record.device_rules = rules(&spec).into_iter().skip(rules(&plan.spec).len()).collect();
     record.has_beside = isolators.has_beside(&config(&plan, &spec));
     record.warnings = isolators.take_warnings();
     warnings.extend(record.warnings.iter().cloned());

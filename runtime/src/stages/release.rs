@@ -45,7 +45,7 @@ pub fn start(container: &mut Container, word: Ready) -> Result<()> {
     // Before it is so: a crash in between must not leave a running container that is taken for a created one.
     container.record.phase = Phase::Running;
     container.save()?;
-    word.exec(hooks::wait_for_inside, |filter| deliver(container, filter))?;
+    word.exec(|filter| deliver(container, filter))?;
     let hooks = hooks::of(&container.spec, "poststart");
     if hooks.is_empty() {
         return Ok(());
@@ -68,8 +68,7 @@ fn deliver(container: &Container, filter: OwnedFd) -> Result<()> {
 /// What the child says went wrong.
 pub fn release_process(ready: ReadyProcess, record: &Record, spec: &Spec) -> Result<Running> {
     let ReadyProcess { child, word, console } = ready;
-    let deliver = |filter| seccomp_agent::deliver(spec, filter, child.pid, &record.to_state());
-    match word.exec(hooks::wait_for_inside, deliver) {
+    match word.exec(|filter| seccomp_agent::deliver(spec, filter, child.pid, &record.to_state())) {
         Ok(()) => Ok(Running { child, console, notify: None, has_beside: false }),
         Err(error) => Err(reaped(&child, error)),
     }

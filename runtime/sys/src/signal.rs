@@ -1,8 +1,11 @@
 //! Signals of the calling process: actions, the mask, a descriptor that tells of them.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::error::{Result, named};
+use crate::event;
 use crate::process::die_with_parent;
 
 /// Gives every signal its default action and blocks none: the state a new program expects.
@@ -122,6 +125,25 @@ pub fn signal_fd() -> Result<nix::sys::signalfd::SignalFd> {
     named(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK), || {
         "signalfd()".to_owned()
     })
+}
+
+/// Waits until `fd` is readable; returns the signal where one came first that asks the caller to end, as far as [`endings`] tells
+/// of them.
+///
+/// # Errors
+/// `EMFILE`.
+pub fn wait_for(fd: BorrowedFd<'_>) -> Result<Option<i32>> {
+    let signals = endings()?;
+    let fds: Vec<_> = [fd].into_iter().chain(signals.as_ref().map(AsFd::as_fd)).collect();
+    loop {
+        if event::readable(&fds, None)?.first() == Some(&true) {
+            return Ok(None);
+        }
+        let told = signals.as_ref().and_then(|signals| signals.read_signal().ok().flatten());
+        if let Some(told) = told {
+            return Ok(Some(told.ssi_signo.cast_signed()));
+        }
+    }
 }
 
 /// A descriptor that tells of signals which ask the caller to end, where it has blocked them ([`signal_fd`]); none where

@@ -218,47 +218,41 @@ fn a_record_that_was_cut_short_does_not_keep_a_container() {
     });
 }
 
+/// A container whose record is cut, and its configuration spoiled: `delete --force` fails with `words`, and it goes on until both
+/// are whole again.
+fn stays(host: &Host, spoil: impl FnOnce(&Path), words: &[&str]) {
+    if !host.needs_coracle("a record that may be broken") {
+        return;
+    }
+    let container = host.sleeper();
+    let pid = container.pid();
+    let files =
+        ["record.json", "config.json"].map(|name| Path::new("/run/coracle").join(container.id()).join(name));
+    let whole = files.each_ref().map(|file| fs::read(file).unwrap());
+    cut(&files[0]);
+    spoil(&files[1]);
+    host.call(&["delete", "--force", container.id()]).fails_with(words);
+    assert!(Path::new(&format!("/proc/{pid}")).is_dir());
+    for (file, text) in files.iter().zip(&whole) {
+        fs::write(file, text).unwrap();
+    }
+    host.call(&["delete", "--force", container.id()]).succeeds();
+}
+
 #[test]
 fn where_nothing_tells_what_to_remove_force_says_so() {
-    privileged(|host| {
-        if !host.needs_coracle("a record that may be broken") {
-            return;
-        }
-        let container = host.sleeper();
-        let pid = container.pid();
-        let record = Path::new("/run/coracle").join(container.id()).join("record.json");
-        let whole = fs::read(&record).unwrap();
-        cut(&record);
-        cut(&record.with_file_name("config.json"));
-        host.call(&["delete", "--force", container.id()]).fails_with(&["record", "configuration"]);
-        assert!(Path::new(&format!("/proc/{pid}")).is_dir());
-        fs::write(&record, whole).unwrap();
-        host.call(&["delete", "--force", container.id()]).succeeds();
-    });
+    privileged(|host| stays(host, cut, &["record", "configuration"]));
 }
 
 #[test]
 fn a_container_whose_cgroups_nobody_finds_is_not_taken_for_gone() {
     privileged(|host| {
-        if !host.needs_coracle("a record that may be broken") {
-            return;
-        }
-        let container = host.sleeper();
-        let pid = container.pid();
-        let record = Path::new("/run/coracle").join(container.id()).join("record.json");
-        let config = record.with_file_name("config.json");
-        let kept = [&record, &config].map(|path| fs::read(path).unwrap());
-        cut(&record);
         // As it is where another manager made them, or who deletes is elsewhere in the tree.
-        let mut spec: serde_json::Value = serde_json::from_slice(&kept[1]).unwrap();
-        spec["linux"]["cgroupsPath"] = "/nowhere/at/all".into();
-        fs::write(&config, spec.to_string()).unwrap();
-        let words = ["record", "nor are its cgroups where its configuration puts them"];
-        host.call(&["delete", "--force", container.id()]).fails_with(&words);
-        assert!(Path::new(&format!("/proc/{pid}")).is_dir());
-        for (path, text) in [&record, &config].iter().zip(&kept) {
-            fs::write(path, text).unwrap();
-        }
-        host.call(&["delete", "--force", container.id()]).succeeds();
+        let elsewhere = |config: &Path| {
+            let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
+            spec["linux"]["cgroupsPath"] = "/nowhere/at/all".into();
+            fs::write(config, spec.to_string()).unwrap();
+        };
+        stays(host, elsewhere, &["record", "nor are its cgroups where its configuration puts them"]);
     });
 }

@@ -1,7 +1,8 @@
 //! Serving them: each caller by a fork that has a deadline, so that none can keep another from them. What it speaks is as
 //! much of HTTP/1.1 (RFC 9112) as whoever scrapes needs.
 
-use std::net::TcpListener;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many callers there may be at a time. Others wait.
 const MOST: usize = 8;
+
+/// How long a server that was killed may go on to be found where it listened: by the callers' forks, which end with it, but later.
+const LINGERS: Duration = Duration::from_secs(1);
 
 /// The longest request, in bytes.
 const LONGEST: usize = 8192;
@@ -35,12 +39,11 @@ pub(super) fn serve(global: &Global, listen: &Listen) -> Result<u8> {
     let signals = signal::signal_fd()?;
     let mut listeners = Vec::new();
     if let Some(address) = listen.address {
-        let listener = TcpListener::bind(address)
-            .map_err(|e| Error::new(Code::System, format!("listening on {address}: {e}")))?;
-        listeners.push(OwnedFd::from(listener));
+        let listener = once_free(|| listen_on(address)).context(|| format!("listening on {address}"))?;
+        listeners.push(listener);
     }
     if let Some(path) = &listen.socket {
-        listeners.push(listen_at(path).context(|| format!("listening on {path:?}"))?);
+        listeners.push(once_free(|| listen_at(path)).context(|| format!("listening on {path:?}"))?);
     }
     // One that has no words for a caller left: of a call that was given up.
     listeners.iter().try_for_each(|listener| descriptor::set_nonblocking(listener.as_fd()))?;
@@ -110,6 +113,24 @@ fn place(path: &Path) -> Result<(OwnedFd, String)> {
     let name =
         path.file_name().and_then(|name| name.to_str()).ok_or_else(|| Error::new(Code::Usage, "no name"))?;
     Ok((file::open_dir(parent)?, name.to_owned()))
+}
+
+/// What `listen` gives, once nobody else has the address, or as soon as it is plain that another will keep it.
+fn once_free(listen: impl Fn() -> Result<OwnedFd>) -> Result<OwnedFd> {
+    let until = Instant::now() + LINGERS;
+    loop {
+        match listen() {
+            Err(error) if error.errno() == Some(Errno::EADDRINUSE) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            listening => return listening,
+        }
+    }
+}
+
+fn listen_on(address: SocketAddr) -> Result<OwnedFd> {
+    let failed = |e: io::Error| coracle_sys::Error::of_io(format!("bind({address})"), &e);
+    Ok(TcpListener::bind(address).map_err(failed)?.into())
 }
 
 /// Listens at `path`, in the place of one that nobody listens at any more.

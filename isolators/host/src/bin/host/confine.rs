@@ -96,7 +96,7 @@ const NEVER: [i64; 14] = [
 ];
 
 /// To change a file's owner, mode, times or attributes, of which Landlock knows nothing.
-const ATTRIBUTES: [i64; 13] = [
+const ATTRIBUTES: [i64; 14] = [
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
     FCHMODAT2,
@@ -110,6 +110,7 @@ const ATTRIBUTES: [i64; 13] = [
     libc::SYS_lremovexattr,
     libc::SYS_fremovexattr,
     SETXATTRAT,
+    REMOVEXATTRAT,
 ];
 /// Newer than the C libraries that this is built with; the same number everywhere (Linux 6.6 and 6.13).
 const FCHMODAT2: i64 = 452;
@@ -168,7 +169,7 @@ fn filter(grants: &Grants, own: u32) -> Vec<u64> {
     let mut refused: Vec<(i64, u32)> = NEVER.map(|call| (call, forbid)).to_vec();
     // Who may make files can make one with any mode: there is nothing left to keep.
     if grants.writable.is_empty() {
-        let changes = ATTRIBUTES.into_iter().chain(OLD_ATTRIBUTES).chain([REMOVEXATTRAT]);
+        let changes = ATTRIBUTES.into_iter().chain(OLD_ATTRIBUTES);
         refused.extend(changes.map(|call| (call, forbid)));
     }
     if !grants.sockets {
