@@ -119,7 +119,7 @@ pub fn keep_streams(images: &OwnedFd, pid: i32) -> Result<()> {
         .map(|fd| file::read_link(file::CWD, format!("/proc/{pid}/fd/{fd}")).unwrap_or_default())
         .map(|stream| stream.to_string_lossy().into_owned())
         .collect();
-    let json = serde_json::to_vec(&streams).map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let json = serde_json::to_vec(&streams).map_err(Error::system)?;
     Ok(file::replace(images.as_fd(), STREAMS, &json, 0o600)?)
 }
 

@@ -74,6 +74,16 @@ impl Error {
         Self { code, doing: Vec::new(), why: why.into(), syscall: None, errno: None, hint: None }
     }
 
+    /// A failure that a library tells of as `why`, and that no caller can do anything about.
+    pub fn system(why: impl fmt::Display) -> Self {
+        Self::new(Code::System, why.to_string())
+    }
+
+    /// That the container has no process that the command could act on, in runc's words, which clients look for.
+    pub fn not_running() -> Self {
+        Self::new(Code::IllegalState, "container not running")
+    }
+
     /// The same with the way out, after those it has already.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -241,7 +241,7 @@ impl Executing {
     /// `EMFILE`.
     pub fn twin(&self) -> Result<Self> {
         let socket = self.socket.try_clone();
-        socket.map(|socket| Self { socket }).map_err(|e| Error::new(Code::System, e.to_string()))
+        socket.map(|socket| Self { socket }).map_err(Error::system)
     }
 
     /// Hands the descriptor of the filter over and waits until the agent has it; false where it will not get it.

@@ -41,7 +41,7 @@ pub fn share(spec: &mut Spec, root: &Path, id: &str) -> Result<()> {
     let place = if host.starts_with('/') { &host } else { ELSEWHERE };
     let options = ["bind", "ro", "nosuid", "nodev", "noexec"].map(str::to_owned);
     let mount = MountBuilder::default().destination(place).source(own).typ("bind").options(options).build();
-    let mount = mount.map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let mount = mount.map_err(Error::system)?;
     spec.mounts_mut().get_or_insert_default().push(mount);
     if let Some(process) = spec.process_mut() {
         let env = process.env_mut().get_or_insert_default();

@@ -30,14 +30,13 @@ fn forget_kernel() {
 fn counter(host: &Host) -> Bundle<'_> {
     let volume = host.directory();
     fs::write(volume.join("file"), "of the host").unwrap();
-    let script =
-        "exec </dev/null >/dev/null 2>&1; i=0; while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.05; done";
+    let script = "exec </dev/null >/dev/null 2>&1; i=0; while :; do i=$((i+1)); echo $i >>/tmp/count; sleep 0.05; done";
     let spec = Spec::new().bind(volume.to_str().unwrap(), "/home", &["rbind", "ro"]).script(script);
     host.bundle(spec)
 }
 
 fn count(bundle: &Bundle<'_>) -> Option<u32> {
-    fs::read_to_string(bundle.rootfs().join("tmp/count")).ok()?.trim().parse().ok()
+    fs::read_to_string(bundle.rootfs().join("tmp/count")).ok()?.lines().last()?.parse().ok()
 }
 
 /// A directory for images that is outside of every bundle.
@@ -177,17 +176,17 @@ fn what_is_restored_by_another_name_is_in_cgroups_of_that_name() {
         let container = counter(host).start();
         let (_, images) = images(host);
         host.call(&["checkpoint", "--image-path", &images, container.id()]).succeeds();
-        let bundle = counter(host);
-        let directory = bundle.directory().to_str().unwrap().to_owned();
-        host.call(&["restore", "--detach", "--bundle", &directory, "--image-path", &images, bundle.id()])
-            .succeeds();
-        let processes = host.call(&["ps", bundle.id()]).succeeds().text();
+        // In the same bundle, as it may have had its file open when it was stopped.
+        let bundle = container.bundle();
+        let (directory, again) = (bundle.directory().to_str().unwrap(), "again");
+        host.call(&["restore", "--detach", "--bundle", directory, "--image-path", &images, again]).succeeds();
+        let processes = host.call(&["ps", again]).succeeds().text();
         assert!(processes.contains("sh -c"), "{processes}");
-        host.call(&["pause", bundle.id()]).succeeds();
-        let stopped = count(&bundle).unwrap();
+        host.call(&["pause", again]).succeeds();
+        let stopped = count(bundle);
         std::thread::sleep(std::time::Duration::from_millis(300));
-        assert_eq!(count(&bundle).unwrap(), stopped);
-        host.call(&["delete", "--force", bundle.id()]).succeeds();
+        assert_eq!(count(bundle), stopped);
+        host.call(&["delete", "--force", again]).succeeds();
         forget_kernel();
     });
 }

@@ -22,9 +22,9 @@ pub fn checkpoint(global: &Global, options: &cli::Checkpoint) -> Result<u8> {
     let attempt = || -> Result<()> {
         check_parent(options)?;
         let state = State::open(&global.root, id)?;
-        let not_running = || Error::new(Code::IllegalState, "container not running");
-        let record = state.record()?.filter(|r| r.status() == Status::Running).ok_or_else(not_running)?;
-        let first = record.process.ok_or_else(not_running)?;
+        let record =
+            state.record()?.filter(|r| r.status() == Status::Running).ok_or_else(Error::not_running)?;
+        let first = record.process.ok_or_else(Error::not_running)?;
         let config = spec::Loaded {
             bundle: record.bundle.clone(),
             spec: spec::kept(&state)?,

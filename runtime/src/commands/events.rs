@@ -26,10 +26,10 @@ pub fn events(global: &Global, options: &cli::Events) -> Result<u8> {
     let attempt = || -> Result<()> {
         let state = State::open_unlocked(&global.root, id)?;
         let record = state.record()?.filter(|record| record.status() != Status::Stopped);
-        let record = record.ok_or_else(|| Error::new(Code::IllegalState, "container not running"))?;
+        let record = record.ok_or_else(Error::not_running)?;
         let place = record.cgroup.ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
         let first = record.process.and_then(|first| first.open());
-        let first = first.ok_or_else(|| Error::new(Code::IllegalState, "container not running"))?;
+        let first = first.ok_or_else(Error::not_running)?;
         let spec = spec::kept(&state)?;
         let cgroup = place.open()?.into_handles();
         let handles = Handles { id, pidfd: Some(first.as_fd()), cgroup: &cgroup, spec: &spec };

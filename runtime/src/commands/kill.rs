@@ -6,7 +6,7 @@ use coracle_sys::process;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::cli::{Global, Kill};
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::stages::spec;
 use crate::state::{Record, State};
 
@@ -18,15 +18,15 @@ use crate::state::{Record, State};
 pub fn kill(global: &Global, options: &Kill) -> Result<u8> {
     let state = State::open_unlocked(&global.root, &options.id)?;
     let attempt = || -> Result<()> {
-        let record = state.record()?.ok_or_else(not_running)?;
+        let record = state.record()?.ok_or_else(Error::not_running)?;
         if options.all {
             // Also where the first process has ended: others may be left in the cgroup.
             return kill_all(&record, options.signal);
         }
         let first = record.process.and_then(|first| first.open());
-        let signalled = first.ok_or_else(not_running).and_then(|first| {
+        let signalled = first.ok_or_else(Error::not_running).and_then(|first| {
             process::signal(first.as_fd(), options.signal).map_err(|e| match e.errno() {
-                coracle_sys::Errno::ESRCH => not_running(),
+                coracle_sys::Errno::ESRCH => Error::not_running(),
                 _ => e.into(),
             })
         });
@@ -48,7 +48,7 @@ pub fn kill(global: &Global, options: &Kill) -> Result<u8> {
 }
 
 fn kill_all(record: &Record, signal: i32) -> Result<()> {
-    let place = record.cgroup.as_ref().ok_or_else(not_running)?;
+    let place = record.cgroup.as_ref().ok_or_else(Error::not_running)?;
     place.open()?.signal_all(signal)
 }
 
@@ -58,8 +58,4 @@ fn has_pid_namespace(state: &State) -> bool {
     let Ok(spec) = spec::kept(state) else { return true };
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
     namespaces.iter().any(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none())
-}
-
-fn not_running() -> Error {
-    Error::new(Code::IllegalState, "container not running")
 }

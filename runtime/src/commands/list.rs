@@ -6,7 +6,7 @@ use coracle_sys::file::{self, Resolve};
 use serde_json::Value;
 
 use crate::cli::{Global, List};
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::state::record::Told;
 use crate::state::{self, LONGEST, Record, State};
 
@@ -29,13 +29,12 @@ pub fn list(global: &Global, options: &List) -> crate::error::Result<u8> {
     for (told, (_, owner)) in told.iter_mut().zip(&found) {
         told.owner.clone_from(owner);
     }
-    let json = |e: serde_json::Error| Error::new(Code::System, e.to_string());
     crate::print(&match (options.quiet, options.json) {
         (true, _) => found.iter().map(|(record, _)| record.id.clone() + "\n").collect(),
-        (_, true) => serde_json::to_string(&told).map_err(json)? + "\n",
+        (_, true) => serde_json::to_string(&told).map_err(Error::system)? + "\n",
         _ => {
             let states = told.iter().map(serde_json::to_value).collect::<Result<Vec<Value>, _>>();
-            table(&states.map_err(json)?)
+            table(&states.map_err(Error::system)?)
         }
     });
     Ok(0)

@@ -27,9 +27,9 @@ pub fn mounts(global: &Global, options: &cli::Mounts) -> Result<u8> {
         let text = file::read(file::CWD, &options.file, spec::LARGEST, Resolve::Host)?;
         let wanted = spec::parse_mounts(&text).context(|| format!("reading {:?}", options.file))?;
         let state = State::open(&global.root, id)?;
-        let not_running = || Error::new(Code::IllegalState, "container not running");
-        let record = state.record()?.filter(|r| r.status() != Status::Creating).ok_or_else(not_running)?;
-        let first = record.process.and_then(|first| first.open()).ok_or_else(not_running)?;
+        let record =
+            state.record()?.filter(|r| r.status() != Status::Creating).ok_or_else(Error::not_running)?;
+        let first = record.process.and_then(|first| first.open()).ok_or_else(Error::not_running)?;
         let spec = spec::kept(&state)?;
         let kinds = namespaces::kinds(&spec)?;
         if kinds & libc::CLONE_NEWNS == 0 {

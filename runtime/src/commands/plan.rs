@@ -6,7 +6,7 @@ use caps::Capability;
 use serde_json::{Value, json};
 
 use crate::cli::Global;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::isolators;
 use crate::stages::plan::{Launch, Wish};
 use crate::stages::{plan, prepare, spec};
@@ -20,17 +20,16 @@ pub fn plan(global: &Global, bundle: &Path) -> Result<u8> {
     let plan = plan::plan(spec::load(bundle, None)?, Wish { id: "ID", cgroups: global.cgroups })?;
     let (launch, spec, warnings) = prepare::adjust(&plan, &isolators::for_launch(global)?)?;
     global.warn(warnings);
-    let json = |value: serde_json::Result<Value>| value.map_err(|e| Error::new(Code::System, e.to_string()));
-    let mut printed = json(serde_json::to_value(&launch))?;
+    let mut printed = serde_json::to_value(&launch).map_err(Error::system)?;
     printed["process"]["capabilities"] = capabilities(&launch);
     printed["process"]["seccomp"] = launch
         .process
         .seccomp
         .as_ref()
         .map_or(Value::Null, |filter| json!({"instructions": filter.program.len(), "flags": filter.flags}));
-    printed["cgroup"] = json(serde_json::to_value(&plan.cgroup))?;
-    printed["resources"] = json(serde_json::to_value(plan::linux(&spec)?.resources()))?;
-    printed["hooks"] = json(serde_json::to_value(spec.hooks()))?;
+    printed["cgroup"] = serde_json::to_value(&plan.cgroup).map_err(Error::system)?;
+    printed["resources"] = serde_json::to_value(plan::linux(&spec)?.resources()).map_err(Error::system)?;
+    printed["hooks"] = serde_json::to_value(spec.hooks()).map_err(Error::system)?;
     crate::print(&format!("{printed:#}\n"));
     Ok(0)
 }

@@ -9,7 +9,7 @@ use coracle_sys::users::Maps;
 use serde_json::Value;
 
 use crate::cgroup;
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// Writes the configuration `name` into the bundle `directory`: with `rootless` one that the caller can run without privilege.
 ///
@@ -19,7 +19,7 @@ pub fn spec(directory: &Path, name: &Path, rootless: bool) -> Result<u8> {
     let spec = bundle::default_spec()?;
     let spec = if rootless { bundle::rootless(&spec, &Maps::own())? } else { spec };
     let spec = serde_json::to_value(spec);
-    let mut spec = spec.map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let mut spec = spec.map_err(Error::system)?;
     sort_capabilities(&mut spec["process"]["capabilities"]);
     if !cgroup::is_unified()? {
         // As runc has it: who runs on version 1 knows its cgroups by the host's paths.

@@ -1,7 +1,7 @@
 //! `state`: prints a container's state as the runtime specification defines it.
 
 use crate::cli::Global;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::state::{Record, State};
 
 /// Prints the state of container `id`.
@@ -12,6 +12,6 @@ pub fn state(global: &Global, id: &str) -> Result<u8> {
     let state = State::open_unlocked(&global.root, id)?;
     let record = state.record()?.unwrap_or_else(|| Record::new(id, None));
     let told = serde_json::to_string_pretty(&record.told());
-    crate::print(&(told.map_err(|e| Error::new(Code::System, e.to_string()))? + "\n"));
+    crate::print(&(told.map_err(Error::system)? + "\n"));
     Ok(0)
 }

@@ -24,7 +24,7 @@ pub fn stats(global: &Global, options: &cli::Stats) -> Result<u8> {
         crate::print(&prometheus::text(id, &usage));
         return Ok(0);
     }
-    let usage = serde_json::to_string_pretty(&usage).map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let usage = serde_json::to_string_pretty(&usage).map_err(Error::system)?;
     crate::print(&format!("{usage}\n"));
     Ok(0)
 }

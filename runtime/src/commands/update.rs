@@ -23,8 +23,10 @@ pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
     let attempt = || -> Result<()> {
         let mut asked = asked(options)?;
         let state = State::open(&global.root, id)?;
-        let record =
-            state.record()?.filter(|record| record.status() != Status::Stopped).ok_or_else(not_running)?;
+        let record = state
+            .record()?
+            .filter(|record| record.status() != Status::Stopped)
+            .ok_or_else(Error::not_running)?;
         let place = record.cgroup.as_ref();
         let place = place.ok_or_else(|| Error::new(Code::Unsupported, "it has no cgroups"))?;
         let text = state.config()?;
@@ -40,10 +42,6 @@ pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
     };
     attempt().context(|| format!("updating container {id:?}"))?;
     Ok(0)
-}
-
-fn not_running() -> Error {
-    Error::new(Code::IllegalState, "container not running")
 }
 
 /// What is to change in the `linux` of the configuration: the limits of the file, with those of the options over them.

@@ -41,7 +41,7 @@ pub(super) fn mount(
     word: &Building,
 ) -> Result<()> {
     let opened = opened.map(OwnedFd::try_clone).transpose();
-    let opened = opened.map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let opened = opened.map_err(Error::system)?;
     let made = match (&plan.source, opened) {
         (Source::Bind { .. } | Source::New { .. }, Some(opened)) => put(root, plan, opened).map(Some),
         (Source::Bind { path, .. }, None) => bind(root, plan, path),

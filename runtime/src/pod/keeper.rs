@@ -201,7 +201,7 @@ impl Keeper {
     }
 
     fn say(&self, word: &Word, fds: &[BorrowedFd<'_>]) -> Result<()> {
-        let text = serde_json::to_vec(word).map_err(|e| Error::new(Code::System, e.to_string()))?;
+        let text = serde_json::to_vec(word).map_err(Error::system)?;
         Ok(socket::send(self.socket.as_fd(), &text, fds)?)
     }
 }

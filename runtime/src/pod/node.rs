@@ -89,7 +89,7 @@ fn found(root: &Path, name: &str) -> Result<Record> {
 fn write(root: &Path, record: &Record) -> Result<()> {
     let base = file::open_dir(if root.is_absolute() { "/" } else { "." })?;
     let dir = file::mkdir_all(base.as_fd(), root.join(PODS).join(NODES), 0o700)?;
-    let text = serde_json::to_vec(record).map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let text = serde_json::to_vec(record).map_err(Error::system)?;
     Ok(file::replace(dir.as_fd(), &file_name(&record.node.name), &text, 0o600)?)
 }
 

@@ -314,7 +314,7 @@ impl Directory {
     }
 
     fn replace(&self, dir: BorrowedFd<'_>, name: &str, content: &impl Serialize) -> Result<()> {
-        let text = serde_json::to_vec(content).map_err(|e| Error::new(Code::System, e.to_string()))?;
+        let text = serde_json::to_vec(content).map_err(Error::system)?;
         file::replace(dir, name, &text, 0o600).context(|| format!("writing {name} of pod {:?}", self.name))
     }
 

@@ -176,7 +176,7 @@ impl State {
     /// # Errors
     /// `ENOSPC`.
     pub fn write(&self, record: &Record) -> Result<()> {
-        let bytes = serde_json::to_vec(record).map_err(|e| Error::new(Code::System, e.to_string()))?;
+        let bytes = serde_json::to_vec(record).map_err(Error::system)?;
         file::replace(self.dir.as_fd(), RECORD, &bytes, 0o600)
             .context(|| format!("writing the record of container {:?}", self.id))
     }

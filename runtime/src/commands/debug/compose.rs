@@ -187,7 +187,7 @@ impl Session<'_> {
         if let (Some(user), None) = (&self.options.user, &self.image) {
             let own = serde_json::from_value(process["user"].clone()).unwrap_or_default();
             let user = serde_json::to_value(parse_user(user, &own)?);
-            process["user"] = user.map_err(|e| Error::new(Code::System, e.to_string()))?;
+            process["user"] = user.map_err(Error::system)?;
         }
         let added = capabilities(&self.options.cap_add).context(|| "--cap-add")?;
         let is_root = process["user"]["uid"] == 0;

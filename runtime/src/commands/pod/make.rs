@@ -41,7 +41,7 @@ pub(super) fn create(global: &Global, options: &Make) -> Result<u8> {
 pub(super) fn plan(global: &Global, options: &Make) -> Result<u8> {
     let wish = plan::Wish { cgroups: global.cgroups, parent: options.parent.as_deref() };
     let plan = plan::plan(&document(options)?, &wish)?;
-    let plan = serde_json::to_value(plan).map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let plan = serde_json::to_value(plan).map_err(Error::system)?;
     super::print(&plan)
 }
 

@@ -149,7 +149,7 @@ impl Connection {
     /// # Errors
     /// `EPIPE` where the peer is gone; `EMSGSIZE` where it has not read for too long.
     pub fn send(&mut self, message: &impl Serialize, fds: Vec<OwnedFd>) -> Result<()> {
-        let mut text = serde_json::to_vec(message).map_err(|e| Error::new(Code::System, e.to_string()))?;
+        let mut text = serde_json::to_vec(message).map_err(Error::system)?;
         text.push(0);
         self.sending.push_back((text, fds));
         if self.sending.iter().map(|(text, _)| text.len()).sum::<usize>() > MOST_KEPT {

@@ -44,7 +44,7 @@ impl Loaded {
     /// `InvalidSpec` where what went into it makes no configuration.
     pub fn composed(bundle: PathBuf, config: &impl Serialize) -> Result<Self> {
         let attempt = || -> Result<(Spec, Vec<u8>)> {
-            let text = serde_json::to_vec(config).map_err(|e| Error::new(Code::System, e.to_string()))?;
+            let text = serde_json::to_vec(config).map_err(Error::system)?;
             Ok((parse(&text)?, text))
         };
         let (spec, text) = attempt().context(|| "composing the configuration")?;
