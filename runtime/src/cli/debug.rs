@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 
 use super::launch::{Pull, cpus, parse_pull};
-use super::words::{parsed, rest, size, text, usage};
+use super::words::{parsed, rest, size, switch, text, usage};
 use crate::error::Result;
 
 /// What `debug` is to do.
@@ -202,15 +202,17 @@ fn option(name: &str, parser: &mut lexopt::Parser, debug: &mut Debug) -> Result<
         "image" => debug.image = Some(text(parser)?),
         "store" => debug.store = Some(parser.value()?.into()),
         "pull" => debug.pull = parse_pull(&text(parser)?)?,
-        "writable" => debug.writable = true,
+        "writable" => debug.writable = switch(parser, name)?,
         // The standard input is always passed on; people type -it.
-        "i" | "interactive" => {}
-        "t" | "tty" => debug.tty = true,
+        "i" => {}
+        "interactive" => drop(switch(parser, name)?),
+        "t" => debug.tty = true,
+        "tty" => debug.tty = switch(parser, name)?,
         "e" | "env" => debug.env.push(text(parser)?),
         "w" | "workdir" | "cwd" => debug.cwd = Some(parser.value()?.into()),
         "u" | "user" => debug.user = Some(text(parser)?),
         "cap-add" => debug.cap_add.extend(text(parser)?.split(',').map(str::to_owned)),
-        "privileged" => debug.privileged = true,
+        "privileged" => debug.privileged = switch(parser, name)?,
         "join" => debug.join = parse_kinds(&text(parser)?)?,
         "cgroup" => debug.cgroup = Some(text(parser)?),
         "memory" => debug.memory = Some(size("memory", &text(parser)?)?),

@@ -60,11 +60,7 @@ fn list(parser: &mut lexopt::Parser) -> Result<Isolators> {
     let mut json = false;
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('f') | Long("format") => match text(parser)?.as_str() {
-                "json" => json = true,
-                "table" => json = false,
-                other => return Err(usage(format!("--format {other:?} is neither table nor json"))),
-            },
+            Short('f') | Long("format") => json = words::is_json(parser)?,
             other => return Err(other.unexpected().into()),
         }
     }

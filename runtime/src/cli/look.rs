@@ -76,7 +76,7 @@ pub(super) fn ps(parser: &mut lexopt::Parser) -> Result<Command> {
     let mut ps = Ps::default();
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('f') | Long("format") => ps.json = is_json(&text(parser)?)?,
+            Short('f') | Long("format") => ps.json = words::is_json(parser)?,
             Value(id) => {
                 ps.id = words::id(id)?;
                 ps.args = rest(parser)?;
@@ -93,7 +93,7 @@ pub(super) fn list(parser: &mut lexopt::Parser) -> Result<Command> {
     let mut list = List::default();
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('f') | Long("format") => list.json = is_json(&text(parser)?)?,
+            Short('f') | Long("format") => list.json = words::is_json(parser)?,
             Short('q') => list.quiet = true,
             Long("quiet") => list.quiet = words::switch(parser, "quiet")?,
             other => return Err(other.unexpected().into()),
@@ -139,14 +139,6 @@ fn interval(text: &str) -> Result<Duration> {
         return Err(usage(format!("--interval {text:?} is not greater than 0")));
     }
     Ok(length)
-}
-
-fn is_json(format: &str) -> Result<bool> {
-    match format {
-        "json" => Ok(true),
-        "table" => Ok(false),
-        other => Err(usage(format!("--format {other:?} is neither table nor json"))),
-    }
 }
 
 #[cfg(test)]

@@ -274,7 +274,8 @@ fn kill(parser: &mut lexopt::Parser) -> Result<Command> {
         match arg {
             Short('a') => kill.all = true,
             Long("all") => kill.all = words::switch(parser, "all")?,
-            Short('r') | Long("regex") => kill.regex = true,
+            Short('r') => kill.regex = true,
+            Long("regex") => kill.regex = words::switch(parser, "regex")?,
             Value(id) if kill.id.is_empty() => kill.id = words::id(id)?,
             Value(signal) if !has_signal => {
                 kill.signal = words::signal(&signal.string()?)?;
@@ -338,7 +339,8 @@ fn delete(parser: &mut lexopt::Parser) -> Result<Command> {
         match arg {
             Short('f') => force = true,
             Long("force") => force = words::switch(parser, "force")?,
-            Short('r') | Long("regex") => regex = true,
+            Short('r') => regex = true,
+            Long("regex") => regex = words::switch(parser, "regex")?,
             Value(value) if id.is_empty() => id = words::id(value)?,
             other => return Err(other.unexpected().into()),
         }
@@ -412,6 +414,32 @@ mod tests {
     fn a_double_dash_before_the_program_is_no_argument() {
         let Ok(Command::Exec(exec)) = command("exec web -- ls --") else { panic!() };
         assert_eq!(exec.args, ["ls", "--"]);
+    }
+
+    #[test]
+    fn every_switch_may_say_true_or_false() {
+        for line in [
+            "kill --all=? --regex=? web",
+            "delete --force=? --regex=? web",
+            "run --detach=? --keep=? web",
+            "exec --tty=? --detach=? web true",
+            "list --quiet=?",
+            "debug --writable=? --tty=? --privileged=? --interactive=? web",
+            "pod run --own-users=? file",
+            "pod rm --force=? web",
+            "pod logs --follow=? --timestamps=? web/one",
+            "pod attach --stdin=? --tail=? web/one",
+            "pod exec --stdin=? --tty=? web/one true",
+            "pod drain --off=?",
+        ] {
+            for value in ["true", "false"] {
+                command(&line.replace('?', value)).unwrap();
+            }
+            let error = command(&line.replace('?', "maybe")).unwrap_err().to_string();
+            assert!(error.contains("\"maybe\" is neither true nor false"), "{line}: {error}");
+        }
+        let Ok(Command::Exec(exec)) = command("exec --tty=false web ls") else { panic!() };
+        assert!(!exec.tty);
     }
 
     #[test]

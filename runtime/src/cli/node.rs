@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 
-use super::words::usage;
+use super::words::{self, usage};
 use crate::error::Result;
 
 /// A verb of `pod node`.
@@ -37,7 +37,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<NodeVerb> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('f') | Long("file") => file = Some(PathBuf::from(parser.value()?)),
-            Long("own-users") => own_users = true,
+            Long("own-users") => own_users = words::switch(parser, "own-users")?,
             Value(value) if name.is_none() => name = Some(value.string()?),
             other => return Err(other.unexpected().into()),
         }

@@ -178,7 +178,7 @@ pub(super) fn drain(parser: &mut lexopt::Parser) -> Result<Command> {
     while let Some(arg) = parser.next()? {
         match arg {
             Long("within") => drain.within = Some(Duration::from_secs(parsed("within", &text(parser)?)?)),
-            Long("off") => drain.off = true,
+            Long("off") => drain.off = words::switch(parser, "off")?,
             other => return Err(other.unexpected().into()),
         }
     }
@@ -271,7 +271,7 @@ fn make(parser: &mut lexopt::Parser) -> Result<Make> {
             Short('f') | Long("file") => make.file = Some(parser.value()?.into()),
             Long("store") => make.store = Some(parser.value()?.into()),
             Long("parent") => make.parent = Some(text(parser)?),
-            Long("own-users") => make.own_users = true,
+            Long("own-users") => make.own_users = words::switch(parser, "own-users")?,
             Long("network") => networks.join(&text(parser)?),
             Short('p') | Long("publish") => networks.publish(&text(parser)?)?,
             Long("dns") => networks.wanted.dns.nameservers.push(text(parser)?),
@@ -317,7 +317,8 @@ fn remove(parser: &mut lexopt::Parser) -> Result<PodVerb> {
     let (mut target, mut force) = (Target::default(), false);
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('f') | Long("force") => force = true,
+            Short('f') => force = true,
+            Long("force") => force = words::switch(parser, "force")?,
             Value(value) if target.pod.is_empty() => take_target(&mut target, &value.string()?)?,
             other => return Err(other.unexpected().into()),
         }
@@ -343,8 +344,9 @@ fn logs(parser: &mut lexopt::Parser) -> Result<Logs> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('c') | Long("container") => logs.target.container = Some(text(parser)?),
-            Short('f') | Long("follow") => logs.follow = true,
-            Long("timestamps") => logs.timestamps = true,
+            Short('f') => logs.follow = true,
+            Long("follow") => logs.follow = words::switch(parser, "follow")?,
+            Long("timestamps") => logs.timestamps = words::switch(parser, "timestamps")?,
             Long("tail") => logs.tail = Some(parsed("tail", &text(parser)?)?),
             Value(value) if logs.target.pod.is_empty() => take_target(&mut logs.target, &value.string()?)?,
             other => return Err(other.unexpected().into()),
@@ -359,8 +361,9 @@ fn attach(parser: &mut lexopt::Parser) -> Result<Attach> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('c') | Long("container") => attach.target.container = Some(text(parser)?),
-            Short('i') | Long("stdin") => attach.stdin = true,
-            Long("tail") => attach.tail = true,
+            Short('i') => attach.stdin = true,
+            Long("stdin") => attach.stdin = words::switch(parser, "stdin")?,
+            Long("tail") => attach.tail = words::switch(parser, "tail")?,
             Value(value) if attach.target.pod.is_empty() => {
                 take_target(&mut attach.target, &value.string()?)?;
             }
@@ -376,8 +379,10 @@ fn exec(parser: &mut lexopt::Parser) -> Result<PodExec> {
     while let Some(arg) = parser.next()? {
         match arg {
             Short('c') | Long("container") => exec.target.container = Some(text(parser)?),
-            Short('i') | Long("stdin") => exec.stdin = true,
-            Short('t') | Long("tty") => exec.tty = true,
+            Short('i') => exec.stdin = true,
+            Long("stdin") => exec.stdin = words::switch(parser, "stdin")?,
+            Short('t') => exec.tty = true,
+            Long("tty") => exec.tty = words::switch(parser, "tty")?,
             Short('e') | Long("env") => exec.env.push(text(parser)?),
             Short('u') | Long("user") => exec.user = Some(text(parser)?),
             Short('w') | Long("workdir") => exec.cwd = Some(text(parser)?),

@@ -54,6 +54,15 @@ pub(super) fn switch(parser: &mut lexopt::Parser, name: &str) -> Result<bool> {
     }
 }
 
+/// Whether the value of `--format` asks for JSON rather than for a table.
+pub(super) fn is_json(parser: &mut lexopt::Parser) -> Result<bool> {
+    match text(parser)?.as_str() {
+        "json" => Ok(true),
+        "table" => Ok(false),
+        other => Err(usage(format!("--format {other:?} is neither table nor json"))),
+    }
+}
+
 /// What follows `-n`, which can only be `-no-subreaper`: containerd writes that with one dash, as Go's flags may be.
 /// There is no subreaper here to go without.
 pub(super) fn no_subreaper(parser: &mut lexopt::Parser) -> Result<()> {
