@@ -39,7 +39,7 @@ use join::{Host, Joined};
 use labels::Labels;
 use root::Root;
 
-pub use mounts::open_source;
+pub use mounts::{mounting, open_source};
 pub use rootfs::clone_root;
 
 /// What the child is born with beside its plan.
@@ -188,15 +188,17 @@ fn build_inside(
 ) -> Result<()> {
     name_host(inside)?;
     set_sysctls(inside)?;
+    rootfs::share_events(inside)?;
+    let sources = mounts::open_sources(inside, birth.sources)?;
     let mut root = Root::new(rootfs::attach(inside, birth.sources.root.as_ref())?);
-    for (index, mount) in inside.mounts.iter().enumerate() {
-        mounts::mount(&mut root, mount, birth, birth.sources.mount(index), word)?;
+    for (mount, source) in inside.mounts.iter().zip(sources) {
+        mounts::mount(&mut root, mount, birth, source, word)?;
     }
     let made =
         devices::Made { nodes: &birth.sources.devices, in_user_namespace: launch.namespaces.in_user() };
     devices::make(root.as_fd(), &inside.devices, &made)?;
     console::open(root.as_fd(), (&launch.process, inside), birth)?;
-    rootfs::run_hooks(root.as_fd(), inside, state, birth.bundle)?;
+    rootfs::run_hooks(inside, state, birth.bundle)?;
     rootfs::make_dir(root.as_fd(), &launch.process.cwd)?;
     rootfs::mask(&root, inside)?;
     rootfs::enter(root.finish()?, inside, birth.options.no_pivot)

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, attr};
-use coracle_sys::{Errno, archive, identity};
+use coracle_sys::{Errno, archive, descriptor, identity};
 
 use super::copy_up::copy_up;
 use super::root::Root;
-use super::{Birth, cgroups};
+use super::{Birth, Sources, cgroups};
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::Building;
+use crate::stages::plan::launch::Inside;
 use crate::stages::plan::mounts::{Link, MountPlan, Source};
 
 /// Opens what `plan` mounts, detached: a tree of the host, or a new file system without anything of what it will cover.
@@ -32,19 +33,37 @@ pub fn open_source(plan: &MountPlan) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Makes one mount; of `opened` where the runtime opened its source.
+/// What is being done while the mount `plan` is made.
+pub fn mounting(plan: &MountPlan) -> String {
+    format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target))
+}
+
+/// Opens what the mounts show of the host, in their order, but for what the runtime opened: before the container's root
+/// is mounted, which is no part of a tree that holds its directory.
+pub(super) fn open_sources(inside: &Inside, ready: &Sources) -> Result<Vec<Option<OwnedFd>>> {
+    let open = |(index, plan): (usize, &MountPlan)| match (ready.mount(index), &plan.source) {
+        (Some(ready), _) => Ok(Some(descriptor::duplicate(ready.as_fd())?)),
+        (None, Source::Bind { .. }) => open_source(plan).context(|| mounting(plan)),
+        _ => Ok(None),
+    };
+    inside.mounts.iter().enumerate().map(open).collect()
+}
+
+/// Makes one mount; of `opened` where its source is ready.
 pub(super) fn mount(
     root: &mut Root,
     plan: &MountPlan,
     birth: &Birth<'_>,
-    opened: Option<&OwnedFd>,
+    opened: Option<OwnedFd>,
     word: &Building,
 ) -> Result<()> {
-    let opened = opened.map(OwnedFd::try_clone).transpose();
-    let opened = opened.map_err(Error::system)?;
     let made = match (&plan.source, opened) {
         (Source::Bind { .. } | Source::New { .. }, Some(opened)) => put(root, plan, opened).map(Some),
-        (Source::Bind { path, .. }, None) => bind(root, plan, path),
+        // A link, which is made again.
+        (Source::Bind { path, .. }, None) => {
+            let content = file::read_link(file::CWD, path).map_err(Error::from);
+            content.and_then(|content| copy_link(root, &plan.target, &content)).map(|()| None)
+        }
         (Source::Inside { path, recursive }, _) => inside(root, path, *recursive)
             .context(|| format!("{}/source", plan.field))
             .and_then(
@@ -59,18 +78,10 @@ pub(super) fn mount(
         },
         (Source::Present, _) => change(root, plan).map(|()| None),
     };
-    let mounting = || format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target));
-    if let Some(made) = made.context(mounting)? {
+    if let Some(made) = made.context(|| mounting(plan))? {
         root.mounted(plan, made);
     }
     Ok(())
-}
-
-fn bind(root: &Root, plan: &MountPlan, path: &Path) -> Result<Option<OwnedFd>> {
-    match open_source(plan)? {
-        Some(tree) => put(root, plan, tree).map(Some),
-        None => copy_link(root, &plan.target, &file::read_link(file::CWD, path)?).map(|()| None),
-    }
 }
 
 /// A tree of the container itself, as far as it is built.

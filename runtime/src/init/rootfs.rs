@@ -15,65 +15,72 @@ use crate::stages::plan::launch::Inside;
 
 const READ_ONLY: Attributes = Attributes { set: attr::RDONLY, clear: 0, propagation: None };
 
-/// Mounts the root file system over the host's root, in the child's own mount namespace, and returns it. From
-/// here on everything of the container is reached through this descriptor; paths of the host still resolve
-/// from the host's root, which is only covered.
-///
-/// Covering the root, rather than mounting the root file system on its own directory, needs nothing from the
-/// mount that holds that directory: it may be shared, or the root itself.
-pub(super) fn attach(inside: &Inside, opened: Option<&OwnedFd>) -> Result<OwnedFd> {
+/// Lets mount events travel between the host and the trees of its that are cloned from now on, as the configuration says.
+pub(super) fn share_events(inside: &Inside) -> Result<()> {
     if !inside.own_mounts {
-        return attach_on_itself(&inside.rootfs);
+        return Ok(());
     }
-    let host = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
     // What can't be bound could not be cloned: that waits for the end.
     let propagation = match inside.propagation {
         None => Propagation::Slave,
         Some((Propagation::Unbindable, _)) => Propagation::Private,
         Some((propagation, _)) => propagation,
     };
-    mount::set_attributes(host.as_fd(), only(propagation), true)?;
+    Ok(mount::set_attributes(host_root()?.as_fd(), only(propagation), true)?)
+}
+
+fn host_root() -> coracle_sys::Result<OwnedFd> {
+    file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)
+}
+
+/// Mounts the root file system on its own directory, in the child's own mount namespace, and returns it. From here on
+/// everything of the container is reached through this descriptor. Hooks complete the container by what they mount or link
+/// at that path.
+///
+/// Never over the host's root: each `..` on a path of the host that arrives there, as in a link like `../usr/lib/os-release`,
+/// would go on in the container's root file system, and be led by the image.
+pub(super) fn attach(inside: &Inside, opened: Option<&OwnedFd>) -> Result<OwnedFd> {
+    if !inside.own_mounts {
+        return attach_on_itself(&inside.rootfs);
+    }
     let rootfs = &inside.rootfs;
     let root = match opened {
         Some(opened) => descriptor::duplicate(opened.as_fd())?,
         None => clone_root(rootfs)?,
     };
-    if propagation == Propagation::Shared {
-        // Else what is mounted in the container would appear in its root file system on the host, too.
-        mount::set_attributes(host.as_fd(), only(Propagation::Private), false)?;
+    if matches!(inside.propagation, Some((Propagation::Shared, _))) {
+        // Else what is mounted in the container would appear in its root file system on the host, and so would its root.
         mount::set_attributes(root.as_fd(), only(Propagation::Private), false)?;
+        mount::set_attributes(host_root()?.as_fd(), only(Propagation::Slave), true)?;
     }
-    mount::move_over_root(root.as_fd())
+    home(rootfs)
+        .and_then(|home| mount::attach(root.as_fd(), home.as_fd()))
         .map_err(Error::from)
         .map_err(|e| if e.errno() == Some(Errno::ENOTDIR) { e.code_is(Code::InvalidSpec) } else { e })
         .context(|| format!("mounting the root file system {rootfs:?}"))?;
     Ok(root)
 }
 
+/// The directory of the root file system; or, for a child that may not go there, the first on the way that it may not look
+/// into: what that covers neither it nor its hooks could have reached.
+fn home(rootfs: &Path) -> coracle_sys::Result<OwnedFd> {
+    let mut place = rootfs;
+    loop {
+        let opened = file::open(file::CWD, place, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host);
+        match (&opened, place.parent()) {
+            (Err(e), Some(parent)) if e.errno() == Errno::EACCES => place = parent,
+            _ => return opened,
+        }
+    }
+}
+
 /// Runs the createContainer hooks, with the bundle `bundle` as their working directory: in the root they could be made to
-/// load what the image brings (CVE-2025-23266). By what they mount or link at the host's path of the root file system
-/// the container is completed, so for as long as they run its root stands there; but not where the host would see that,
-/// too, or where it is not allowed.
-pub(super) fn run_hooks(
-    root: BorrowedFd<'_>,
-    inside: &Inside,
-    state: &serde_json::Value,
-    bundle: &Path,
-) -> Result<()> {
+/// load what the image brings (CVE-2025-23266).
+pub(super) fn run_hooks(inside: &Inside, state: &serde_json::Value, bundle: &Path) -> Result<()> {
     if inside.create_hooks.is_empty() {
         return Ok(());
     }
-    let is_seen = matches!(inside.propagation, Some((Propagation::Shared, _)));
-    let go_home = || -> coracle_sys::Result<()> {
-        let home = file::open(file::CWD, &inside.rootfs, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
-        mount::attach(root, home.as_fd())
-    };
-    let is_home = inside.own_mounts && !is_seen && go_home().is_ok();
-    hooks::run("createContainer", &inside.create_hooks, state, bundle)?;
-    if is_home {
-        mount::move_over_root(root).context(|| "moving the root file system back")?;
-    }
-    Ok(())
+    hooks::run("createContainer", &inside.create_hooks, state, bundle)
 }
 
 /// Clones the root file system as a detached tree.
@@ -191,18 +198,15 @@ pub(super) fn enter(root: OwnedFd, inside: &Inside, no_pivot: bool) -> Result<()
         return Ok(namespace::change_dir(Path::new("/"))?);
     }
     if no_pivot {
+        mount::move_over_root(root.as_fd())
+            .context(|| "moving the root file system over the host's (--no-pivot)")?;
         bare::hide(root.as_fd()).context(|| "hiding the host's procfs and sysfs")?;
         namespace::chroot_here()?;
     } else {
-        let host = file::open(file::CWD, "/", libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host)?;
         mount::pivot_root_here()
             .map_err(Error::from)
             .map_err(|e| e.hint("on an initial ramfs, use --no-pivot"))
             .context(|| "entering the root file system")?;
-        if inside.propagation.is_some_and(|(p, _)| p == Propagation::Shared) {
-            // The host must not see its own mounts go.
-            mount::set_attributes(host.as_fd(), only(Propagation::Slave), true)?;
-        }
         mount::detach(Path::new("."))?;
     }
     namespace::change_dir(Path::new("/"))?;

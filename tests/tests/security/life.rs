@@ -54,13 +54,16 @@ fn fault(call: &Call<'_>, process: &Process, rootfs: &str) -> Option<&'static st
         let leaves = ["pivot_root", "umount2"].contains(&call.name) && quoted.iter().all(|path| *path == ".");
         return (!is_own && !by_descriptor && !leaves).then_some("takes a path inside");
     }
-    if !call.rest.contains(&format!("<{below}")) && !call.rest.contains(&format!("<{rootfs}>")) {
+    let arguments = call.rest.rsplit_once(") = ").map_or(call.rest, |(arguments, _)| arguments);
+    if !arguments.contains(&format!("<{below}")) && !arguments.contains(&format!("<{rootfs}>")) {
         return None;
     }
     let is_safe = match call.name {
         "openat2" => ["RESOLVE_IN_ROOT", "RESOLVE_BENEATH"].iter().any(|flag| call.rest.contains(flag)),
         name if MAKE_OR_LOOK.contains(&name) => {
-            quoted.iter().all(|path| !path.contains('/') && !["..", "."].contains(path))
+            // What a link leads to is no path that is taken.
+            let content = usize::from(name == "symlinkat");
+            quoted.iter().skip(content).all(|path| !path.contains('/') && !["..", "."].contains(path))
         }
         _ => quoted.iter().all(|path| path.is_empty()),
     };

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 mod bites;
+mod host_paths;
 mod life;
 mod names;
 mod paths;

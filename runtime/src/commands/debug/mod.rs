@@ -8,7 +8,7 @@ mod foreign;
 mod target;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_image::bundle;
 use coracle_isolator::Kind;
@@ -155,7 +155,7 @@ fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
         prepare::prepare(prepare::claim(plan, state, isolators, store.as_deref())?, isolators)?;
     global.warn(prepared.warnings.drain(..));
     super::debug_filter(global, &prepared.launch);
-    let opened = open(&mut prepared, target, options)?;
+    let opened = open(&mut prepared, target, options, known.by)?;
     let waiting = spawn::spawn_with(prepared, opened, &Launch::default(), false)?;
     let isolated = isolate::isolate(waiting, isolators)?;
     release::release(isolated)
@@ -190,8 +190,14 @@ fn image_run(target: &Target, options: &cli::Debug) -> ImageRun {
     }
 }
 
-/// Opens what the session joins and is shown: of a target that runs its namespaces, by its pidfd, and its files.
-fn open(prepared: &mut prepare::Prepared, target: &Target, options: &cli::Debug) -> Result<Opened> {
+/// Opens what the session joins and is shown: of a target that runs its namespaces, by its pidfd, and its files. `own` is the
+/// session's directory.
+fn open(
+    prepared: &mut prepare::Prepared,
+    target: &Target,
+    options: &cli::Debug,
+    own: &Path,
+) -> Result<Opened> {
     let launch = &mut prepared.launch;
     let Some(first) = &target.first else { return Opened::by_plan(launch) };
     let joined = first.kinds & options.join;
@@ -201,6 +207,8 @@ fn open(prepared: &mut prepare::Prepared, target: &Target, options: &cli::Debug)
             // Nothing is made in files that are the target's.
             inside.devices.clear();
             inside.console = false;
+            // Where they are mounted: their own directory may be in the target's mount namespace only.
+            own.clone_into(&mut inside.rootfs);
         }
         return Opened::in_root(root, first.pidfd(), joined);
     }

@@ -1,7 +1,6 @@
 //! Making ready, for the child, what only the runtime has the right to change.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use coracle_sys::mount::{self, Attributes, Propagation};
 use coracle_sys::{descriptor, identity};
@@ -9,7 +8,7 @@ use coracle_sys::{descriptor, identity};
 use super::devices;
 use super::owners::{self, Owners};
 use crate::error::{Context, Result};
-use crate::init::{Sources, clone_root, open_source};
+use crate::init::{Sources, clone_root, mounting, open_source};
 use crate::stages::plan::Launch;
 use crate::stages::plan::mounts::{MountPlan, Source};
 use crate::stages::plan::namespaces::Namespaces;
@@ -61,10 +60,6 @@ fn source(plan: &MountPlan, launch: &Launch, joined: Option<BorrowedFd<'_>>) -> 
         owners.map(tree.as_fd())?;
     }
     follow_host(tree).map(Some).context(|| mounting(plan))
-}
-
-fn mounting(plan: &MountPlan) -> String {
-    format!("mounting {} at {:?}", plan.field, Path::new("/").join(&plan.target))
 }
 
 /// How the owners in `plan` are mapped; `None` where they are not.
