@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use coracle_fixtures::hostile::CANARY;
 use coracle_fixtures::spec::Spec;
@@ -311,6 +312,11 @@ impl Host {
     /// What differs from an earlier moment and does not go away.
     pub fn difference(&self, before: &Snapshot) -> Option<String> {
         before.difference_to(|| self.snapshot())
+    }
+
+    /// The same where something is expected to differ, which is not waited for as long.
+    pub fn difference_soon(&self, before: &Snapshot) -> Option<String> {
+        before.difference_within(Duration::from_secs(2), || self.snapshot())
     }
 
     /// Records that this test could not run, and why; the test then returns. `make test` counts these.

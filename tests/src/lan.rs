@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::command::tool;
+use crate::command::{patience, tool};
 use crate::host::Host;
 
 /// Where Debian's containernetworking-plugins are.
@@ -131,7 +131,7 @@ impl Lan {
     /// # Panics
     /// When something is left.
     pub fn ends_as(&self, before: &BTreeSet<String>) {
-        let end = Instant::now() + Duration::from_secs(3);
+        let end = Instant::now() + Duration::from_secs(10) * patience();
         let mut left: Vec<String>;
         loop {
             let now = self.stock();

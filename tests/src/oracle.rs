@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::is_made_by_systemd;
+use crate::command::patience;
 
-/// What the kernel tears down after the last user has gone may take this long.
-const SETTLING: Duration = Duration::from_secs(2);
+/// What the kernel tears down after the last user has gone may take this long, beside others who do the same.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// Directories whose whole content is compared, bytes included: runtime state, image stores, the canary.
 const PRIVATE: [&str; 2] = ["/run", "/var/lib"];
@@ -64,9 +65,14 @@ impl Snapshot {
         Self { lines }
     }
 
-    /// Waits until the host is again what it was by a new look at it, and says what still differs after two seconds.
+    /// Waits until the host is again what it was by a new look at it, and says what still differs after ten seconds.
     pub fn difference_to(&self, take: impl Fn() -> Self) -> Option<String> {
-        let end = Instant::now() + SETTLING;
+        self.difference_within(SETTLING * patience(), take)
+    }
+
+    /// The same after `limit`, for who expects that something differs.
+    pub fn difference_within(&self, limit: Duration, take: impl Fn() -> Self) -> Option<String> {
+        let end = Instant::now() + limit;
         loop {
             let now = take();
             if now == *self {

@@ -69,7 +69,7 @@ fn who_holds_a_file_keeps_nobody_from_counting_it() {
         let mut holder = holder.spawn().unwrap();
         std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
         let data = file.parent().unwrap().to_str().unwrap();
-        let spec = limited(r#"{"/data": "1m"}"#).bind(data, "/data", &["rbind"]).script("sleep 3; exit 3");
+        let spec = limited(r#"{"/data": "1m"}"#).bind(data, "/data", &["rbind"]).args(["sleep", "1000"]);
         host.bundle(spec).run().exits(137).fails_with(&["its files in /data take"]);
         holder.kill().unwrap();
         holder.wait().unwrap();
@@ -88,7 +88,7 @@ fn who_has_too_many_files_to_be_counted_in_time_is_ended() {
         let data = host.directory();
         (0..20_000).for_each(|n| fs::write(data.join(n.to_string()), "").unwrap());
         let data = data.to_str().unwrap();
-        let spec = limited(r#"{"/data": "1m"}"#).bind(data, "/data", &["rbind"]).script("sleep 3; exit 3");
+        let spec = limited(r#"{"/data": "1m"}"#).bind(data, "/data", &["rbind"]).args(["sleep", "1000"]);
         host.bundle(spec).run().exits(137).fails_with(&["could not be counted in 0.01 seconds, 4 times"]);
     });
 }
@@ -108,10 +108,11 @@ fn events_tell_of_it_and_stats_how_much_it_is() {
         assert!((50_000.0..60_000.0).contains(&grown), "{grown}");
         let events = host.directory().join("events");
         let mut follower = Command::new(host.runtime())
-            .args(["events", container.id()])
+            .args(["events", "--interval", "20ms", container.id()])
             .stdout(fs::File::create(&events).unwrap())
             .spawn()
             .unwrap();
+        eventually("it is followed", || fs::read_to_string(&events).unwrap().contains("\"stats\""));
         // It may be ended with the container.
         container.exec(&["sh", "-c", "head -c 100000 /dev/zero >/data/more; sync"]);
         eventually("it is told", || fs::read_to_string(&events).unwrap().contains("\"type\":\"disk\""));

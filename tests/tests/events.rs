@@ -33,6 +33,15 @@ impl Follower {
         whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Waits until it has opened a file of one of these kinds.
+    fn has_open(&self, kinds: &[&str]) {
+        command::eventually("it follows the container", || {
+            let fds = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+            let mut files = fds.into_iter().flatten().flatten().flat_map(|fd| std::fs::read_link(fd.path()));
+            files.any(|file| kinds.iter().any(|kind| file.to_string_lossy().contains(kind)))
+        });
+    }
+
     fn count(&self, kind: &str) -> usize {
         self.events().iter().filter(|event| event["type"] == kind).count()
     }
@@ -46,14 +55,7 @@ fn an_interval_that_no_clock_can_tell_does_not_end() {
         }
         let container = host.sleeper();
         let mut follower = Follower::new(host, &container, "5000000000000000h");
-        command::eventually("it follows the container", || {
-            let fds = std::fs::read_dir(format!("/proc/{}/fd", follower.child.id()))
-                .into_iter()
-                .flatten()
-                .flatten();
-            let mut files = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
-            files.any(|file| file.to_string_lossy().contains("pidfd"))
-        });
+        follower.has_open(&["pidfd"]);
         container.call_with("kill", &["KILL"]).succeeds();
         assert_eq!(command::code(command::wait(&mut follower.child, "events")), 0);
         container.call("delete").succeeds();
@@ -118,7 +120,8 @@ fn a_container_that_is_out_of_memory_is_told_of() {
         let spec = Spec::new().set("/linux/resources/memory", memory).script(script);
         let container = host.bundle(spec).start();
         let mut follower = Follower::new(host, &container, "10s");
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        // How it hears of it: on version 1, and on version 2.
+        follower.has_open(&["eventfd", "inotify"]);
         assert_eq!(follower.count("oom"), 0);
         container.exec(&["touch", "/tmp/go"]).succeeds();
         command::eventually("an oom event", || follower.count("oom") >= 1);

@@ -32,7 +32,7 @@ fn warmed(lan: &Lan, networks: &str) -> std::collections::BTreeSet<String> {
 
 /// Runs `script` in a container on the bridge, again until it succeeds, and returns what it said.
 fn asks(lan: &Lan, script: &str) -> String {
-    let again = format!("for i in 1 2 3 4 5 6 7 8 9 10; do {script} && exit 0; sleep 0.2; done; exit 1");
+    let again = format!("for i in $(seq 60); do {script} && exit 0; sleep 0.2; done; exit 1");
     bundle(lan, "client", "bridge", &again).run().succeeds().text()
 }
 
@@ -160,8 +160,8 @@ fn bandwidth_is_limited_as_asked() {
         let begun = Instant::now();
         assert_eq!(tool("curl", &["-s", "-o", "/dev/null", "-w", "%{size_download}", &url]), "4000000");
         let rate = 4e6 * 8.0 / begun.elapsed().as_secs_f64();
-        // A slow machine may not come near it.
-        let least = 0.8 * RATE / f64::from(patience());
+        // What proves the limit is that it is not faster: a slow machine may not come near it.
+        let least = 0.3 * RATE / f64::from(patience());
         assert!((least..1.2 * RATE).contains(&rate), "{rate} bits a second");
         server.remove();
         lan.ends_as(&before);
@@ -213,7 +213,7 @@ fn what_is_not_configured_is_refused_before_anything_is_made() {
 #[test]
 fn plugins_that_fail_hang_answer_rubbish_or_vanish_are_named_and_leave_nothing() {
     privileged(|host| {
-        let deadline = patience();
+        let deadline = 5 * patience();
         let Some(lan) = Lan::new(host, deadline.into()) else { return };
         let too_long = format!("did not answer ADD within {deadline} s, and was killed");
         lan.network(&lan_with("front", 1, &[]));

@@ -11,7 +11,7 @@ use coracle_tests::{Host, privileged};
 fn tells(host: &Host, words: &[&str], leave: &str, clear: &str) {
     let before = host.snapshot();
     host.shell(leave).succeeds();
-    let told = host.difference(&before).unwrap_or_default();
+    let told = host.difference_soon(&before).unwrap_or_default();
     host.shell(clear).succeeds();
     let silent: Vec<_> = words.iter().filter(|words| !told.contains(**words)).collect();
     assert!(silent.is_empty(), "{silent:?} is not in {told:?}");
@@ -68,7 +68,7 @@ fn processes_and_their_namespaces() {
         coracle_tests::command::eventually("it sleeps", || {
             fs::read_to_string(format!("/proc/{}/comm", child.id())).is_ok_and(|name| name == "sleep\n")
         });
-        let told = host.difference(&before).unwrap();
+        let told = host.difference_soon(&before).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(told.contains("left: process") && told.contains("left: namespace uts:"), "{told}");

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use coracle_tests::command::{eventually, patience, tool, wait};
+use coracle_tests::command::{eventually, tool, wait};
 use coracle_tests::pod::Pods;
 use coracle_tests::{Host, Spec, privileged};
 use serde_json::json;
@@ -200,13 +200,15 @@ fn a_runtime_that_comes_later_finds_a_listener_too() {
     privileged(|host| {
         let Some(host) = looking(host) else { return };
         // By a child of the first process: what counts is the container, not who began it.
-        let listens = format!("{{ sleep {}; nc -l -p 9000; }} & wait", patience());
-        let container = host.bundle(allotted("80").script(&listens)).start();
+        let listens = "{ until [ -e /tmp/go ]; do sleep 0.01; done; nc -l -p 9000; } & wait";
+        let container = host.bundle(allotted("80").script(listens)).start();
         let mut events = Command::new(host.runtime());
-        events.args(["events", container.id()]).stdout(Stdio::piped());
+        events.args(["events", "--interval", "50ms", container.id()]).stdout(Stdio::piped());
         let mut events = events.spawn().unwrap();
         let mut line = String::new();
         let mut told = BufReader::new(events.stdout.take().unwrap());
+        told.read_line(&mut line).unwrap();
+        container.exec(&["touch", "/tmp/go"]).succeeds();
         while !line.contains("\"ports\"") {
             line.clear();
             assert_ne!(told.read_line(&mut line).unwrap(), 0, "nothing was told");

@@ -55,6 +55,14 @@ impl<'h> Podman<'h> {
 
     /// Removes what podman itself keeps in /run and /var/lib, and conmon's cgroup, which is none of the runtime's.
     fn clean(&self) {
+        // With the cleanup that conmon begins when a container has ended, which mounts and makes files, too.
+        command::eventually("conmon leaves its cgroup", || {
+            for directory in hierarchies_of("/libpod_parent") {
+                let _ = fs::remove_dir(directory.join("conmon"));
+                let _ = fs::remove_dir(directory);
+            }
+            hierarchies_of("/libpod_parent").is_empty()
+        });
         let root = self.path("root");
         let mounted =
             || fs::read_to_string("/proc/self/mounts").unwrap().lines().any(|line| line.contains(&root));
@@ -72,13 +80,6 @@ impl<'h> Podman<'h> {
             "/run/netns",
         ];
         remove(&kept, &[]);
-        command::eventually("conmon leaves its cgroup", || {
-            for directory in hierarchies_of("/libpod_parent") {
-                let _ = fs::remove_dir(directory.join("conmon"));
-                let _ = fs::remove_dir(directory);
-            }
-            hierarchies_of("/libpod_parent").is_empty()
-        });
     }
 }
 

@@ -32,7 +32,7 @@ impl Turns<'_> {
         host.call(&["delete", "--force", bundle.id()]).succeeds();
         assert_eq!((self.left)(), None);
         // A process may still be about to go: it would be missed later. Files of networks differ, rightly.
-        let _ = host.difference(&clean);
+        let _ = host.difference_soon(&clean);
         let steps = fault.steps(&trace);
         let (mut faults, mut turns, mut failed) = (Vec::new(), 0, 0);
         for step in taken(&steps, self.every) {
@@ -155,7 +155,7 @@ fn a_session_killed_at_any_step_of_its_client_leaves_nothing() {
         let clean = host.snapshot();
         traced(host, target.bundle(), &format!("-o {}", trace.display()), "debug");
         // The first session leaves a word with the target's record; its keeper may still be about to go.
-        let _ = host.difference(&clean);
+        let _ = host.difference_soon(&clean);
         let before = host.snapshot();
         let steps = Fault::Killed.steps(&trace);
         let (mut leaks, mut turns) = (String::new(), 0);

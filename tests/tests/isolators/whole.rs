@@ -268,7 +268,7 @@ fn a_limitation_at_once_ends_the_container_or_is_told_only() {
         let words = "isolator test/hostile: too much of everything; the container is killed";
         assert!(outcome.stderr.contains(words), "{}", outcome.stderr);
         let told = super::spoiled(host, &["-DLIMITED"], "tell_only = true");
-        let outcome = told.bundle(Spec::new().script("sleep 0.3; echo ran")).run().succeeds();
+        let outcome = told.bundle(Spec::new().script("sleep 2; echo ran")).run().succeeds();
         assert_eq!(outcome.text(), "ran");
         assert_eq!(outcome.stderr.matches("too much of everything; the container goes on").count(), 1);
     });
@@ -305,8 +305,6 @@ fn a_launch_with_a_plugin_takes_little_longer() {
             .collect();
         differences.sort_unstable();
         // The bar is 3 ms on a quiet machine; `make bench` measures it. A busy one must not fail the tests.
-        let median = differences[differences.len() / 2];
-        println!("a plugin adds {median:?} to a launch");
-        assert!(median < Duration::from_millis(30) * command::patience(), "{median:?}");
+        assert!(differences[2] < Duration::from_millis(30) * command::patience(), "{differences:?}");
     });
 }
