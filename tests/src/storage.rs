@@ -40,7 +40,7 @@ impl Storage {
         let socket = host.directory().join("csi.sock");
         fs::create_dir(secrets.join("key")).expect("make a directory");
         fs::write(secrets.join("key/word"), WORD).expect("write a secret");
-        let deadline = f64::from(patience());
+        let deadline = 3.0 * f64::from(patience());
         let options = format!(
             "options = {{ drivers = {{ test = {socket:?} }}, definitions = {definitions:?}, secrets = {secrets:?}, \
             state = {state:?}, deadline = {deadline:?} }}\nsockets = true\nwritable = [{state:?}]\ndeadline = {:?}",
@@ -122,6 +122,14 @@ impl Storage {
         if driver.try_wait().expect("ask for the driver").is_some() {
             *driver = started(&self.socket, &self.directory);
         }
+    }
+
+    /// Whether the driver has ended.
+    ///
+    /// # Panics
+    /// When it can't be told.
+    pub fn is_dead(&self) -> bool {
+        self.driver.borrow_mut().try_wait().expect("ask for the driver").is_some()
     }
 
     /// Nothing is mounted, nothing on record.

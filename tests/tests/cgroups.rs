@@ -122,7 +122,7 @@ fn cpu_time_is_throttled() {
 fn a_lock_that_any_user_can_take_keeps_no_container_from_starting() {
     privileged(|host| {
         let lock = format!(
-            "{} flock --no-fork /sys/fs/cgroup sleep 30 >/dev/null 2>&1 & echo $!; sleep 0.3",
+            "{} flock --no-fork /sys/fs/cgroup sleep 1000 >/dev/null 2>&1 & echo $!; sleep 0.3",
             as_user(4343)
         );
         let holder = host.shell(&lock).succeeds().text();
@@ -250,7 +250,7 @@ fn a_lock_on_a_cgroup_that_was_made_for_it_keeps_no_container_from_starting() {
         }
         let made = hierarchies_of("/ready");
         let lock = format!(
-            "{} flock --no-fork {} sleep 30 >/dev/null 2>&1 & echo $!; sleep 0.3",
+            "{} flock --no-fork {} sleep 1000 >/dev/null 2>&1 & echo $!; sleep 0.3",
             as_user(4343),
             made[0].display()
         );

@@ -134,6 +134,9 @@ fn goes_wrong(storage: &Storage, fault: &str) -> Outcome {
     storage.fault(fault);
     let bundle = storage.bundle("echo again >>/data/log", &[]).named("unlucky");
     let run = bundle.run();
+    if fault.ends_with("dies") {
+        eventually("the driver is dead", || storage.is_dead());
+    }
     storage.revive();
     storage.host().call(&["recover"]).succeeds();
     // A runtime that was killed in its removal has left the container on record.

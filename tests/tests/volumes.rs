@@ -277,7 +277,7 @@ fn a_source_whose_server_hangs_is_given_up_and_named() {
         let begun = Instant::now();
         let run = host.bundle(Spec::new().bind(source.to_str().unwrap(), "/data", &["rbind"])).run();
         run.fails_with(&["/source: ", "did not answer within 0.3 s; does its server hang?"]);
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(30));
         server.kill().unwrap();
         server.wait().unwrap();
         tool("umount", &[Path::new("-l"), &at]);

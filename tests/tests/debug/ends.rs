@@ -81,8 +81,9 @@ fn a_signal_for_the_client_is_the_programs() {
             return;
         }
         let target = host.sleeper();
-        let script = "trap 'echo caught; exit 9' TERM; while :; do sleep 0.01; done";
+        let script = "trap 'echo caught; exit 9' TERM; echo set; while :; do sleep 0.01; done";
         let mut session = Session::start(host, &[], target.id(), script);
+        command::eventually("the trap is set", || session.text().contains("set"));
         command::tool("kill", &["-TERM", &session.client.id().to_string()]);
         assert_eq!(session.code(), 9);
         assert!(session.text().contains("caught"));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use coracle_tests::{Spec, plugin, privileged};
+use coracle_tests::{Spec, command, plugin, privileged};
 
 use crate::{can_debug, debug};
 
@@ -60,8 +60,9 @@ fn c15_links_in_the_targets_files_lead_nowhere_but_there() {
             Spec::new()
                 .script("rm -rf /etc; ln -s /host-canary /etc; ln -s /host-canary /home/x; sleep 1000"),
         );
+        let planted = bundle.rootfs().join("home/x");
         let target = bundle.start();
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        command::eventually("it has planted them", || fs::symlink_metadata(&planted).is_ok());
         debug(host, &["-w", "/home/x"], target.id(), &["true"])
             .fails_with(&["is no directory of the target"]);
         debug(host, &[], target.id(), &["ls", "/etc/"]).exits(1);

@@ -15,6 +15,7 @@ fn it_sees_the_targets_processes_files_and_names() {
         let bundle =
             host.bundle(Spec::new().set("/hostname", "target").script("echo one > /tmp/file; sleep 1000"));
         let target = bundle.start();
+        command::eventually("it has written", || target.exec(&["test", "-s", "/tmp/file"]).code == 0);
         let run =
             debug(host, &[], target.id(), &["sh", "-c", "hostname; cat /tmp/file; ps -o args"]).succeeds();
         assert!(run.text().starts_with("target\none\n") && run.text().contains("sleep 1000"), "{run:?}");

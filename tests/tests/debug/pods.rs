@@ -19,6 +19,9 @@ fn a_member_is_looked_into_by_its_path() {
         let Some(pods) = Pods::new(host) else { return };
         pods.run("web", ONE);
         pods.becomes("web", "one", "ready", true);
+        command::eventually("it sleeps", || {
+            pods.exec("web/one", &["ps", "-o", "args"]).text().lines().any(|line| line == "sleep 1000")
+        });
         let script = "hostname; cat /tmp/file; readlink /proc/self/ns/net; ps -o args | grep 'sleep 100[0]'";
         let run = debug(host, &[], "web/one", &["sh", "-c", script]).succeeds();
         let net = pods.exec("web/one", &["readlink", "/proc/self/ns/net"]).succeeds().text();

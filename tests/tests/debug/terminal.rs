@@ -62,10 +62,10 @@ fn its_terminal_has_the_callers_size_and_follows_it() {
         let target = host.sleeper();
         let inside = "stty size; while [ \"$(stty size)\" = \"33 77\" ]; do sleep 0.05; done; stty size";
         let line = format!(
-            "stty rows 33 cols 77; (sleep 1; stty -F /dev/tty rows 20 cols 40) & $RUNTIME debug -it {} -- sh -c '{inside}'",
+            "stty rows 33 cols 77; (sleep 3; stty -F /dev/tty rows 20 cols 40) & $RUNTIME debug -it {} -- sh -c '{inside}'",
             target.id()
         );
-        let run = on_terminal(host, &line, "sleep 3").succeeds();
+        let run = on_terminal(host, &line, "sleep 5").succeeds();
         assert!(run.text().contains("33 77\r\n20 40"), "{run:?}");
         target.remove();
     });

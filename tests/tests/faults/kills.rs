@@ -134,8 +134,12 @@ fn start_killed_at_any_step_can_be_repeated() {
             traced(host, container.bundle(), &Fault::Killed.at(step, turns), "start");
             turns += 1;
             container.call("start");
-            let command = fs::read(format!("/proc/{}/cmdline", container.pid())).unwrap();
-            if !command.starts_with(b"sleep") {
+            // Whom the killed one has told to go on is still on its way.
+            let is_there = (0..500).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                fs::read(format!("/proc/{}/cmdline", container.pid())).unwrap().starts_with(b"sleep")
+            });
+            if !is_there {
                 stuck += &format!("{}: it is {}\n", Fault::Killed.told(step, turns), container.status());
             }
             container.remove();

@@ -110,7 +110,11 @@ fn an_exec_whose_process_stands_still_ends_when_it_is_asked_to() {
         container.call("pause").succeeds();
         let arguments = ["exec", "--ignore-paused", container.id(), "sleep", "1014"];
         let mut exec = Command::new(host.runtime()).args(arguments).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(500));
+        command::eventually("it looks after signals itself", || {
+            let status = fs::read_to_string(format!("/proc/{}/status", exec.id())).unwrap();
+            let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+            u64::from_str_radix(blocked, 16).unwrap() & (1 << (15 - 1)) != 0
+        });
         host.shell(&format!("kill {}", exec.id())).succeeds();
         let ends = (0..1000).any(|_| {
             std::thread::sleep(Duration::from_millis(10));

@@ -90,9 +90,10 @@ fn inline_plugins_share_one_process() {
         let host = host.configured(&config);
         let bundle = host.bundle(echo());
         let mut running = bundle.command("run").spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(700));
-        let processes = host.shell("pgrep -c -f '[-]-unconfined'").text();
-        assert_eq!(processes, "1");
+        let count = || host.shell("pgrep -c -f '[-]-unconfined'").text();
+        coracle_tests::command::eventually("it is there", || count() != "0");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!(count(), "1");
         assert!(coracle_tests::command::wait(&mut running, "run").success());
     });
 }

@@ -123,8 +123,8 @@ fn a_call_that_never_returns_is_ended_at_its_deadline() {
             {
                 let host = hostile(host, call, what);
                 let begun = Instant::now();
-                fails_in(run(&host), call, &["no answer within 0.5 s; its process was killed"]);
-                assert!(begun.elapsed().as_secs_f64() < 5.0, "{what}: {:?}", begun.elapsed());
+                fails_in(run(&host), call, &["no answer within 1 s; its process was killed"]);
+                assert!(begun.elapsed().as_secs_f64() < 20.0, "{what}: {:?}", begun.elapsed());
             }
         });
     });
@@ -200,7 +200,7 @@ fn a_plugin_adds_no_hooks_unless_it_may() {
 fn a_cleanup_that_fails_is_told_and_can_be_forced() {
     privileged(|host| {
         let container = host.sleeper();
-        for (what, words) in [("crash", "killed by SIGSEGV"), ("hang", "no answer within 0.5 s")] {
+        for (what, words) in [("crash", "killed by SIGSEGV"), ("hang", "no answer within 1 s")] {
             let host = hostile(host, "cleanup", what);
             let bundle = host.bundle(Spec::new().args(["echo", "ran"]));
             let outcome = bundle.run().fails_with(&[&format!("isolator {NAME} could not clean up: "), words]);

@@ -13,10 +13,10 @@ use coracle_tests::{Host, plugin};
 const HOSTILE: &str = "fixtures/plugins/hostile.c";
 const NAME: &str = "test/hostile";
 
-/// A host with a plugin that does `what` in the call `call`; what does not return is given half a second.
+/// A host with a plugin that does `what` in the call `call`; what does not return is given a second.
 fn hostile(host: &Host, call: &str, what: &str) -> Host {
     let options = [format!("-DIN=\"{call}\""), format!("-DDO={what}")];
-    let settings = if ["hang", "spin", "nap"].contains(&what) { "deadline = 0.5" } else { "" };
+    let settings = if ["hang", "spin", "nap"].contains(&what) { "deadline = 1" } else { "" };
     spoiled(host, &[&options[0], &options[1]], settings)
 }
 

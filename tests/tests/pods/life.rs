@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_tests::pod::Pods;
-use coracle_tests::privileged;
+use coracle_tests::{command, privileged};
 
 const TWO: &str = "
   containers:
@@ -24,7 +24,7 @@ fn a_pod_is_run_looked_at_and_removed() {
         assert!(pods.call(&["ls"]).succeeds().text().contains("Running"));
         assert_eq!(pods.call(&["ls", "-q"]).succeeds().lines(), ["web"]);
         assert_eq!(host.call(&["list", "-q"]).succeeds().text(), "", "pods are no containers");
-        assert_eq!(pods.logs("web/one"), "up");
+        command::eventually("it has spoken", || pods.logs("web/one") == "up");
         pods.exec("web/two", &["sh", "-c", "echo in; exit 3"]).exits(3);
         pods.call(&["rm", "web"]).fails_with(&["is not over", "--force"]);
         pods.call(&["stop", "--time", "0", "web"]).succeeds();
@@ -232,7 +232,7 @@ fn a_pod_that_is_not_there_is_told_of_by_name_and_so_is_a_supervisor_that_dies_w
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            thread::sleep(Duration::from_millis(200));
+            thread::sleep(Duration::from_secs(1));
             host.shell(ends).succeeds();
             assert_eq!(watch.wait().unwrap().success(), is_success, "{ends}");
         }

@@ -127,7 +127,7 @@ fn many_attach(host: &Host, bytes: usize) {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let (mut gone, mut slow, mut fast) = (attach(&[]), attach(&[]), attach(&["--stdin"]));
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_secs(2));
     let begin = Instant::now();
     fast.stdin.take().unwrap().write_all(b"go\n").unwrap();
     gone.stdout.take().unwrap().read_exact(&mut [0; 1000]).unwrap();

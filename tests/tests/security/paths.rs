@@ -87,7 +87,7 @@ fn c21_a_password_file_that_never_ends_holds_nobody_up() {
             let bundle = plant(host.bundle(Spec::new().user(1000, 1000)), "etc/passwd", target);
             let begin = Instant::now();
             bundle.run();
-            assert!(begin.elapsed().as_secs() < 5, "{target}");
+            assert!(begin.elapsed().as_secs() < 30, "{target}");
         }
         let bundle = host.bundle(Spec::new().user(1000, 1000));
         let passwd = bundle.rootfs().join("etc/passwd");
@@ -95,7 +95,7 @@ fn c21_a_password_file_that_never_ends_holds_nobody_up() {
         command::tool("mkfifo", &[passwd.to_str().unwrap()]);
         let begin = Instant::now();
         bundle.run();
-        assert!(begin.elapsed().as_secs() < 5, "a FIFO");
+        assert!(begin.elapsed().as_secs() < 30, "a FIFO");
     });
 }
 
@@ -235,7 +235,7 @@ fn c21_a_huge_group_file_holds_nobody_up() {
                 bundle.directory().display(),
                 bundle.id()
             ));
-            assert!(begin.elapsed().as_secs() < 5, "{file}: {run:?}");
+            assert!(begin.elapsed().as_secs() < 30, "{file}: {run:?}");
             assert!(!run.stderr.contains("allocation"), "{run:?}");
         }
     });
