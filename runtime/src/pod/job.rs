@@ -20,7 +20,7 @@ const LONGEST: usize = 128 << 10;
 pub struct Job {
     child: Child,
     socket: OwnedFd,
-    /// When it has taken too long; `None` once it was killed.
+    /// When it has taken too long; `None` where it may take any time, and once it was killed.
     deadline: Cell<Option<Instant>>,
 }
 
@@ -42,12 +42,12 @@ impl Mouth {
 
 impl Job {
     /// Starts `work` in a fork, which keeps the descriptors `keep` alone, those with which it can call `isolators` if they are
-    /// given, and ends with the supervisor.
+    /// given, and ends with the supervisor; within a time, if one is given.
     ///
     /// # Errors
     /// `EAGAIN` where there are too many processes.
     pub fn start<T: Serialize>(
-        within: Duration,
+        within: impl Into<Option<Duration>>,
         keep: &[BorrowedFd<'_>],
         isolators: Option<&Registry>,
         work: impl FnOnce(&Mouth) -> Result<T>,
@@ -64,7 +64,7 @@ impl Job {
             i32::from(socket::send(mouth.socket.as_fd(), &told, &[]).is_err())
         });
         let child = child.context(|| "forking the supervisor")?;
-        let deadline = Cell::new(Some(Instant::now() + within));
+        let deadline = Cell::new(within.into().map(|within| Instant::now() + within));
         Ok(Self { child, socket: mine, deadline })
     }
 
@@ -78,7 +78,7 @@ impl Job {
         self.child.pid
     }
 
-    /// When it has taken too long; `None` where it was killed, which may take its time.
+    /// When it has taken too long; `None` where it may take any time, or was killed, which may take its time, too.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline.get()
     }

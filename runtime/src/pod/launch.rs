@@ -1,5 +1,6 @@
 //! Launching a container of a pod: the stages, once, in a job of the supervisor.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -12,11 +13,11 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::document::{Pod, PodSecurity, Security};
+use super::document::{Pod, PodSecurity, PullPolicy, Security};
 use super::job::{Job, Mouth};
 use super::network::Networks;
 use super::plan::{self as pods, Member, Plan};
-use super::pull::pulled;
+use super::pull::may_be_pulled;
 use super::record::{BELOW, Directory};
 use super::sandbox::Sandbox;
 use super::users::Range;
@@ -31,7 +32,7 @@ use crate::stages::watch::warden;
 use crate::stages::{cleanup, isolate, plan, prepare, release, spawn};
 use crate::state::{self, Record, State};
 
-/// How long a launch may take, with the unpacking of its image.
+/// How long a launch may take, with the unpacking of an image that is in the store.
 const WITHIN: Duration = Duration::from_secs(300);
 
 /// How long the removal of a container may take.
@@ -79,6 +80,9 @@ pub struct Launched {
     /// The signal by which its image wants it to be asked to end.
     #[serde(default)]
     pub stop_signal: Option<i32>,
+    /// Whether nothing was launched, since the image is still to be pulled.
+    #[serde(default)]
+    pub lacks_image: bool,
 }
 
 /// The standard streams of a process: what it gets.
@@ -88,11 +92,20 @@ pub struct Streams {
     pub fds: [OwnedFd; 3],
 }
 
-/// Starts the launch of `member` with these streams.
+/// A container to be launched.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What it is.
+    pub member: &'a Member,
+    /// Whether its image was just pulled for it.
+    pub is_pulled: bool,
+}
+
+/// Starts the launch of a container with these streams.
 ///
 /// # Errors
 /// `EAGAIN` where there are too many processes.
-pub fn start(order: Order<'_>, member: &Member, streams: Streams, isolators: &Registry) -> Result<Job> {
+pub fn start(order: Order<'_>, wanted: Wanted<'_>, streams: Streams, isolators: &Registry) -> Result<Job> {
     let mut keep: Vec<BorrowedFd<'_>> = streams.fds.iter().map(AsFd::as_fd).collect();
     keep.extend(order.sandbox.descriptors());
     Job::start(WITHIN, &keep, Some(isolators), |mouth| {
@@ -100,7 +113,7 @@ pub fn start(order: Order<'_>, member: &Member, streams: Streams, isolators: &Re
         for (number, fd) in (0..).zip(&streams.fds) {
             descriptor::set_stream(fd.as_fd(), number)?;
         }
-        launch(order, member, isolators, mouth)
+        launch_if_had(order, wanted, isolators, mouth)
     })
 }
 
@@ -109,7 +122,33 @@ pub fn id(pod: &str, path: &str) -> String {
     format!("{pod}/{path}")
 }
 
-fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth) -> Result<Launched> {
+/// Launches the container, where its image is in the store or can't be pulled: that is another job, since it may take any time
+/// and can be tried again.
+fn launch_if_had(
+    order: Order<'_>,
+    wanted: Wanted<'_>,
+    isolators: &Registry,
+    mouth: &Mouth,
+) -> Result<Launched> {
+    let policy = wanted.member.container.image_pull_policy.unwrap_or(PullPolicy::IfNotPresent);
+    let lacks_image = Cell::new(false);
+    let launched = launch(order, wanted, isolators, mouth, |error| {
+        lacks_image.set(!wanted.is_pulled && may_be_pulled(error, policy));
+    });
+    match launched {
+        Err(_) if lacks_image.get() => Ok(Launched { lacks_image: true, ..Launched::default() }),
+        launched => launched,
+    }
+}
+
+fn launch(
+    order: Order<'_>,
+    wanted: Wanted<'_>,
+    isolators: &Registry,
+    mouth: &Mouth,
+    has_no_bundle: impl Fn(&Error),
+) -> Result<Launched> {
+    let member = wanted.member;
     let id = &id(&order.plan.name, &member.path);
     let (states, name) = order.dir.states(&member.path);
     if let Some((parent, _)) = member.path.rsplit_once('/') {
@@ -118,7 +157,8 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
     let state = State::create(&states, &name)?;
     cleanup::undo_on_failure(state, isolators, |state| {
         state.write(&Record { is_nested: true, ..Record::new(id, Some(order.store)) })?;
-        let bundle = bundle(order, member, Known { id, by: &state::path(&states, &name) })?;
+        let known = Known { id, by: &state::path(&states, &name) };
+        let bundle = bundle(order, wanted, known).inspect_err(has_no_bundle)?;
         let volume::Mounts { list, open: _open } = volume::mounts(order.volumes(), member)?;
         let stop_signal = stop_signal(&bundle.spec);
         let loaded = shape(bundle, order, (member, list))?;
@@ -136,7 +176,7 @@ fn launch(order: Order<'_>, member: &Member, isolators: &Registry, mouth: &Mouth
             let master = received.ok_or_else(|| Error::new(Code::System, "the terminal did not come"))?;
             mouth.send(master.as_fd())?;
         }
-        Ok(Launched { pid: running.child.pid, exit: 0, warnings, stop_signal })
+        Ok(Launched { pid: running.child.pid, warnings, stop_signal, ..Launched::default() })
     })
 }
 
@@ -152,18 +192,15 @@ fn make_room(dir: &Directory, parent: &str) -> Result<()> {
     record.and_then(|record| record.cgroup).map_or(Ok(()), |place| place.make_room())
 }
 
-/// Makes the bundle of the container's image, which is pulled where the store lacks it and the document allows.
-fn bundle(order: Order<'_>, member: &Member, id: Known<'_>) -> Result<Bundle> {
-    let reference = member.container.image.clone();
+/// Makes the bundle of the container's image.
+fn bundle(order: Order<'_>, Wanted { member, is_pulled }: Wanted<'_>, id: Known<'_>) -> Result<Bundle> {
+    let named = &member.container.image;
+    let reference = if is_pulled { image::pulled_name(named) } else { named.clone() };
     let wanted =
         ImageRun { reference, pull: cli::Pull::Never, store: None, options: member.options(order.pod) };
     let namespace = order.sandbox.namespace(pods::Kind::User);
     let owners = order.users.zip(namespace.as_ref()).map(|(users, namespace)| users.owners(namespace));
-    let make = |name: &str| {
-        let wanted = ImageRun { reference: name.to_owned(), ..wanted.clone() };
-        image::compose_bundle(order.store, id, &wanted, owners)
-    };
-    pulled(order.store, &wanted.reference, member.container.image_pull_policy, make)
+    image::compose_bundle(order.store, id, &wanted, owners)
 }
 
 /// Makes a container of the pod of what the image and its options say.

@@ -1,9 +1,13 @@
 //! When the images of a pod are pulled: those of its containers, and those of its volumes.
 
 use std::path::Path;
+use std::time::Duration;
+
+use coracle_sys::signal;
 
 use super::document::PullPolicy;
-use crate::error::{Code, Result};
+use super::job::Job;
+use crate::error::{Code, Error, Result};
 use crate::image;
 
 /// What `make` makes of the image `reference`, which is pulled where `policy` wants it: each time, or where `make` finds that
@@ -23,11 +27,29 @@ pub(super) fn pulled<T>(
         return make(&image::pulled_name(reference));
     }
     match make(reference) {
-        Err(e) if e.code() == Code::NotFound && policy == PullPolicy::IfNotPresent => {
+        Err(e) if may_be_pulled(&e, policy) => {
             let missing = e.hint("it is not in the store");
             image::pull_silently(store, reference).map_err(|pulling| missing.hint(pulling.to_string()))?;
             make(&image::pulled_name(reference))
         }
         made => made,
     }
+}
+
+/// Whether `error` says that an image is not in the store, and `policy` has it pulled then.
+pub(super) fn may_be_pulled(error: &Error, policy: PullPolicy) -> bool {
+    error.code() == Code::NotFound && policy == PullPolicy::IfNotPresent
+}
+
+/// Starts to pull the image `reference`. It may take any time: the tool gives up a registry that is silent.
+///
+/// # Errors
+/// `EAGAIN` where there are too many processes.
+pub(super) fn start(store: &Path, reference: &str, policy: PullPolicy) -> Result<Job> {
+    Job::start(None::<Duration>, &[], None, |_| {
+        signal::unblock()?;
+        let pulled = image::pull_silently(store, reference);
+        let is_missing = policy == PullPolicy::IfNotPresent;
+        pulled.map_err(|e| if is_missing { e.hint("it is not in the store") } else { e })
+    })
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use coracle_fixtures::small;
 use coracle_tests::pod::Pods;
-use coracle_tests::registry::{Content, Registry};
+use coracle_tests::registry::{Content, Registry, Reply};
 use coracle_tests::{Host, Outcome, command, privileged};
+use serde_json::Value;
 
 /// A registry with the small image, which this host allows to speak plain HTTP, as long as this lives.
 struct Reachable<'h> {
@@ -20,17 +21,20 @@ struct Reachable<'h> {
 
 impl<'h> Reachable<'h> {
     fn new(host: &'h Host) -> Self {
-        Self::opened_by(host, true).0
+        Self::opened_by(host, true, None).0
     }
 
-    /// One that answers when what is returned beside it is true.
-    fn opened_by(host: &'h Host, is_open: bool) -> (Self, Arc<AtomicBool>) {
+    /// One that answers when what is returned beside it is true; until then it says nothing, or this status.
+    fn opened_by(host: &'h Host, is_open: bool, until_then: Option<u16>) -> (Self, Arc<AtomicBool>) {
         let mut content = Content::of(&small::image());
         content.add(&small::image(), "1");
         let open = Arc::new(AtomicBool::new(is_open));
         let gate = Arc::clone(&open);
         let registry = Registry::start(move |request| {
             while !gate.load(Ordering::Relaxed) {
+                if let Some(status) = until_then {
+                    return Reply::status(status);
+                }
                 thread::sleep(Duration::from_millis(5));
             }
             content.answer(request)
@@ -97,8 +101,10 @@ fn a_pull_that_fails_says_why() {
             "it is not in the store",
             "coracle-image pull",
             "boats/small:9",
+            "it is tried again and again",
         ]);
-        assert_eq!(pods.container("web", "main")["exit"]["reason"], "LaunchFailed");
+        let told = pods.container("web", "main");
+        assert!(told["message"].as_str().unwrap().contains("boats/small:9"), "{told}");
         pods.remove("web");
         let spec = format!(
             "  volumes: [{{name: v, image: {{reference: '{gone}'}}}}]\n  containers: [{{name: main, image: IMAGE}}]\n"
@@ -109,6 +115,94 @@ fn a_pull_that_fails_says_why() {
             "coracle-image pull",
         ]);
         pods.call(&["inspect", "web"]).fails_with(&["does not exist"]);
+    });
+}
+
+#[test]
+fn a_pull_that_fails_is_tried_again_whatever_the_restart_policy_says_and_is_no_run() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        for policy in ["IfNotPresent", "Always"] {
+            let (there, open) = Reachable::opened_by(host, false, Some(404));
+            let image = there.registry.image("boats/small:1");
+            let spec = format!(
+                "  restartPolicy: Never\n  containers: [{{name: main, image: '{image}', command: ['true'], imagePullPolicy: {policy}}}]\n"
+            );
+            let quick = "  annotations: {io.coracle/back-off: '200ms,400ms'}\n";
+            pods.make_with("run", "web", quick, &spec).fails_with(&["boats/small:1"]);
+            let asked = there.asked();
+            command::eventually("it is tried again", || there.asked() > asked);
+            let told = pods.inspect("web");
+            let main = &told["containers"][0];
+            assert_eq!((&told["phase"], &main["restarts"]), (&"Pending".into(), &0.into()), "{told}");
+            open.store(true, Ordering::Relaxed);
+            pods.call(&["wait", "web/main"]).exits(0);
+            let main = pods.container("web", "main");
+            assert_eq!((&main["restarts"], &main["message"]), (&0.into(), &Value::Null), "{main}");
+            pods.is("web", "Succeeded");
+            pods.remove("web");
+        }
+    });
+}
+
+#[test]
+fn a_pod_whose_image_can_not_be_pulled_is_stopped() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let (there, _open) = Reachable::opened_by(host, false, None);
+        let image = there.registry.image("boats/small:1");
+        pods.make("create", "web", &format!("  containers: [{{name: main, image: '{image}'}}]\n")).succeeds();
+        let mut starting = Command::new(host.runtime()).args(["pod", "start", "web"]).spawn().unwrap();
+        pods.becomes("web", "main", "state", "pulling");
+        pods.call(&["stop", "web"]).succeeds();
+        assert_eq!(pods.inspect("web")["phase"], "Failed");
+        starting.wait().unwrap();
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn the_image_of_a_container_below_another_that_can_not_be_pulled_is_told_to_who_launches_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let there = Reachable::new(host);
+        pods.run("web", "  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]\n");
+        for (tag, is_there) in [("9", false), ("1", true)] {
+            let image = there.registry.image(&format!("boats/small:{tag}"));
+            let file =
+                pods.file(&format!("{{name: child{tag}, image: '{image}', command: [sleep, '1000']}}"));
+            let launched = pods.call(&["launch", "-f", file.to_str().unwrap(), "web/main"]);
+            if is_there {
+                launched.succeeds();
+            } else {
+                launched.fails_with(&["it is not in the store", "boats/small:9"]);
+            }
+        }
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_supervisor_that_dies_while_an_image_is_pulled_is_replaced_by_one_that_pulls_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let (there, open) = Reachable::opened_by(host, false, None);
+        let image = there.registry.image("boats/small:1");
+        let spec = format!(
+            "  restartPolicy: Never\n  containers: [{{name: main, image: '{image}', command: ['true']}}]\n"
+        );
+        pods.make("create", "web", &spec).succeeds();
+        let mut starting = Command::new(host.runtime()).args(["pod", "start", "web"]).spawn().unwrap();
+        command::eventually("the registry is asked", || !there.registry.asked().is_empty());
+        command::tool("kill", &["-9", &pods.inspect("web")["supervisor"].to_string()]);
+        assert!(!starting.wait().unwrap().success());
+        open.store(true, Ordering::Relaxed);
+        command::eventually("another looks after it", || {
+            host.call(&["recover"]).succeeds();
+            pods.call(&["inspect", "web"]).code == 0
+        });
+        pods.call(&["wait", "web/main"]).exits(0);
+        pods.remove("web");
     });
 }
 
@@ -151,7 +245,7 @@ fn the_image_of_a_volume_is_pulled_as_its_policy_says() {
 fn a_supervisor_that_dies_while_a_volume_is_pulled_is_replaced_by_one_that_pulls_it() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };
-        let (there, open) = Reachable::opened_by(host, false);
+        let (there, open) = Reachable::opened_by(host, false, None);
         let image = there.registry.image("boats/small:1");
         let spec = format!(
             "  volumes: [{{name: v, image: {{reference: '{image}'}}}}]

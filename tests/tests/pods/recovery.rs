@@ -1,6 +1,7 @@
 //! What is left when somebody is killed, and how it goes on.
 
 use std::fs;
+use std::process::Command;
 
 use coracle_tests::pod::{IMAGE, Pods};
 use coracle_tests::{command, privileged};
@@ -217,6 +218,41 @@ fn a_container_whose_end_is_on_record_is_not_run_again() {
         host.call(&["recover"]).succeeds();
         pods.becomes("web", "talks", "state", "exited");
         assert_eq!(pods.container("web", "talks")["exit"]["exitCode"], 9);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_container_whose_launch_was_cut_off_before_it_ran_is_launched_again() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  initContainers:
+  - {name: first, image: IMAGE, command: [sh, -c, 'while test ! -e /tmp/end; do sleep 0.01; done']}
+  containers:
+  - {name: main, image: IMAGE, command: ['true']}
+";
+        pods.make("create", "web", spec).succeeds();
+        let mut starting = Command::new(host.runtime()).args(["pod", "start", "web"]).spawn().unwrap();
+        pods.becomes("web", "first", "state", "running");
+        kill(&pods.inspect("web")["supervisor"]);
+        assert!(!starting.wait().unwrap().success());
+        // As if it had been killed in the middle of the launch of the second.
+        let states = "/run/coracle/.pods/web/containers";
+        let record = fs::read(format!("{states}/first/record.json")).unwrap();
+        let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        (record["id"], record["phase"]) = ("web/main".into(), "creating".into());
+        for key in ["process", "cgroup", "mounts_over", "mounted"] {
+            record[key] = serde_json::Value::Null;
+        }
+        record["isolators"] = serde_json::json!([]);
+        fs::create_dir(format!("{states}/main")).unwrap();
+        fs::write(format!("{states}/main/record.json"), record.to_string()).unwrap();
+        host.call(&["recover"]).succeeds();
+        pods.exec("web/first", &["touch", "/tmp/end"]).succeeds();
+        pods.call(&["wait", "web/main"]).exits(0);
+        assert_eq!(pods.container("web", "main")["exit"]["reason"], "Completed");
         pods.remove("web");
     });
 }

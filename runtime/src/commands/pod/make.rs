@@ -1,6 +1,6 @@
 //! `pod run`, `pod create`, `pod plan`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ask, read};
 use crate::cli::{Global, Make};
@@ -23,15 +23,19 @@ pub(super) fn run(global: &Global, options: &Make) -> Result<u8> {
         }
     };
     let containers = started["containers"].as_array().cloned().unwrap_or_default();
-    let failed = containers.iter().find(|container| container["exit"]["reason"] == "LaunchFailed");
-    if let Some(container) = failed {
-        let why = container["exit"]["message"].as_str().unwrap_or_default().to_owned();
-        let error = Error::new(Code::System, why).doing(format!("launching {}", container["name"]));
-        return Err(error
-            .doing(format!("running pod {name:?}"))
-            .hint(format!("see coracle pod inspect {name}")));
-    }
-    Ok(0)
+    let failed = containers.iter().find_map(why_not_launched);
+    failed.map_or(Ok(0), |error| {
+        Err(error.doing(format!("running pod {name:?}")).hint(format!("see coracle pod inspect {name}")))
+    })
+}
+
+/// Why the container of which this is told could not be launched, where that is so.
+fn why_not_launched(container: &Value) -> Option<Error> {
+    let exit = &container["exit"];
+    let ended = exit["message"].as_str().filter(|_| exit["reason"] == "LaunchFailed");
+    let waits = container["message"].as_str();
+    let error = Error::new(Code::System, ended.or(waits)?).doing(format!("launching {}", container["name"]));
+    Some(if ended.is_none() { error.hint("it is tried again and again") } else { error })
 }
 
 pub(super) fn create(global: &Global, options: &Make) -> Result<u8> {

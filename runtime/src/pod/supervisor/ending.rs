@@ -76,7 +76,7 @@ impl Supervisor {
                 member.phase = Phase::Over;
                 member.life.done = true;
             }
-            Phase::Launching(job) => job.kill(),
+            Phase::Pulling(job) | Phase::Launching(job) => job.kill(),
             Phase::Running(running) => match (running.end, hook) {
                 (_, _) if grace.is_zero() => kill(running),
                 (End::No, Some(hook)) => {

@@ -32,14 +32,16 @@ pub(super) enum Phase {
     Waiting,
     /// It is started again at this moment.
     BackOff(Instant),
+    /// Its image is being pulled.
+    Pulling(Job),
     /// It is being launched.
     Launching(Job),
     /// It runs.
     Running(Running),
-    /// It has ended, and waits for those below it.
-    Ended(Ended),
-    /// It has ended, and what is left of it is being removed.
-    Removing(Job, Ended),
+    /// It has ended so, or a former supervisor's launch of it was cut off before it ran; it waits for those below it.
+    Ended(Option<Ended>),
+    /// What is left of it after that is being removed.
+    Removing(Job, Option<Ended>),
     /// It is over.
     Over,
 }
@@ -128,6 +130,12 @@ pub(super) struct Member {
     pub(super) warnings: Vec<String>,
     /// How often it ended without having run for long.
     pub(super) streak: u32,
+    /// Whether its image was just pulled, and it is to be launched with that.
+    pub(super) is_pulled: bool,
+    /// How often its image could not be pulled since it last ran.
+    pub(super) unpulled: u32,
+    /// Why that was.
+    pub(super) message: Option<String>,
 }
 
 impl Member {
@@ -153,6 +161,9 @@ impl Member {
             left: 0,
             warnings: Vec::new(),
             streak: 0,
+            is_pulled: false,
+            unpulled: 0,
+            message: None,
         }
     }
 
@@ -279,6 +290,7 @@ impl Member {
         let (state, pid, started) = match &self.phase {
             Phase::Waiting => ("waiting", None, None),
             Phase::BackOff(_) => ("back-off", None, None),
+            Phase::Pulling(_) => ("pulling", None, None),
             Phase::Launching(_) => ("launching", None, None),
             Phase::Running(running) if running.end != End::No => {
                 ("stopping", Some(running.pid), Some(&running.started))
@@ -297,6 +309,7 @@ impl Member {
             "ready": matches!(self.phase, Phase::Running(_)) && self.health.is_ready(),
             "restarts": self.life.restarts,
             "exit": self.life.ended,
+            "message": self.message,
             "warnings": self.warnings,
             "logBytesLost": self.pipes.log.as_ref().map_or(0, |log| log.lost),
         })
@@ -325,6 +338,14 @@ mod tests {
         member.ran = CALM * 2;
         let waits: Vec<u64> = (0..3).map(|_| member.back_off(BOUNDS).as_secs()).collect();
         assert_eq!(waits, [0, 10, 20]);
+    }
+
+    #[test]
+    fn pulls_that_fail_are_waited_for_and_count_as_no_run() {
+        let mut member = member();
+        let waits: Vec<u64> = (0..7).map(|_| member.back_off_pull(BOUNDS).as_secs()).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!((member.life.restarts, member.back_off(BOUNDS)), (0, Duration::ZERO));
     }
 
     #[test]

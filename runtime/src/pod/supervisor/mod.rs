@@ -11,6 +11,7 @@ mod limits;
 mod member;
 mod order;
 mod pending;
+mod pulling;
 mod sandbox;
 mod start;
 
@@ -317,7 +318,7 @@ impl Supervisor {
     /// The children whose ends somebody asks for.
     fn known_children(&self) -> impl Iterator<Item = i32> {
         let first = self.members.values().filter_map(|member| match &member.phase {
-            Phase::Launching(job) | Phase::Removing(job, _) => Some(job.pid()),
+            Phase::Pulling(job) | Phase::Launching(job) | Phase::Removing(job, _) => Some(job.pid()),
             Phase::Running(running) => Some(running.pid),
             _ => None,
         });
@@ -420,7 +421,7 @@ impl Supervisor {
 fn member_sources<'m>(path: &Path, member: &'m Member, all: &mut Vec<(Source, BorrowedFd<'m>, PollFlags)>) {
     let readable = PollFlags::POLLIN;
     match &member.phase {
-        Phase::Launching(job) | Phase::Removing(job, _) => {
+        Phase::Pulling(job) | Phase::Launching(job) | Phase::Removing(job, _) => {
             all.push((Source::Member(path.clone()), job.fd(), readable));
         }
         Phase::Running(running) => all.push((Source::Member(path.clone()), running.pidfd.as_fd(), readable)),

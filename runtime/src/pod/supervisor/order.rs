@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::errand::Purpose;
 use super::member::{End, Phase, Running};
+use super::pulling::pulls_first;
 use super::sandbox::AGAIN;
 use super::{Path, Supervisor};
 use crate::error::{Code, Context, Error, Result};
 use crate::pod::host;
-use crate::pod::launch::{self, Launched};
+use crate::pod::launch::{self, Launched, Wanted};
 use crate::pod::logs::Log;
 use crate::pod::network;
 use crate::pod::plan::Role;
@@ -92,8 +93,11 @@ impl Supervisor {
         }
     }
 
-    /// Starts the launch of the container at `path`.
+    /// Starts the launch of the container at `path`, or to pull its image where that comes first.
     pub(super) fn launch(&mut self, path: &Path) {
+        if self.members.get(path).is_some_and(pulls_first) {
+            return self.pull(path);
+        }
         if let Err(error) = self.try_launch(path) {
             self.end_with(path, failed_launch(&error));
         }
@@ -113,9 +117,10 @@ impl Supervisor {
         if let Some(input) = &member.pipes.input {
             order.sandbox.keeper.hold(&format!("{path}:stdin"), input.as_fd())?;
         }
-        let job = launch::start(order, &member.plan, streams, &self.isolators)?;
+        let wanted = Wanted { member: &member.plan, is_pulled: member.is_pulled };
+        let job = launch::start(order, wanted, streams, &self.isolators)?;
         if let Some(member) = self.members.get_mut(path) {
-            member.phase = Phase::Launching(job);
+            (member.phase, member.is_pulled) = (Phase::Launching(job), false);
         }
         self.tell(path, "launching");
         Ok(())
@@ -125,7 +130,9 @@ impl Supervisor {
     pub(super) fn step(&mut self, path: &Path) {
         let Some(member) = self.members.get_mut(path) else { return };
         match std::mem::replace(&mut member.phase, Phase::Waiting) {
+            Phase::Pulling(job) => self.is_pulled(path, job.finish::<()>().err()),
             Phase::Launching(job) => match job.finish::<Launched>() {
+                Ok((launched, _)) if launched.lacks_image => self.pull(path),
                 Ok((launched, terminal)) => {
                     let running = member_runs(&launched);
                     member.warnings = launched.warnings;
@@ -146,6 +153,7 @@ impl Supervisor {
     fn has_begun(&mut self, path: &Path, running: Running) {
         let Some(member) = self.members.get_mut(path) else { return };
         member.health.begin(Instant::now());
+        (member.unpulled, member.message) = (0, None);
         if let Some(sandbox) = &self.sandbox {
             let _ = sandbox.keeper.hold(&format!("{path}:process"), running.pidfd.as_fd());
             let terminal = member.pipes.input.as_ref().filter(|_| member.pipes.terminal);
@@ -180,7 +188,7 @@ impl Supervisor {
         self.errands.values_mut().for_each(|errand| errand.end_for(path));
         let Some(member) = self.members.get_mut(path) else { return };
         (member.life.ended, member.life.removing) = (Some(ended.clone()), true);
-        (member.phase, member.doomed) = (Phase::Ended(ended), None);
+        (member.phase, member.doomed, member.message) = (Phase::Ended(Some(ended)), None, None);
         self.save_life(path);
         for child in self.below(path) {
             self.with(&child, |member| member.doomed = Some(Duration::ZERO));
@@ -210,7 +218,7 @@ impl Supervisor {
         }
     }
 
-    fn is_removed(&mut self, path: &Path, failure: Option<Error>, ended: Ended) {
+    fn is_removed(&mut self, path: &Path, failure: Option<Error>, ended: Option<Ended>) {
         let (wish, bounds) = (self.record.wish, self.plan.back_off);
         let Some(member) = self.members.get_mut(path) else { return };
         if failure.is_some() && member.left < MOST_REMOVALS {
@@ -228,6 +236,15 @@ impl Supervisor {
         if let Some(failure) = failure {
             member.warnings.push(format!("something is left: {failure}"));
         }
+        let Some(ended) = ended else {
+            // It has never run: this is as it was before it was launched.
+            (member.phase, member.leaves) = match member.plan.role {
+                // Whoever asked for it asks again.
+                Role::Nested => (Phase::Over, true),
+                _ => (Phase::Waiting, false),
+            };
+            return;
+        };
         let kills = self.plan.kill_on_failure && member.plan.role == Role::Main && !ended.is_success();
         if wish == Wish::Run && !kills && member.is_restarted(&ended) {
             let wait = member.back_off(bounds);
@@ -281,7 +298,7 @@ impl Supervisor {
                 member.life = life;
             }
             member.phase = Phase::Waiting;
-            (member.cause, member.streak) = (None, 0);
+            (member.cause, member.streak, member.unpulled, member.message) = (None, 0, 0, None);
         }
         Ok(())
     }
@@ -318,7 +335,7 @@ fn member_runs(launched: &Launched) -> Result<Running> {
     Ok(Running { pid, pidfd, started: time::now(), since: Instant::now(), end: End::No, stop_signal })
 }
 
-fn failed_launch(error: &Error) -> Ended {
+pub(super) fn failed_launch(error: &Error) -> Ended {
     let now = time::now();
     Ended {
         exit_code: Some(i32::from(error.code().of_run())),

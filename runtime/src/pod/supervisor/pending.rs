@@ -117,7 +117,8 @@ impl Supervisor {
     fn has_settled(&self) -> bool {
         // Those that were started again in this run, not in an earlier one.
         let has_had_its_turn = |member: &super::Member| {
-            matches!(member.phase, Phase::Running(_) | Phase::BackOff(_) | Phase::Over) || member.streak > 0
+            let has_failed = member.streak > 0 || member.unpulled > 0;
+            has_failed || matches!(member.phase, Phase::Running(_) | Phase::BackOff(_) | Phase::Over)
         };
         let main = self.members.values().filter(|member| member.plan.role != Role::Nested);
         self.record.wish == Wish::Stop || main.clone().all(has_had_its_turn) || self.init_fails()
@@ -125,10 +126,7 @@ impl Supervisor {
 
     /// Whether a container that others wait for fails again and again.
     fn init_fails(&self) -> bool {
-        let is_stuck = |member: &super::Member| {
-            member.plan.role != Role::Main && member.streak > 0 && matches!(member.phase, Phase::BackOff(_))
-        };
-        self.members.values().any(is_stuck)
+        self.members.values().any(|member| member.plan.role != Role::Main && member.is_stuck())
     }
 
     /// Says `reply`, the last one, to the caller `id`.

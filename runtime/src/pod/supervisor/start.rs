@@ -275,9 +275,13 @@ impl Supervisor {
             state => Some(state?),
         };
         let Some(member) = self.members.get_mut(path) else { return Ok(()) };
+        if member.life.done {
+            // What could not be removed of it goes with the pod.
+            return Ok(());
+        }
         let ended = member.life.ended.clone().filter(|_| member.life.removing);
         if state.is_none() && ended.is_none() {
-            if member.plan.role == Role::Nested && !member.life.done {
+            if member.plan.role == Role::Nested {
                 // Its launch was cut off and has left nothing: whoever asked for it asks again.
                 (member.phase, member.leaves) = (Phase::Over, true);
             }
@@ -287,11 +291,16 @@ impl Supervisor {
         member.pipes.log = Some(Log::open(self.dir.logs(path)?, self.plan.logs)?);
         if let Some(ended) = ended {
             // How it ended is known, and whether anything is left of it the removal finds out.
-            member.phase = Phase::Ended(ended);
+            member.phase = Phase::Ended(Some(ended));
             return Ok(());
         }
         let stop_signal = state.as_ref().and_then(|state| launch::stop_signal(&spec::kept(state).ok()?));
-        let record = state.and_then(|state| state.record().ok().flatten());
+        let record = state.map_or(Ok(None), |state| state.record());
+        let never_ran = record.as_ref().is_ok_and(|record| {
+            // Its program is let go when that is on record.
+            record.as_ref().is_none_or(|record| record.phase != state::Phase::Running)
+        });
+        let record = record.ok().flatten();
         let pidfd = held.remove(&format!("{path}:process"));
         let process = record.as_ref().filter(|record| record.phase == state::Phase::Running);
         let process = process.and_then(|record| record.process);
@@ -301,6 +310,10 @@ impl Supervisor {
             (Some((pid, found)), held) => (pid, held.unwrap_or(found)),
             // It has ended, and the kernel may still know how.
             (None, Some(pidfd)) => (process.map_or(0, |process| process.pid), pidfd),
+            (None, None) if never_ran => {
+                member.phase = Phase::Ended(None);
+                return Ok(());
+            }
             (None, None) => {
                 self.end_with(path, record::ended(None, &time::now()));
                 return Ok(());
