@@ -1,6 +1,7 @@
 //! Who runs when, who is started again, who is ended how.
 
 use std::path::Path;
+use std::process::Command;
 
 use coracle_tests::pod::Pods;
 use coracle_tests::{command, privileged};
@@ -44,6 +45,46 @@ fn an_init_container_that_fails_for_good_ends_the_pod() {
         assert_eq!(told["phase"], "Failed");
         assert!(told["message"].as_str().unwrap().contains("init container \"first\" failed"), "{told}");
         assert_eq!(pods.container("web", "main")["exit"], serde_json::Value::Null);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pod_that_is_started_again_and_stopped_before_its_containers_run_has_not_succeeded() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: v, emptyDir: {}}]
+  initContainers:
+  - {name: first, image: IMAGE, command: [sh, -c, 'test ! -e /v/again || sleep 1000; touch /v/again'], volumeMounts: [{name: v, mountPath: /v}]}
+  containers:
+  - {name: main, image: IMAGE, command: ['true']}
+";
+        pods.run("web", spec);
+        pods.is("web", "Succeeded");
+        let mut starting = Command::new(host.runtime()).args(["pod", "start", "web"]).spawn().unwrap();
+        pods.becomes("web", "first", "state", "running");
+        pods.call(&["stop", "web"]).succeeds();
+        assert_eq!(pods.inspect("web")["phase"], "Failed");
+        assert_eq!(pods.container("web", "main")["exit"], serde_json::Value::Null);
+        pods.call(&["wait", "web/main"]).exits(255);
+        starting.wait().unwrap();
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_pod_whose_containers_wait_to_be_started_again_runs() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let slow = "  annotations: {io.coracle/back-off: '5m,5m'}\n";
+        let spec = "  containers: [{name: main, image: IMAGE, command: ['false']}]\n";
+        pods.make_with("run", "web", slow, spec).succeeds();
+        pods.becomes("web", "main", "restarts", 2);
+        pods.becomes("web", "main", "state", "back-off");
+        assert_eq!(pods.inspect("web")["phase"], "Running");
         pods.remove("web");
     });
 }

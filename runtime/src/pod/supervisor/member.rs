@@ -206,6 +206,25 @@ impl Member {
         wait
     }
 
+    /// How long to wait until its image is pulled again, which says nothing of the container: `first` and twice as long each time,
+    /// at most `most`.
+    pub(super) fn back_off_pull(&mut self, (first, most): (Duration, Duration)) -> Duration {
+        let wait = first.saturating_mul(1 << self.unpulled.min(16)).min(most);
+        self.unpulled += 1;
+        wait
+    }
+
+    /// Whether it has failed and waits to be tried again.
+    pub(super) fn is_stuck(&self) -> bool {
+        matches!(self.phase, Phase::BackOff(_)) && (self.streak > 0 || self.unpulled > 0)
+    }
+
+    /// Whether it runs, or has run since the pod was last started.
+    pub(super) fn has_run(&self) -> bool {
+        let has_ended = self.life.ended.as_ref().is_some_and(|ended| ended.reason != "LaunchFailed");
+        has_ended || matches!(self.phase, Phase::Running(_))
+    }
+
     /// Makes its streams: what the supervisor holds stays here, and what the container gets is returned.
     ///
     /// # Errors

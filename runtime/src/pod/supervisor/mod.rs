@@ -376,7 +376,7 @@ impl Supervisor {
         let main = || self.members.values().filter(|member| member.plan.role == super::plan::Role::Main);
         match self.record.wish {
             Wish::Created => "Created",
-            Wish::Run if main().any(|member| matches!(member.phase, Phase::Running(_))) => "Running",
+            Wish::Run if main().any(Member::has_run) => "Running",
             Wish::Run => "Pending",
             Wish::Stop if !self.is_over() => "Stopping",
             Wish::Stop => {

@@ -292,8 +292,9 @@ impl Supervisor {
     /// that were done in an earlier run for done in this one.
     fn begin_anew(&mut self) -> Result<()> {
         for (path, member) in self.members.iter_mut().filter(|(_, member)| member.plan.role != Role::Nested) {
-            if member.life.done {
-                let life = Life { done: false, ..member.life.clone() };
+            if member.life.done || member.life.ended.is_some() {
+                // How it ended in an earlier run says nothing of this one.
+                let life = Life { done: false, ended: None, ..member.life.clone() };
                 self.dir.write_life(path, &life)?;
                 member.life = life;
             }
