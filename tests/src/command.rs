@@ -168,6 +168,30 @@ pub fn installed(program: impl AsRef<Path>) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join(&program)).find(|file| file.is_file())
 }
 
+/// How much of a second, in hundredths, `server` computes while it can't have another descriptor and a caller, whom `call` makes, waits for it.
+///
+/// # Panics
+/// Where it is gone.
+pub fn busy_without_descriptors<T>(server: &Child, call: impl FnOnce() -> T) -> u64 {
+    let pid = server.id();
+    let limit = |most: usize| {
+        tool("prlimit", &["--pid", &pid.to_string(), &format!("--nofile={most}:")]);
+    };
+    let is_free = |number: &usize| fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_err();
+    let computed = || -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the server lives");
+        let fields = stat.rsplit(')').next().unwrap_or_default().split(' ').skip(12).take(2);
+        fields.map(|ticks| ticks.parse::<u64>().expect("ticks are a number")).sum()
+    };
+    limit((0..).find(is_free).expect("a number is free"));
+    let (caller, before) = (call(), computed());
+    thread::sleep(Duration::from_secs(1));
+    let busy = computed() - before;
+    drop(caller);
+    limit(1024);
+    busy
+}
+
 /// Waits until `what` holds, at most thirty seconds, times [`patience`].
 ///
 /// # Panics

@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use coracle_tests::command::{eventually, tool, wait};
+use coracle_tests::command::{busy_without_descriptors, eventually, tool, wait};
+use coracle_tests::oracle::cgroup_hierarchies;
 use coracle_tests::pod::Pods;
 use coracle_tests::{Bundle, Host, Spec, privileged};
 use serde_json::json;
@@ -306,6 +307,43 @@ fn a_socket_that_a_killed_server_left_is_taken_and_one_in_use_is_not() {
         // One that was killed may be connected to for a moment yet, and answers nobody.
         eventually("it answers", || answers(&socket));
         next.end();
+    });
+}
+
+#[test]
+fn a_server_that_is_short_of_descriptors_or_processes_waits_for_some() {
+    privileged(|host| {
+        if !host.needs_coracle("metrics") {
+            return;
+        }
+        let socket = host.directory().join("metrics.sock");
+        let mut server = Server::start(host, &["--socket", socket.to_str().unwrap()]);
+        eventually("it listens", || UnixStream::connect(&socket).is_ok());
+        let answers = || {
+            let mut answer = String::new();
+            let mut caller = UnixStream::connect(&socket).unwrap();
+            let asked = caller.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+            asked.and_then(|()| caller.read_to_string(&mut answer)).is_ok()
+                && answer.starts_with("HTTP/1.1 200 ")
+        };
+        eventually("it answers", answers);
+        let busy = busy_without_descriptors(&server.0, || UnixStream::connect(&socket).unwrap());
+        assert!(busy < 30, "it used {busy} hundredths of a second");
+        eventually("it has descriptors, and answers", answers);
+        let cgroups = cgroup_hierarchies().into_iter().map(|at| at.join("coracle-test-metrics"));
+        let mut made = cgroups.filter(|cgroup| fs::create_dir(cgroup).is_ok());
+        let limited =
+            made.find(|cgroup| cgroup.join("pids.max").is_file() || fs::remove_dir(cgroup).is_err());
+        let Some(cgroup) = limited else { return host.skip("no cgroup limits processes") };
+        fs::write(cgroup.join("cgroup.procs"), server.0.id().to_string()).unwrap();
+        fs::write(cgroup.join("pids.max"), "1").unwrap();
+        let _ = UnixStream::connect(&socket).unwrap().read(&mut [0]);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(server.0.try_wait().unwrap().is_none(), "it lives");
+        fs::write(cgroup.join("pids.max"), "max").unwrap();
+        eventually("it has processes, and answers", answers);
+        server.end();
+        eventually("its cgroup is empty", || fs::remove_dir(&cgroup).is_ok());
     });
 }
 

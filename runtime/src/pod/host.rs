@@ -1,14 +1,12 @@
 //! The pods of a host, all together: who lists them, makes them, finds them again after a crash, and ends them for
 //! maintenance. It keeps nothing of its own: whoever serves this can be killed at any moment.
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{Errno, event, identity, socket};
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use coracle_sys::{Errno, event};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,14 +16,15 @@ use super::document::Resources;
 use super::node::{self, Node};
 use super::record::{self, BELOW, Directory, PODS, SOCKET};
 use super::supervisor::{self, Beside};
-use super::varlink::{self, Call, Connection, Reply, client};
+use super::varlink::client;
 use crate::cli::Global;
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::spec::json::from_value;
 use crate::state;
 use crate::{image, isolators};
 
-const INTERFACE: &str = "io.coracle.Host";
+/// The interface of a host.
+pub(super) const INTERFACE: &str = "io.coracle.Host";
 
 /// Its socket, in the directory of pods.
 pub const HOST_SOCKET: &str = "host.sock";
@@ -142,21 +141,14 @@ fn is_over_by(pod: &mut client::Client, moment: Instant) -> bool {
 /// # Errors
 /// What it fails with.
 pub fn call(global: &Global, method: &str, given: Value) -> Result<Value> {
-    let service = Service { global: global.clone(), clients: BTreeMap::new(), next: 0 };
+    let service = Service::new(global);
     let unknown = || Error::new(Code::Usage, format!("{INTERFACE} has no {method:?}"));
     service.perform(method, given)?.ok_or_else(unknown)
 }
 
-/// A caller.
-struct Client {
-    connection: Connection,
-}
-
-/// Who serves `io.coracle.Host`.
-struct Service {
+/// What `io.coracle.Host` does.
+pub(super) struct Service {
     global: Global,
-    clients: BTreeMap<u64, Client>,
-    next: u64,
 }
 
 #[derive(Deserialize)]
@@ -213,26 +205,6 @@ struct Drain {
     off: bool,
 }
 
-/// Serves `io.coracle.Host` in the directory of pods until it is killed. The calling process must be the protected image
-/// of the runtime.
-///
-/// # Errors
-/// `Exists` where somebody serves there; where waiting fails.
-pub fn serve(global: &Global) -> Result<()> {
-    let base = file::open_dir(if global.root.is_absolute() { "/" } else { "." })?;
-    file::mkdir_all(base.as_fd(), &global.root, 0o711)?;
-    let pods = file::mkdir_all(base.as_fd(), global.root.join(PODS), 0o700)?;
-    if client::connect(pods.as_fd(), HOST_SOCKET).is_ok() {
-        return Err(Error::new(Code::Exists, "somebody serves the pods of this host"));
-    }
-    let _ = file::unlink(pods.as_fd(), HOST_SOCKET);
-    let listener = socket::listen_stream(pods.as_fd(), HOST_SOCKET).context(|| "making the host's socket")?;
-    let mut service = Service { global: global.clone(), clients: BTreeMap::new(), next: 0 };
-    loop {
-        service.wait(&listener)?;
-    }
-}
-
 fn prune(given: &Prune) -> Result<Value> {
     let store = image::store(given.store.as_deref());
     let gone = image::collect(&store, given.max_age_days, given.keep_bytes)?;
@@ -240,74 +212,16 @@ fn prune(given: &Prune) -> Result<Value> {
 }
 
 impl Service {
-    fn wait(&mut self, listener: &OwnedFd) -> Result<()> {
-        let mut sources: Vec<(Option<u64>, BorrowedFd<'_>, PollFlags)> =
-            vec![(None, listener.as_fd(), PollFlags::POLLIN)];
-        for (id, client) in &self.clients {
-            let writes = if client.connection.owes() { PollFlags::POLLOUT } else { PollFlags::empty() };
-            sources.push((Some(*id), client.connection.fd(), PollFlags::POLLIN | writes));
-        }
-        let mut fds: Vec<PollFd<'_>> =
-            sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
-        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => return Ok(()),
-            Err(errno) => return Err(Error::from(coracle_sys::Error::new("poll()", errno))),
-            Ok(_) => {}
-        }
-        let ready = sources.iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(false));
-        let ready: Vec<Option<u64>> = ready.map(|((id, ..), _)| *id).collect();
-        for source in ready {
-            match source {
-                None => self.accept(listener),
-                Some(id) => self.hear(id),
-            }
-        }
-        Ok(())
-    }
-
-    fn accept(&mut self, listener: &OwnedFd) {
-        let Ok(connection) = socket::accept(listener.as_fd()) else { return };
-        let user = socket::peer_user(connection.as_fd());
-        if user.is_ok_and(|user| user == 0 || user == identity::caller()) {
-            self.next += 1;
-            self.clients.insert(self.next, Client { connection: Connection::new(connection) });
-        }
-    }
-
-    fn hear(&mut self, id: u64) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        let heard = client.connection.flush().and_then(|()| client.connection.receive());
-        if !matches!(heard, Ok(true)) {
-            self.clients.remove(&id);
-            return;
-        }
-        while let Some((text, _)) = self.clients.get_mut(&id).and_then(|client| client.connection.message()) {
-            let reply = match serde_json::from_slice::<Call>(&text) {
-                Ok(call) => self.reply(&call),
-                Err(_) => {
-                    self.clients.remove(&id);
-                    return;
-                }
-            };
-            let sent = self.clients.get_mut(&id).map(|client| client.connection.send(&reply, Vec::new()));
-            if !matches!(sent, Some(Ok(()))) {
-                self.clients.remove(&id);
-            }
-        }
-    }
-
-    fn reply(&self, call: &Call) -> Reply {
-        let given = if call.parameters.is_null() { json!({}) } else { call.parameters.clone() };
-        let method = call.method.strip_prefix(INTERFACE).and_then(|method| method.strip_prefix('.'));
-        match method.and_then(|method| self.perform(method, given).transpose()) {
-            None => varlink::about(call, &[(INTERFACE, varlink::HOST)]),
-            Some(Ok(said)) => Reply::last(said),
-            Some(Err(error)) => Reply::failed(INTERFACE, &error),
-        }
+    /// The service of the pods below the root of `global`.
+    pub(super) fn new(global: &Global) -> Self {
+        Self { global: global.clone() }
     }
 
     /// What `method` says; `None` where there is no such method.
-    fn perform(&self, method: &str, given: Value) -> Result<Option<Value>> {
+    ///
+    /// # Errors
+    /// What it fails with.
+    pub(super) fn perform(&self, method: &str, given: Value) -> Result<Option<Value>> {
         let (global, root) = (&self.global, &self.global.root);
         let done = |()| json!({});
         match method {

@@ -28,3 +28,4 @@ pub mod logs;
 pub mod varlink;
 pub mod supervisor;
 pub mod host;
+pub mod serve;

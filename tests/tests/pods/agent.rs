@@ -1,8 +1,10 @@
 //! The API as agents use it: over the raw socket.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use coracle_tests::pod::Pods;
 use coracle_tests::{Host, Outcome, command, privileged};
@@ -23,7 +25,7 @@ fn tell_memory(host: &Host, supervisors: &[String]) {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     };
     // They let go of what they don't need a second after they had something to do.
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(1500));
     let all: Vec<u64> = supervisors.iter().map(own).collect();
     let (sum, most) = (all.iter().sum::<u64>(), all.iter().max().unwrap());
     host.counted(&format!("{} supervisors hold {sum} KiB of their own, none more than {most}", all.len()));
@@ -131,6 +133,26 @@ fn a_debug_container_has_a_terminal_by_the_api() {
     });
 }
 
+/// A service of the host.
+struct Service(Child);
+
+impl Service {
+    fn start(host: &Host) -> Self {
+        let service = Command::new(host.runtime()).args(["pod", "serve"]).stdin(Stdio::null()).spawn();
+        command::eventually("the host serves", || fs::exists(SERVICE).unwrap());
+        Self(service.unwrap())
+    }
+
+    fn end(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        fs::remove_file(SERVICE).unwrap();
+        fs::remove_dir("/run/coracle/.pods").unwrap();
+    }
+}
+
+const SERVICE: &str = "/run/coracle/.pods/host.sock";
+
 #[test]
 fn a_host_is_asked_for_nodes_and_rid_of_images() {
     privileged(|host| {
@@ -138,13 +160,10 @@ fn a_host_is_asked_for_nodes_and_rid_of_images() {
         if !host.needs_program("python3") {
             return;
         }
-        let mut service = Command::new(host.runtime());
-        let mut service = service.args(["pod", "serve"]).stdin(Stdio::null()).spawn().unwrap();
-        let socket = "/run/coracle/.pods/host.sock";
-        command::eventually("the host serves", || fs::exists(socket).unwrap());
+        let service = Service::start(host);
         let ask = |method: &str, given: &str| {
             let reply =
-                caller(host, &[socket, &format!("io.coracle.Host.{method}"), given]).succeeds().json();
+                caller(host, &[SERVICE, &format!("io.coracle.Host.{method}"), given]).succeeds().json();
             assert!(reply.get("error").is_none(), "{method}: {reply}");
             reply["parameters"].clone()
         };
@@ -162,10 +181,52 @@ fn a_host_is_asked_for_nodes_and_rid_of_images() {
         let prune = format!(r#"{{"store": "{store}", "maxAgeDays": 0}}"#);
         let removed = ask("PruneImages", &prune);
         assert!(removed["removed"].to_string().contains("coracle/small"), "{removed}");
-        service.kill().unwrap();
-        service.wait().unwrap();
-        fs::remove_file(socket).unwrap();
-        fs::remove_dir("/run/coracle/.pods").unwrap();
+        service.end();
+    });
+}
+
+#[test]
+fn who_asks_a_host_does_not_wait_for_who_drains_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("python3") {
+            return;
+        }
+        let service = Service::start(host);
+        let deaf = "
+  terminationGracePeriodSeconds: 100
+  containers: [{name: main, image: IMAGE, command: [sh, -c, 'trap : TERM; while :; do sleep 1; done']}]
+";
+        pods.run("web", deaf);
+        let mut drain = Command::new("python3");
+        let drain = drain.args(["-c", CALLER, SERVICE, "io.coracle.Host.Drain", r#"{"withinSeconds": 10}"#]);
+        let mut drain = drain.stdout(Stdio::null()).spawn().unwrap();
+        pods.is("web", "Stopping");
+        let asked = Instant::now();
+        let list = caller(host, &[SERVICE, "io.coracle.Host.List", "{}"]).succeeds().json();
+        assert_eq!(list["parameters"]["pods"][0]["name"], "web", "{list}");
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        assert!(drain.try_wait().unwrap().is_none(), "it is still waited for");
+        assert!(drain.wait().unwrap().success());
+        let open = caller(host, &[SERVICE, "io.coracle.Host.Drain", r#"{"off": true}"#]).succeeds().json();
+        assert!(open.get("error").is_none(), "{open}");
+        pods.remove("web");
+        service.end();
+    });
+}
+
+#[test]
+fn a_host_that_has_no_descriptors_left_waits_for_some() {
+    privileged(|host| {
+        if !host.needs_coracle("pods") || !host.needs_program("python3") {
+            return;
+        }
+        let service = Service::start(host);
+        let busy = command::busy_without_descriptors(&service.0, || UnixStream::connect(SERVICE).unwrap());
+        assert!(busy < 30, "it used {busy} hundredths of a second");
+        let list = caller(host, &[SERVICE, "io.coracle.Host.List", "{}"]).succeeds().json();
+        assert!(list["parameters"]["pods"].is_array(), "{list}");
+        service.end();
     });
 }
 

@@ -12,6 +12,7 @@ use coracle_sys::{Errno, descriptor, event, file, signal, socket};
 
 use crate::cli::{Global, Listen};
 use crate::error::{Code, Context, Error, Result};
+use crate::pod::varlink::listener::{SHORTAGE, is_short};
 
 /// How long a caller may take, all in all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,14 +49,17 @@ pub(super) fn serve(global: &Global, listen: &Listen) -> Result<u8> {
     // One that has no words for a caller left: of a call that was given up.
     listeners.iter().try_for_each(|listener| descriptor::set_nonblocking(listener.as_fd()))?;
     let mut answering: Vec<Answering> = Vec::new();
-    while !is_asked_to_end(signals.as_fd(), &listeners, &mut answering)? {
+    let mut deaf: Option<Instant> = None;
+    while !is_asked_to_end(signals.as_fd(), &listeners, &mut answering, deaf)? {
+        deaf.take_if(|at| *at <= Instant::now());
         for listener in &listeners {
-            if answering.len() == MOST {
+            if answering.len() == MOST || deaf.is_some() {
                 break;
             }
-            let Ok(caller) = socket::accept(listener.as_fd()) else { continue };
-            let child = process::spawn(0, None, || i32::from(answer(global, caller.as_fd()).is_err()))?;
-            answering.push(Answering { child, until: Instant::now() + PATIENCE });
+            match take(global, listener.as_fd()) {
+                Ok(taken) => answering.extend(taken),
+                Err(_) => deaf = Some(Instant::now() + SHORTAGE),
+            }
         }
     }
     if let Some(path) = &listen.socket {
@@ -65,17 +69,40 @@ pub(super) fn serve(global: &Global, listen: &Listen) -> Result<u8> {
     Ok(0)
 }
 
-/// Waits for what happens next, and for those who are answered; true where a signal says that this is the end.
+/// Has a fork answer the next caller, if there is one.
+///
+/// # Errors
+/// That the host is short of something: others are to be taken in later. A caller who is there already has to ask again.
+fn take(global: &Global, listener: BorrowedFd<'_>) -> Result<Option<Answering>> {
+    let caller = match socket::accept(listener) {
+        Err(e) if is_short(&e) => return Err(e.into()),
+        Err(_) => return Ok(None),
+        Ok(caller) => caller,
+    };
+    let child = process::spawn(0, None, || i32::from(answer(global, caller.as_fd()).is_err()))?;
+    Ok(Some(Answering { child, until: Instant::now() + PATIENCE }))
+}
+
+/// Waits for what happens next, and for those who are answered; for callers but where they are left in the queue until `deaf`. True where
+/// a signal says that this is the end.
 fn is_asked_to_end(
     signals: BorrowedFd<'_>,
     listeners: &[OwnedFd],
     answering: &mut Vec<Answering>,
+    deaf: Option<Instant>,
 ) -> Result<bool> {
     let children = answering.iter().map(|one| one.child.pidfd.as_fd());
-    let callers = listeners.iter().map(AsFd::as_fd).filter(|_| answering.len() < MOST);
+    let callers = listeners.iter().map(AsFd::as_fd).filter(|_| answering.len() < MOST && deaf.is_none());
     let fds: Vec<BorrowedFd<'_>> = std::iter::once(signals).chain(children).chain(callers).collect();
-    let next = answering.iter().map(|one| one.until.saturating_duration_since(Instant::now())).min();
-    let ready = event::readable(&fds, next)?;
+    let next = answering.iter().map(|one| one.until).chain(deaf).min();
+    let ready = match event::readable(&fds, next.map(|at| at.saturating_duration_since(Instant::now()))) {
+        // The kernel is short of memory.
+        Err(e) if matches!(e.errno(), Errno::ENOMEM | Errno::EAGAIN) => {
+            std::thread::sleep(SHORTAGE);
+            Vec::new()
+        }
+        ready => ready?,
+    };
     let now = Instant::now();
     answering.retain(|one| {
         if one.until <= now {

@@ -19,6 +19,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::pod::document;
 use crate::pod::host;
 use crate::pod::record::{Directory, SOCKET};
+use crate::pod::serve;
 use crate::pod::varlink::client::{self, Client};
 use crate::{image, self_image};
 
@@ -64,7 +65,7 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
         }
         PodVerb::Serve => {
             self_image::protect(&[], None, &image::variables(&[]))?;
-            host::serve(global).map(|()| 0)
+            serve::serve(global).map(|()| 0)
         }
         PodVerb::Watch(pod) => watch(global, pod),
     }

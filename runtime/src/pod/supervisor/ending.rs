@@ -117,7 +117,7 @@ impl Supervisor {
             }
             member.pipes.hung_up.take_if(|at| *at <= now);
         }
-        self.deaf.take_if(|at| *at <= now);
+        self.listener.expire(now);
         if self.again.take_if(|at| *at <= now).is_some() && self.record.wish != Wish::Run {
             self.tear_down();
         }

@@ -16,12 +16,12 @@ mod sandbox;
 mod start;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coracle_isolator_host::Registry;
-use coracle_sys::{Errno, process, socket};
+use coracle_sys::{Errno, process};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signalfd::SignalFd;
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ use super::network::Networks;
 use super::plan::Plan;
 use super::record::{Directory, Record, Wish};
 use super::sandbox::Sandbox;
-use super::varlink::Connection;
+use super::varlink::listener::Listener;
 use super::volume;
 use crate::cli::Global;
 use crate::error::{Error, Result};
@@ -46,14 +46,8 @@ pub use start::{Beside, adopt, begin};
 /// A container's path.
 type Path = Rc<str>;
 
-/// The most callers at a time.
-const MOST_CLIENTS: usize = 256;
-
 /// After how long without anything to do a supervisor lets go of what it does not need.
 const REST: Duration = Duration::from_secs(1);
-
-/// How long callers wait where there was no descriptor or memory for one.
-const DEAF: Duration = Duration::from_millis(100);
 
 /// What there is to wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +83,7 @@ pub struct Supervisor {
     errands: BTreeMap<u64, Errand>,
     /// What is asked of isolators, by who waits for it.
     measures: BTreeMap<u64, Job>,
-    listener: OwnedFd,
+    listener: Listener,
     signals: SignalFd,
     networks: Networks,
     /// The sandbox is being attached to its networks: no container begins before.
@@ -110,8 +104,6 @@ pub struct Supervisor {
     trouble: Option<String>,
     /// Whether the pod is to be forgotten when it has ended.
     leaving: bool,
-    /// Until when callers wait, where one could not be taken in.
-    deaf: Option<Instant>,
     /// Whether there may be children that have ended and nobody knows.
     unreaped: bool,
     /// When it has had nothing to do for long; `None` where it has been at rest since.
@@ -173,9 +165,7 @@ impl Supervisor {
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let readable = PollFlags::POLLIN;
         let mut all = vec![(Source::Signals, self.signals.as_fd(), readable)];
-        if self.deaf.is_none() {
-            all.push((Source::Listener, self.listener.as_fd(), readable));
-        }
+        all.extend(self.listener.fd().map(|listener| (Source::Listener, listener, readable)));
         all.extend(self.sandbox.iter().map(|sandbox| (Source::Keeper, sandbox.pidfd.as_fd(), readable)));
         all.extend(self.preparing.iter().map(|job| (Source::Preparing, job.fd(), readable)));
         all.extend(self.teardown.iter().map(|job| (Source::Teardown, job.fd(), readable)));
@@ -236,7 +226,7 @@ impl Supervisor {
             .chain(pod)
             .chain(self.rests)
             .chain(self.again)
-            .chain(self.deaf)
+            .chain(self.listener.deadline())
             .chain(self.jobs().filter_map(Job::deadline))
             .min()
     }
@@ -277,21 +267,9 @@ impl Supervisor {
     }
 
     fn accept(&mut self) {
-        let connection = match socket::accept(self.listener.as_fd()) {
-            Ok(connection) => connection,
-            // The caller stays in the queue, and would be heard of at once again.
-            Err(e) if matches!(e.errno(), Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                self.deaf = Some(Instant::now() + DEAF);
-                return;
-            }
-            Err(_) => return,
-        };
-        // Who has no right to the socket's file can't come here; but a descriptor of it can be passed on.
-        let is_welcome = socket::peer_user(connection.as_fd())
-            .is_ok_and(|user| user == 0 || user == coracle_sys::identity::caller());
-        if is_welcome && self.clients.len() < MOST_CLIENTS {
+        if let Some(connection) = self.listener.accept(self.clients.len()) {
             self.next += 1;
-            self.clients.insert(self.next, Client::new(Connection::new(connection)));
+            self.clients.insert(self.next, Client::new(connection));
         }
     }
 

@@ -22,6 +22,7 @@ use crate::pod::plan::{self, Plan, Role};
 use crate::pod::record::{self, Directory, Record, SOCKET, Wish};
 use crate::pod::sandbox::Sandbox;
 use crate::pod::users;
+use crate::pod::varlink::listener::Listener;
 use crate::stages::spec;
 use crate::state::{self, State};
 use crate::time;
@@ -213,14 +214,13 @@ impl Supervisor {
             clients: BTreeMap::new(),
             errands: BTreeMap::new(),
             measures: BTreeMap::new(),
-            listener,
+            listener: Listener::new(listener),
             signals,
             networks: Networks::new(&global)?,
             preparing: None,
             failure: None,
             teardown: None,
             again: None,
-            deaf: None,
             started: started.unwrap_or_else(Instant::now),
             grace: plan.grace,
             ends: None,

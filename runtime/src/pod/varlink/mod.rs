@@ -2,6 +2,7 @@
 //! byte of a message, and parameters name them by their number in it.
 
 pub mod client;
+pub mod listener;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
