@@ -307,6 +307,8 @@ fn a_service_tells_what_it_is() {
             r#"{\"interface\": \"io.coracle.Pod\"}"#.replace('\\', "").as_str(),
         );
         assert!(text["parameters"]["description"].as_str().unwrap().contains("method Launch("));
+        let watch = ask("io.coracle.Pod.Watch", "{}");
+        assert_eq!(watch["error"], "org.varlink.service.ExpectedMore");
         let unknown = ask("io.coracle.Pod.Fly", "{}");
         assert_eq!(unknown["error"], "org.varlink.service.MethodNotFound");
         let wrong = ask("io.coracle.Pod.Kill", r#"{"container": "main"}"#);

@@ -156,6 +156,9 @@ impl Supervisor {
             let reply = varlink::about(call, &[(INTERFACE, varlink::POD)]);
             return self.say(id, &reply, Vec::new());
         };
+        if method == "Watch" && !call.more {
+            return self.say(id, &Reply::expected_more(), Vec::new());
+        }
         match self.method(id, method, call, fds) {
             Ok(Some(Answer::Now(value, fds))) => self.say(id, &Reply::last(value), fds),
             Ok(Some(Answer::Later(pending))) => {

@@ -4,9 +4,11 @@
 pub mod client;
 pub mod listener;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use coracle_sys::{Errno, socket};
+use nix::sys::socket::MsgFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -79,9 +81,17 @@ impl Reply {
         Self { parameters, continues: false, error: Some(format!("{interface}.Failed")) }
     }
 
-    /// A failure that the protocol itself defines.
+    /// The protocol's own failure of a call without `more` that only replies which others follow can answer.
+    pub fn expected_more() -> Self {
+        Self::service_error("ExpectedMore", json!({}))
+    }
+
+    /// A failure that the protocol itself defines, of a call that names what there is none of.
     pub fn of_service(error: &str, key: &str, value: &str) -> Self {
-        let parameters = json!({ key: value });
+        Self::service_error(error, json!({ key: value }))
+    }
+
+    fn service_error(error: &str, parameters: Value) -> Self {
         Self { parameters, continues: false, error: Some(format!("org.varlink.service.{error}")) }
     }
 }
@@ -90,16 +100,20 @@ impl Reply {
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
+    /// What has come of the next message, and with it.
     received: Vec<u8>,
     fds: Vec<OwnedFd>,
+    /// Whole messages, each with its descriptors.
+    messages: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     /// What is to be sent, message by message, each with its descriptors.
-    sending: std::collections::VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    sending: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
 }
 
 impl Connection {
     /// The connection over `socket`.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, received: Vec::new(), fds: Vec::new(), sending: std::collections::VecDeque::new() }
+        let (received, fds, messages) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { socket, received, fds, messages, sending: VecDeque::new() }
     }
 
     /// The socket.
@@ -112,19 +126,28 @@ impl Connection {
         !self.sending.is_empty()
     }
 
-    /// Takes what has come; false at the end.
+    /// Takes what has come, but no more than to the end of a message: descriptors that come with what follows are another's.
+    /// False at the end.
     ///
     /// # Errors
     /// `EMSGSIZE` where a message is too long.
     pub fn receive(&mut self) -> Result<bool> {
         let mut buffer = [0; 16384];
-        match socket::receive_some(self.socket.as_fd(), &mut buffer) {
+        let received = self.peek(&mut buffer).and_then(|there| {
+            let end = buffer[..there].iter().position(|byte| *byte == 0);
+            socket::receive_some(self.socket.as_fd(), &mut buffer[..end.map_or(there, |end| end + 1)])
+        });
+        match received {
             Ok((0, _)) => Ok(false),
             Ok((length, fds)) => {
                 self.received.extend_from_slice(&buffer[..length]);
                 self.fds.extend(fds);
-                if self.received.len() > LONGEST || self.fds.len() > socket::MOST_FDS {
+                if self.kept() > LONGEST || self.fds_kept() > socket::MOST_FDS {
                     return Err(Error::new(Code::Usage, format!("a message is longer than {LONGEST} bytes")));
+                }
+                if self.received.pop_if(|last| *last == 0).is_some() {
+                    let message = (std::mem::take(&mut self.received), std::mem::take(&mut self.fds));
+                    self.messages.push_back(message);
                 }
                 Ok(true)
             }
@@ -134,15 +157,26 @@ impl Connection {
         }
     }
 
-    /// The next whole message, and the descriptors that came until its end.
+    /// Looks at what has come and leaves it there, without the descriptors.
+    fn peek(&self, buffer: &mut [u8]) -> coracle_sys::Result<usize> {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let peeked = nix::sys::socket::recv(self.socket.as_raw_fd(), buffer, flags);
+        peeked.map_err(|errno| coracle_sys::Error::new("recv()", errno))
+    }
+
+    /// How many bytes have come that nobody has taken.
+    fn kept(&self) -> usize {
+        self.received.len() + self.messages.iter().map(|(text, _)| text.len()).sum::<usize>()
+    }
+
+    /// The same for descriptors.
+    fn fds_kept(&self) -> usize {
+        self.fds.len() + self.messages.iter().map(|(_, fds)| fds.len()).sum::<usize>()
+    }
+
+    /// The next whole message, and the descriptors that came with it.
     pub fn message(&mut self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
-        let end = self.received.iter().position(|byte| *byte == 0)?;
-        let mut message: Vec<u8> = self.received.drain(..=end).collect();
-        message.pop();
-        if self.received.is_empty() {
-            self.received = Vec::new();
-        }
-        Some((message, std::mem::take(&mut self.fds)))
+        self.messages.pop_front()
     }
 
     /// Sends `message` as soon as the peer takes it.
@@ -202,5 +236,34 @@ pub fn about(call: &Call, interfaces: &[(&str, &str)]) -> Reply {
             }
         }
         method => Reply::of_service("MethodNotFound", "method", method),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_go_to_the_message_that_they_came_with() {
+        let (mine, theirs) = socket::stream_pair().unwrap();
+        let mut connection = Connection::new(mine);
+        let null = coracle_sys::descriptor::null().unwrap();
+        let send = |text: &[u8], fds: &[BorrowedFd<'_>]| {
+            assert_eq!(socket::send_some(theirs.as_fd(), text, fds).unwrap(), text.len());
+        };
+        send(b"one\0", &[]);
+        send(b"two\0three\0", &[null.as_fd()]);
+        send(b"fo", &[null.as_fd(), null.as_fd()]);
+        send(b"ur\0", &[]);
+        for _ in 0..5 {
+            assert!(connection.receive().unwrap());
+        }
+        let messages = std::iter::from_fn(|| connection.message());
+        let told: Vec<_> =
+            messages.map(|(text, fds)| (String::from_utf8(text).unwrap(), fds.len())).collect();
+        let wanted = [("one", 0), ("two", 1), ("three", 0), ("four", 2)];
+        assert_eq!(told, wanted.map(|(text, fds)| (text.to_owned(), fds)));
+        drop(theirs);
+        assert!(!connection.receive().unwrap(), "it is at its end");
     }
 }
