@@ -15,6 +15,7 @@ use tar::{Builder, Header};
 use crate::digest::{Digest, Verified};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, parse};
+use crate::reference::Reference;
 use crate::store::{DOCUMENT_LIMIT, REF_NAME, Store, is_missing};
 
 /// Writes the archive at `path`, where it appears when it is whole. The same image makes the same bytes. Where `path` is a
@@ -54,7 +55,8 @@ fn write(store: &Store, image: &Image, file: File) -> Result<()> {
     add(&mut tar, "oci-layout", LAYOUT)?;
     add(&mut tar, "index.json", index(&[descriptor(store, image)?]).as_bytes())?;
     let layers: Vec<String> = image.layers.iter().map(|layer| path(&layer.digest)).collect();
-    let docker = json!([{ "Config": path(&config), "RepoTags": [name(image)], "Layers": layers }]);
+    let tags = repo_tag(&image.reference).map(|tag| [tag]);
+    let docker = json!([{ "Config": path(&config), "RepoTags": tags, "Layers": layers }]);
     add(&mut tar, "manifest.json", docker.to_string().as_bytes())?;
     for (digest, size) in blobs(store, image)? {
         let mut blob = Verified::new(store.blob(&digest)?, digest.clone(), size);
@@ -80,10 +82,14 @@ fn path(digest: &Digest) -> String {
 /// The descriptor of the manifest, with the image's name.
 fn descriptor(store: &Store, image: &Image) -> Result<Value> {
     let entry = store.entry(&image.digest.to_string())?.descriptor;
+    // containerd's name is whole, the standard's is a tag.
+    let mut annotations = json!({ (FULL_NAME): name(image) });
+    if let Some(tag) = tag(&image.reference) {
+        annotations[REF_NAME] = tag.into();
+    }
     Ok(json!({
         "mediaType": entry.media_type(), "digest": entry.digest(), "size": entry.size(),
-        // containerd's name is whole, the standard's is a tag.
-        "annotations": { (FULL_NAME): name(image), (REF_NAME): tag(&image.reference) },
+        "annotations": annotations,
     }))
 }
 
@@ -137,7 +143,7 @@ fn write_layout(store: &Store, image: &Image, path: &Path) -> Result<()> {
     let is_other = |known: &&Value| {
         // The standard's name is a tag, which many images have.
         let key = if known["annotations"][FULL_NAME].is_string() { FULL_NAME } else { REF_NAME };
-        known["annotations"][key] != new["annotations"][key]
+        known["annotations"][key].is_null() || known["annotations"][key] != new["annotations"][key]
     };
     let mut manifests: Vec<Value> =
         known["manifests"].as_array().into_iter().flatten().filter(is_other).cloned().collect();
@@ -151,10 +157,18 @@ fn name(image: &Image) -> String {
     pinned.unwrap_or_else(|| image.reference.clone())
 }
 
-/// The tag of a reference.
-fn tag(reference: &str) -> &str {
+/// The tag of a reference; none where it is a digest.
+fn tag(reference: &str) -> Option<&str> {
     let last = reference.rsplit('/').next().unwrap_or_default();
-    last.rsplit_once(':').map_or("latest", |(_, tag)| tag)
+    (!reference.contains('@')).then(|| last.rsplit_once(':').map_or("latest", |(_, tag)| tag))
+}
+
+/// The reference as `docker load` takes it, with its tag; none where it would refuse the archive for it.
+fn repo_tag(reference: &str) -> Option<String> {
+    let tag = tag(reference)?;
+    reference.parse::<Reference>().ok()?;
+    let is_whole = reference.ends_with(&format!(":{tag}"));
+    Some(if is_whole { reference.to_owned() } else { format!("{reference}:{tag}") })
 }
 
 fn add(tar: &mut Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<()> {
@@ -193,6 +207,57 @@ mod tests {
         let entries = import(&other.store, &path, &Options::default()).unwrap();
         assert_eq!(entries[0].reference, "image");
         assert_eq!(other.store.image("image").unwrap().digest, image.digest);
+    }
+
+    #[test]
+    fn docker_is_told_a_name_with_a_tag_or_none() {
+        let scratch = Scratch::new();
+        scratch.import(&[Tar::default().file("f", b"x").end()]).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        let pinned = format!("docker.io/library/bb@{}", image.digest);
+        for (name, tags, tag) in [
+            ("plain", json!(["plain:latest"]), json!("latest")),
+            ("localhost:5000/a", json!(["localhost:5000/a:latest"]), json!("latest")),
+            ("a/b:1", json!(["a/b:1"]), json!("1")),
+            ("No:name", json!(null), json!("name")),
+            (&pinned, json!(null), json!(null)),
+        ] {
+            scratch.store.tag("image", name).unwrap();
+            let path = scratch.store.path().join("export.tar");
+            export(&scratch.store, &scratch.store.image(name).unwrap(), &path).unwrap();
+            let bytes = file::read(file::CWD, &path, 1 << 20, Resolve::Host).unwrap();
+            let mut archive = tar::Archive::new(&bytes[..]);
+            let mut documents = archive.entries().unwrap().filter_map(|entry| {
+                let entry = entry.unwrap();
+                let name = entry.path().unwrap().to_string_lossy().into_owned();
+                name.ends_with(".json").then(|| (name, serde_json::from_reader(entry).unwrap()))
+            });
+            let (index, manifest): ((_, Value), (_, Value)) =
+                (documents.next().unwrap(), documents.next().unwrap());
+            assert_eq!((index.0.as_str(), manifest.0.as_str()), ("index.json", "manifest.json"));
+            assert_eq!(manifest.1[0]["RepoTags"], tags, "{name}");
+            assert_eq!(index.1["manifests"][0]["annotations"][REF_NAME], tag, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_name_in_a_layout_stays_there() {
+        let scratch = Scratch::new();
+        scratch.import(&[Tar::default().file("f", b"x").end()]).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        let name = format!("a@{}", image.digest);
+        scratch.store.tag("image", &name).unwrap();
+        let path = scratch.dir.path().join("store/exported");
+        let directory = file::mkdir_all(file::open_dir("/").unwrap().as_fd(), &path, 0o755).unwrap();
+        let other = json!({ "mediaType": "text/plain", "digest": Digest::of(b""), "size": 0 });
+        file::replace(directory.as_fd(), "index.json", index(std::slice::from_ref(&other)).as_bytes(), 0o644)
+            .unwrap();
+        for _ in 0..2 {
+            export(&scratch.store, &scratch.store.image(&name).unwrap(), &path).unwrap();
+        }
+        let text = file::read(directory.as_fd(), "index.json", 1 << 20, Resolve::Beneath).unwrap();
+        let found: Value = parse(&text, "index.json").unwrap();
+        assert_eq!((found["manifests"].as_array().unwrap().len(), &found["manifests"][0]), (2, &other));
     }
 
     #[test]
