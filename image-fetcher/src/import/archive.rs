@@ -108,10 +108,12 @@ fn read_file(
     Ok(())
 }
 
-/// Whether a file of this name can be part of an image.
+/// Whether a file of this name can be part of an image. What a `manifest.json` names mostly comes before it: configs are
+/// `HEX.json`, `config.json`, or nothing but a digest, and layers are archives.
 fn is_part(name: &str) -> bool {
+    const ENDINGS: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".json"];
     name == "oci-layout"
         || name.starts_with("blobs/sha256/")
-        || name.ends_with(".tar")
-        || (name.ends_with(".json") && !name.ends_with("/json"))
+        || ENDINGS.iter().any(|ending| name.ends_with(ending))
+        || docker::named_digest(name).is_some()
 }

@@ -91,11 +91,17 @@ fn file<'a>(files: &'a Files, name: &str) -> Result<&'a Blob> {
     files.get(name).ok_or_else(|| Error::new(Kind::NotFound, format!("{name:?} is missing from it")))
 }
 
-/// A config's file is named after its digest: `HEX.json`, or as in a layout.
-fn check_name(name: &str, config: &Blob) -> Result<()> {
+/// The digest in the name of a file: `HEX`, `sha256:HEX` or `HEX.json`.
+pub(super) fn named_digest(name: &str) -> Option<&str> {
     let last = name.rsplit('/').next().unwrap_or_default();
-    let hex = last.strip_suffix(".json").unwrap_or(last);
-    if hex == config.digest.hex() {
+    let stem = last.strip_suffix(".json").unwrap_or(last);
+    let hex = stem.strip_prefix("sha256:").unwrap_or(stem);
+    (hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then_some(hex)
+}
+
+/// Where a config's file is named after a digest, as Docker and go-containerregistry do, that has to be its own.
+fn check_name(name: &str, config: &Blob) -> Result<()> {
+    if named_digest(name).is_none_or(|hex| hex == config.digest.hex()) {
         return Ok(());
     }
     let why = format!("the config {name:?} should have the digest in its name, but has {}", config.digest);

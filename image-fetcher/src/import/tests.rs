@@ -75,6 +75,31 @@ fn a_new_docker_archive_with_blobs_is_read_and_may_be_compressed() {
     assert_eq!(take(&scratch, &archive, &Options::default()).unwrap(), ["archive"]);
 }
 
+/// As crane, ko and kaniko write them, and as Jib does.
+#[test]
+fn docker_archives_of_other_tools_are_read() {
+    use std::io::Write;
+    let a = layer("a");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(&a).unwrap();
+    let (blob, config) = (encoder.finish().unwrap(), config(&[Digest::of(&a)]));
+    let layer = format!("{}.tar.gz", Digest::of(&blob).hex());
+    let archive = |name: &str| {
+        let manifest = serde_json::json!([{ "Config": name, "RepoTags": ["a:1"], "Layers": [layer] }]);
+        let tar = Tar::default().file(name, &config).file(&layer, &blob);
+        tar.file("manifest.json", manifest.to_string().as_bytes()).end()
+    };
+    for name in [Digest::of(&config).to_string(), "config.json".to_owned()] {
+        let scratch = Scratch::new();
+        assert_eq!(take(&scratch, &archive(&name), &Options::default()).unwrap(), ["a:1"], "{name}");
+        let image = scratch.store.image("a:1").unwrap();
+        unpack(&scratch.store, &image, &Unpacking::default()).unwrap();
+    }
+    let wrong = archive(&Digest::of(b"other").to_string());
+    let error = take(&Scratch::new(), &wrong, &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("should have the digest in its name, but has"), "{error}");
+}
+
 #[test]
 fn an_archive_of_a_layout_is_read_whatever_the_order_of_its_files() {
     let scratch = Scratch::new();
