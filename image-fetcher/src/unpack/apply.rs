@@ -4,8 +4,8 @@ use super::entry::{Entries, Entry, Type};
 use super::form::{Content, Form, Found, NewFile, Place, components};
 use crate::error::{Error, Kind, Result};
 
-/// The prefix of a whiteout's name (image-spec, layer.md, "Whiteouts").
-const WHITEOUT: &[u8] = b".wh.";
+/// The prefix of a whiteout's name (image-spec, layer.md, "Whiteouts"): no file or directory has one that begins so.
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// The name that makes its directory opaque.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of AUFS, its own bookkeeping: no part of the image.
@@ -31,6 +31,9 @@ pub(crate) fn apply<F: Form>(
         return apply_root(form, entry).map(|()| None);
     };
     let name = *name;
+    if path.iter().any(|component| is_bookkeeping(component)) {
+        return Ok(None);
+    }
     if name.starts_with(WHITEOUT) {
         return white_out(form, parent, name).map(|()| None);
     }
@@ -57,6 +60,11 @@ pub(crate) fn apply<F: Form>(
     Ok(None)
 }
 
+/// Whether it is a name of AUFS's own, or what is in such a directory: `.wh..wh.plnk` held files for hard links.
+fn is_bookkeeping(name: &[u8]) -> bool {
+    name.starts_with(AUFS) && name != OPAQUE
+}
+
 /// Counts what may be kept of an entry: its path without links, which can be much longer than its name, where it leads,
 /// and a directory's attributes.
 fn keep<F: Form>(form: &mut F, at: &F::Place, name: &[u8], entry: &Entry) {
@@ -81,9 +89,6 @@ fn white_out(form: &mut impl Form, parent: &[&[u8]], name: &[u8]) -> Result<()> 
     if name == OPAQUE {
         let parent = form.parent(parent)?;
         form.make_opaque(&parent);
-        return Ok(());
-    }
-    if name.starts_with(AUFS) {
         return Ok(());
     }
     let hidden = &name[WHITEOUT.len()..];
@@ -116,8 +121,12 @@ pub(crate) fn link_inside<F: Form>(form: &mut F, at: &F::Place, name: &[u8], tar
 
 /// The components of a hard link's target, which is a path of the layer.
 pub(crate) fn target_components(target: &[u8]) -> Result<Vec<&[u8]>> {
-    components(target).map_err(|_| {
-        let shown = String::from_utf8_lossy(target);
-        Error::new(Kind::Malformed, format!("it is a hard link to {shown:?}, which is out of the layer"))
-    })
+    let shown = || format!("it is a hard link to {:?}", String::from_utf8_lossy(target));
+    let path = components(target)
+        .map_err(|_| Error::new(Kind::Malformed, format!("{}, which is out of the layer", shown())))?;
+    if path.iter().any(|component| component.starts_with(WHITEOUT)) {
+        let why = format!("{}, but no file has a name that begins with \".wh.\"", shown());
+        return Err(Error::new(Kind::Unsupported, why));
+    }
+    Ok(path)
 }

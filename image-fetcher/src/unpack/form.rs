@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Read;
 
+use super::apply::WHITEOUT;
 use super::entry::{Entries, Map, Metadata};
 use crate::error::{Error, Kind, Result};
 
@@ -225,6 +226,9 @@ pub(crate) trait Form {
                     parts.filter(|p| !p.is_empty() && *p != b".").for_each(|p| todo.push_front(p.to_vec()));
                 }
                 Found::Nothing | Found::Whiteout if missing == Missing::Make => {
+                    if name.starts_with(WHITEOUT) {
+                        return Err(parent_error(&path, "would have the name of a whiteout"));
+                    }
                     *self.kept() += path.len() as u64;
                     self.make_directory(&here, &name, None)?;
                     here = self.at(&path)?;

@@ -110,6 +110,28 @@ fn whiteouts_of_what_has_no_name_are_refused() {
 }
 
 #[test]
+fn directories_and_targets_with_the_name_of_a_whiteout_are_refused() {
+    both(|new| {
+        for (layer, expected) in [
+            (tar().file("d/.wh.odd/x", b""), "its parent \"d/.wh.odd\" would have the name of a whiteout"),
+            (tar().dir(".wh.odd/e/"), "its parent \".wh.odd\" would have the name of a whiteout"),
+            (tar().file(".wh.odd/.wh.x", b""), "its parent \".wh.odd\" would have the name of a whiteout"),
+            (
+                tar().link("l", ".wh.odd").file("l/x", b""),
+                "its parent \".wh.odd\" would have the name of a whiteout",
+            ),
+            (
+                tar().file(".wh..wh.plnk/1.2", b"").hard("f", ".wh..wh.plnk/1.2"),
+                "it is a hard link to \".wh..wh.plnk/1.2\", but no file has a name that begins with \".wh.\"",
+            ),
+        ] {
+            let said = new().refused(&layer);
+            assert!(said.ends_with(expected), "{said}");
+        }
+    });
+}
+
+#[test]
 fn forged_whiteouts_and_attributes_of_overlayfs_do_not_get_through() {
     both(|new| {
         let device = tar().raw(b"", |h| {

@@ -169,3 +169,14 @@ fn hard_links_through_one_link_below_share_their_copy() {
         assert_eq!(text(&dir.join("i")), "below");
     });
 }
+
+#[test]
+fn what_aufs_kept_for_itself_is_passed_over() {
+    both(|new| {
+        let layer = tar().dir(".wh..wh.plnk/").file(".wh..wh.plnk/1.2", b"").file(".wh..wh.aufs", b"");
+        let scratch = new();
+        let dir = scratch.layer(&layer.dir(".wh..wh.orph/").file("f", b"")).unwrap();
+        let names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["f"]);
+    });
+}
