@@ -106,7 +106,8 @@ pub(crate) enum Fit {
 /// Whether the directory at `path`, or one that it is in, hides what is below.
 fn is_hidden(directories: &Directories, path: &[u8]) -> bool {
     let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i);
-    let mut prefixes = slashes.chain([path.len()]).map(|end| &path[..end]);
+    // The first is the root.
+    let mut prefixes = std::iter::once(0).chain(slashes).chain([path.len()]).map(|end| &path[..end]);
     prefixes.any(|prefix| directories.get(prefix).is_some_and(|d| d.opaque))
 }
 

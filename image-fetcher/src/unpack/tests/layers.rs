@@ -171,6 +171,25 @@ fn hard_links_through_one_link_below_share_their_copy() {
 }
 
 #[test]
+fn a_root_that_is_opaque_hides_what_is_below_it_from_its_directories() {
+    both(|new| {
+        let scratch = new();
+        let secret = tar().raw(b"", |h| {
+            h.set_entry_type(EntryType::Directory);
+            h.set_mode(0o700);
+            h.as_old_mut().name[..7].copy_from_slice(b"secret/");
+        });
+        let lower = secret.dir("etc/").file("etc/passwd", b"");
+        let upper = tar().file(".wh..wh..opq", b"").dir("etc/").file("etc/.wh.passwd", b"");
+        let upper = upper.file("etc/new", b"").file("secret/new", b"");
+        scratch.unpack(&[lower.end(), upper.end()]).unwrap();
+        let dir = scratch.layer_path(1);
+        assert!(!is_whiteout(&dir.join("etc/passwd")) && dir.join("etc/new").exists());
+        assert_eq!(fs::metadata(dir.join("secret")).unwrap().mode() & 0o7777, 0o755);
+    });
+}
+
+#[test]
 fn what_aufs_kept_for_itself_is_passed_over() {
     both(|new| {
         let layer = tar().dir(".wh..wh.plnk/").file(".wh..wh.plnk/1.2", b"").file(".wh..wh.aufs", b"");
