@@ -81,18 +81,23 @@ impl Image {
 }
 
 /// Whether a document of this type lists manifests.
-#[cfg(feature = "unpack")]
 pub(crate) fn is_index(media_type: &MediaType) -> bool {
     let text = media_type.to_string();
     text.ends_with(".image.index.v1+json") || text.ends_with(".manifest.list.v2+json")
 }
 
+/// Whether a document of this type is the manifest of one image, or of what registries keep as one.
+pub(crate) fn is_manifest(media_type: &MediaType) -> bool {
+    matches!(
+        media_type.to_string().as_str(),
+        "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json"
+    )
+}
+
 /// How deep indexes may be nested.
-#[cfg(feature = "unpack")]
 const DEPTH_LIMIT: u32 = 4;
 
 /// Refuses an index that is `depth` others deep.
-#[cfg(feature = "unpack")]
 pub(crate) fn check_depth(depth: u32) -> Result<()> {
     let why = || format!("indexes are nested deeper than {DEPTH_LIMIT}");
     if depth < DEPTH_LIMIT { Ok(()) } else { Err(Error::new(Kind::Limit, why())) }
@@ -193,11 +198,11 @@ pub(crate) fn check_document(bytes: &[u8], media_type: &MediaType) -> Result<()>
 /// As [`check_document`], and [`Kind::Unsupported`] where it is no image.
 pub(crate) fn parse_manifest(bytes: &[u8], media_type: &MediaType) -> Result<ImageManifest> {
     check_document(bytes, media_type)?;
-    match media_type.to_string().as_str() {
-        "application/vnd.oci.image.manifest.v1+json"
-        | "application/vnd.docker.distribution.manifest.v2+json" => parse(bytes, "the manifest"),
-        other => Err(Error::new(Kind::Unsupported, format!("media type {other:?} is no image"))),
+    if is_manifest(media_type) {
+        return parse(bytes, "the manifest");
     }
+    let other = media_type.to_string();
+    Err(Error::new(Kind::Unsupported, format!("media type {other:?} is no image")))
 }
 
 #[cfg(test)]

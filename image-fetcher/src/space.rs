@@ -132,7 +132,7 @@ struct Keep {
 
 impl Keep {
     fn of(store: &Store, images: &[Held]) -> Result<Self> {
-        let mut keep = Self { blobs: BTreeSet::new(), layers: snapshot::layers_in_use(store)? };
+        let mut keep = Self { blobs: store.unnamed_blobs()?, layers: snapshot::layers_in_use(store)? };
         for held in images {
             keep.blobs.extend(held.image.blobs().map(|digest| digest.hex().to_owned()));
             keep.layers.extend(held.image.layers.iter().filter_map(|layer| store.unpacked(layer)));

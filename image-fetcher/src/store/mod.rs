@@ -13,6 +13,7 @@
 //! All of it is root's alone (0700). Whatever has a name is whole: it was written without one or under a
 //! temporary one, synced, and named last. Processes may share a store, see `lock`.
 
+mod reach;
 mod removal;
 
 use std::ffi::OsStr;
@@ -172,7 +173,7 @@ impl Store {
         Ok(entries)
     }
 
-    fn index(&self) -> Result<ImageIndex> {
+    pub(super) fn index(&self) -> Result<ImageIndex> {
         match file::read(self.root.as_fd(), "index.json", DOCUMENT_LIMIT, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => {
                 let mut index = ImageIndex::default();
@@ -263,7 +264,6 @@ impl Store {
     }
 
     /// Whether the store has a blob of this name.
-    #[cfg(feature = "registry")]
     pub(crate) fn has_blob(&self, digest: &Digest) -> bool {
         file::stat_at(self.blobs.as_fd(), digest.hex()).is_ok()
     }

@@ -36,7 +36,7 @@ impl Store {
     }
 
     /// Removes blobs and unpacked layers that no image and no snapshot uses, and what a killed process has
-    /// left unfinished. Waits for those who are adding.
+    /// left unfinished. Images without a name count, too. Waits for those who are adding.
     ///
     /// # Errors
     /// Where an image can't be read: then nothing is removed, since its layers are not known.
@@ -45,7 +45,7 @@ impl Store {
     }
 
     pub(crate) fn collect_locked(&self, _lock: &Held) -> Result<()> {
-        let (mut blobs, mut layers) = (BTreeSet::new(), crate::snapshot::layers_in_use(self)?);
+        let (mut blobs, mut layers) = (self.unnamed_blobs()?, crate::snapshot::layers_in_use(self)?);
         for entry in self.entries()? {
             let image = Image::read(self, entry)?;
             blobs.extend(image.blobs().map(|d| d.hex().to_owned()));

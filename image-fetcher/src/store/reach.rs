@@ -1,0 +1,140 @@
+//! What others keep in the store: it is an image layout, and tools that know layouts put images into it without a name.
+
+use std::collections::BTreeSet;
+
+use oci_spec::image::{Descriptor, ImageIndex};
+
+use super::{Store, name_of};
+use crate::digest::Digest;
+use crate::error::{Context, Result};
+use crate::image::{check_depth, check_document, is_index, is_manifest, parse, parse_manifest};
+
+/// The names and types of blobs. One that is a document to some may be a mere file to others.
+type Reached = BTreeSet<(String, String)>;
+
+impl Store {
+    /// The names of all blobs that the descriptors without a name in the index lead to.
+    ///
+    /// # Errors
+    /// Where one of them can't be read.
+    pub(crate) fn unnamed_blobs(&self) -> Result<BTreeSet<String>> {
+        let mut reached = Reached::new();
+        for descriptor in self.index()?.manifests().iter().filter(|d| name_of(d).is_none()) {
+            let reading = || format!("reading {}, which has no name in the index", descriptor.digest());
+            self.reach(descriptor, 0, &mut reached).context(reading)?;
+        }
+        Ok(reached.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn reach(&self, descriptor: &Descriptor, depth: u32, reached: &mut Reached) -> Result<()> {
+        let media_type = descriptor.media_type();
+        if !note(descriptor, reached)? {
+            return Ok(());
+        }
+        if is_index(media_type) {
+            let bytes = self.document(descriptor)?;
+            check_document(&bytes, media_type)?;
+            let index: ImageIndex = parse(&bytes, "the index")?;
+            check_depth(depth)?;
+            // Of what an index lists for several machines, mostly one is kept.
+            let is_here = |d: &&Descriptor| Digest::try_from(d.digest()).map_or(true, |d| self.has_blob(&d));
+            return index
+                .manifests()
+                .iter()
+                .filter(is_here)
+                .try_for_each(|d| self.reach(d, depth + 1, reached));
+        }
+        if is_manifest(media_type) {
+            let manifest = parse_manifest(&self.document(descriptor)?, media_type)?;
+            let mut blobs = manifest.layers().iter().chain([manifest.config()]);
+            return blobs.try_for_each(|blob| note(blob, reached).map(drop));
+        }
+        Ok(())
+    }
+}
+
+/// Notes what a descriptor names; false where it was noted before.
+fn note(descriptor: &Descriptor, reached: &mut Reached) -> Result<bool> {
+    let name = Digest::try_from(descriptor.digest())?.hex().to_owned();
+    Ok(reached.insert((name, descriptor.media_type().to_string())))
+}
+
+#[cfg(test)]
+#[cfg(feature = "unpack")]
+#[expect(clippy::disallowed_methods, reason = "tests make files on the host")]
+mod tests {
+    use std::fs;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::error::Kind;
+    use crate::fixture::{Scratch, Tar};
+
+    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+    /// Puts a blob into the store as another tool would, and returns its descriptor.
+    fn put(scratch: &Scratch, media_type: &str, bytes: &[u8]) -> Value {
+        let digest = Digest::of(bytes);
+        fs::write(scratch.store.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
+    }
+
+    /// Puts something in that is no image of file systems, but has the form of one.
+    fn put_manifest(scratch: &Scratch, text: &str) -> Value {
+        let config = put(scratch, "application/vnd.oci.empty.v1+json", b"{}");
+        let layer = put(scratch, "text/plain", text.as_bytes());
+        let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+        put(scratch, MANIFEST, manifest.to_string().as_bytes())
+    }
+
+    /// Adds a descriptor to the index as it is.
+    fn add(scratch: &Scratch, descriptor: &Value) {
+        let path = scratch.store.path().join("index.json");
+        let mut index: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        index["manifests"].as_array_mut().unwrap().push(descriptor.clone());
+        fs::write(&path, index.to_string()).unwrap();
+    }
+
+    fn has(scratch: &Scratch, text: &str) -> bool {
+        scratch.store.has_blob(&Digest::of(text.as_bytes()))
+    }
+
+    #[test]
+    fn what_has_no_name_in_the_index_is_kept_with_all_that_it_leads_to() {
+        let scratch = Scratch::new();
+        scratch.import(&[Tar::default().file("f", b"").end()]).unwrap();
+        add(&scratch, &put_manifest(&scratch, "in a manifest"));
+        let absent = json!({ "mediaType": MANIFEST, "digest": Digest::of(b"absent"), "size": 6 });
+        let inner =
+            json!({ "schemaVersion": 2, "manifests": [absent, put_manifest(&scratch, "in an index")] });
+        let inner = put(&scratch, INDEX, inner.to_string().as_bytes());
+        let outer = json!({ "schemaVersion": 2, "manifests": [inner] });
+        add(&scratch, &put(&scratch, INDEX, outer.to_string().as_bytes()));
+        add(&scratch, &put(&scratch, "text/plain", b"a file"));
+        put(&scratch, "text/plain", b"nobody's");
+        scratch.store.remove("image").unwrap();
+        for kept in ["in a manifest", "in an index", "a file", "{}"] {
+            assert!(has(&scratch, kept), "{kept}");
+        }
+        assert!(!has(&scratch, "nobody's"));
+        let usage = crate::space::usage(&scratch.store).unwrap();
+        assert_eq!((usage.blobs.count, usage.blobs.unused), (8, 0));
+    }
+
+    #[test]
+    fn nothing_is_removed_where_what_has_no_name_can_not_be_read() {
+        let scratch = Scratch::new();
+        scratch.import(&[Tar::default().file("f", b"").end()]).unwrap();
+        let unreadable = put_manifest(&scratch, "kept");
+        add(&scratch, &unreadable);
+        put(&scratch, "text/plain", b"nobody's");
+        let name = unreadable["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+        fs::write(scratch.store.path().join("blobs/sha256").join(name), "damaged").unwrap();
+        let error = scratch.store.collect().unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.to_string().contains("which has no name in the index"), "{error}");
+        assert!(has(&scratch, "kept") && has(&scratch, "nobody's"));
+    }
+}
