@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ureq::http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
@@ -63,6 +64,8 @@ impl<'a> Ask<'a> {
 pub(crate) enum Failure {
     /// It may work a moment later; the registry may say when.
     Passing(Box<Error>, Option<Duration>),
+    /// Nobody could be reached; that may be so a moment later, too, when another address has answered long ago.
+    Unreachable(Box<Error>),
     /// It won't.
     Final(Box<Error>),
 }
@@ -88,6 +91,8 @@ pub(crate) struct Client<'a> {
     watch: Watch<'a>,
     /// What is shown for each scope.
     authorizations: Mutex<BTreeMap<String, Authorization>>,
+    /// Whether nobody could be reached, and others were asked instead.
+    is_given_up: AtomicBool,
 }
 
 impl<'a> Client<'a> {
@@ -98,7 +103,8 @@ impl<'a> Client<'a> {
         watch: Watch<'a>,
     ) -> Self {
         let transport = Transport::new(endpoint, settings.patience);
-        Self { transport, settings, reference, watch, authorizations: Mutex::default() }
+        let (authorizations, is_given_up) = (Mutex::default(), AtomicBool::new(false));
+        Self { transport, settings, reference, watch, authorizations, is_given_up }
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
@@ -109,6 +115,20 @@ impl<'a> Client<'a> {
         self.watch
     }
 
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// Attempts at this address alone.
+    pub(crate) fn retries(&self) -> Retries<'_> {
+        Retries { watch: self.watch, given_up: None, failed: 0 }
+    }
+
+    /// Attempts that leave this address to others that follow, for good, where nobody can be reached.
+    pub(crate) fn retries_before_others(&self) -> Retries<'_> {
+        Retries { given_up: Some(&self.is_given_up), ..self.retries() }
+    }
+
     /// The name that credentials for this endpoint are kept under.
     fn credentials_host(&self) -> &str {
         let endpoint = self.endpoint();
@@ -116,8 +136,7 @@ impl<'a> Client<'a> {
     }
 
     /// Asks until there is an answer, a failure that lasts, or too many that pass.
-    pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<Response<Body>> {
-        let mut retries = Retries::new(self.watch);
+    pub(crate) fn ask(&self, ask: &Ask<'_>, mut retries: Retries<'_>) -> Result<Response<Body>> {
         loop {
             match self.once(ask) {
                 Ok(response) => return Ok(response),
@@ -305,8 +324,13 @@ fn failure(error: &ureq::Error, origin: &Origin) -> Failure {
     let text = error.to_string();
     let network = |why: String| Error::new(Kind::Network, format!("{origin}: {why}"));
     match error {
+        ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+            Failure::Unreachable(Box::new(network("nobody answers there".to_owned())))
+        }
         ureq::Error::Timeout(_) => Failure::passing(network("it says nothing any more".to_owned()), None),
-        ureq::Error::HostNotFound => Failure::passing(network("no such host is known".to_owned()), None),
+        ureq::Error::HostNotFound => {
+            Failure::Unreachable(Box::new(network("no such host is known".to_owned())))
+        }
         ureq::Error::Io(e)
             if e.kind() == std::io::ErrorKind::InvalidData && text.contains("InvalidContentType") =>
         {
@@ -322,7 +346,12 @@ fn failure(error: &ureq::Error, origin: &Origin) -> Failure {
             Failure::from(network(why.to_owned()).hint(hint))
         }
         ureq::Error::Io(_) | ureq::Error::ConnectionFailed => {
-            Failure::passing(network(text.strip_prefix("io: ").unwrap_or(&text).to_owned()), None)
+            let why = network(text.strip_prefix("io: ").unwrap_or(&text).to_owned());
+            if is_unreachable(error) {
+                Failure::Unreachable(Box::new(why))
+            } else {
+                Failure::passing(why, None)
+            }
         }
         ureq::Error::BadUri(_) | ureq::Error::InvalidProxyUrl => {
             Failure::from(network("its address is none".to_owned()))
@@ -331,17 +360,28 @@ fn failure(error: &ureq::Error, origin: &Origin) -> Failure {
     }
 }
 
+/// Whether no connection was made, as opposed to one that broke.
+fn is_unreachable(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind;
+    match error {
+        ureq::Error::Io(e) => match e.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => true,
+            // The standard library has no kind for names that can't be resolved.
+            _ => e.to_string().starts_with("failed to lookup address information"),
+        },
+        _ => matches!(error, ureq::Error::ConnectionFailed),
+    }
+}
+
 /// How often something was tried, and how long to wait before the next time.
 pub(crate) struct Retries<'a> {
     watch: Watch<'a>,
+    /// Where to note that nobody can be reached, if others can be asked.
+    given_up: Option<&'a AtomicBool>,
     failed: u32,
 }
 
-impl<'a> Retries<'a> {
-    pub(crate) fn new(watch: Watch<'a>) -> Self {
-        Self { watch, failed: 0 }
-    }
-
+impl Retries<'_> {
     /// There was progress: the next failure is the first.
     pub(crate) fn reset(&mut self) {
         self.failed = 0;
@@ -354,6 +394,13 @@ impl<'a> Retries<'a> {
     pub(crate) fn wait(&mut self, failure: Failure) -> Result<()> {
         let (error, after) = match failure {
             Failure::Final(error) => return Err(*error),
+            Failure::Unreachable(error) => match self.given_up {
+                Some(given_up) => {
+                    given_up.store(true, Ordering::Relaxed);
+                    return Err(*error);
+                }
+                None => (error, None),
+            },
             Failure::Passing(error, after) => (error, after),
         };
         self.failed += 1;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,11 +50,22 @@ impl Fetcher<'_> {
         format!("repository:{}:pull", self.repository)
     }
 
-    /// Asks one address after the other, until one has an answer.
-    fn first<T>(&self, capability: Capability, ask: impl Fn(&Client<'_>) -> Result<T>) -> Result<T> {
-        let mut last = None;
-        for client in self.clients.iter().filter(|c| c.endpoint().capabilities.contains(&capability)) {
-            match ask(client) {
+    /// Asks one address after the other, until one has an answer. One where nobody could be reached is passed over from then
+    /// on, but for the last.
+    fn first<T>(
+        &self,
+        capability: Capability,
+        ask: impl Fn(&Client<'_>, Retries<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let is_able = |c: &&Client<'_>| c.endpoint().capabilities.contains(&capability);
+        let (mut able, mut last) = (self.clients.iter().filter(is_able).peekable(), None);
+        while let Some(client) = able.next() {
+            let retries = match able.peek() {
+                Some(_) if client.is_given_up() => continue,
+                Some(_) => client.retries_before_others(),
+                None => client.retries(),
+            };
+            match ask(client, retries) {
                 Ok(found) => return Ok(found),
                 // A disk that is full stays full.
                 Err(error) if error.kind() == Kind::System => return Err(error),
@@ -67,9 +79,9 @@ impl Fetcher<'_> {
 
     /// The digest that a tag has, where the registry says it without sending the manifest.
     pub(crate) fn resolve(&self, tag: &str) -> Result<Option<Digest>> {
-        self.first(Capability::Resolve, |client| {
+        self.first(Capability::Resolve, |client, retries| {
             let ask = Ask { method: Method::HEAD, ..self.manifest(tag) };
-            let response = client.ask(&ask)?;
+            let response = client.ask(&ask, retries)?;
             match response.status().as_u16() {
                 200 => Ok(named_digest(response.headers())),
                 // Not all registries know HEAD.
@@ -88,9 +100,9 @@ impl Fetcher<'_> {
     pub(crate) fn document(&self, wanted: &str) -> Result<Document> {
         let expected: Option<Digest> = wanted.parse().ok();
         let capability = if expected.is_some() { Capability::Pull } else { Capability::Resolve };
-        self.first(capability, |client| {
+        self.first(capability, |client, retries| {
             let (headers, bytes) =
-                whole(client, &self.manifest(wanted)).context(|| format!("manifest {wanted:?}"))?;
+                whole(client, &self.manifest(wanted), retries).context(|| format!("manifest {wanted:?}"))?;
             let (named, media_type) = (named_digest(&headers), media_type(&headers));
             let digest = Digest::of(&bytes);
             for expected in expected.iter().chain(&named) {
@@ -105,8 +117,9 @@ impl Fetcher<'_> {
 
     /// A small blob: an image's config.
     pub(crate) fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
-        self.first(Capability::Pull, |client| {
-            let (_, bytes) = whole(client, &self.blob(digest)).context(|| format!("blob {digest}"))?;
+        self.first(Capability::Pull, |client, retries| {
+            let (_, bytes) =
+                whole(client, &self.blob(digest), retries).context(|| format!("blob {digest}"))?;
             crate::store::read_document(&bytes[..], digest, size)
         })
     }
@@ -117,17 +130,10 @@ impl Fetcher<'_> {
 
     /// Fetches what is missing of a blob.
     pub(crate) fn fetch(&self, part: &Part) -> Result<()> {
-        let result = self.first(Capability::Pull, |client| {
-            let mut retries = Retries::new(client.watch());
+        let result = self.first(Capability::Pull, |client, mut retries| {
             loop {
                 let before = part.length();
-                if before == part.size {
-                    return Ok(());
-                }
-                client.watch().check()?;
-                let slot = self.slots.take(&client.endpoint().origin.authority);
-                let Err(failure) = self.attempt(client, part) else { continue };
-                drop(slot);
+                let Err(failure) = self.attempt(client, part) else { return Ok(()) };
                 if part.length() - before >= PROGRESS {
                     retries.reset();
                 }
@@ -137,42 +143,57 @@ impl Fetcher<'_> {
         result.context(|| format!("blob {}", part.digest))
     }
 
-    /// Fetches as many bytes as one connection brings.
+    /// Fetches all that comes without a failure, in pieces where the registry sends no more at a time.
     fn attempt(&self, client: &Client<'_>, part: &Part) -> std::result::Result<(), Failure> {
-        let from = part.length();
+        let mut may_resume = true;
+        while part.length() < part.size {
+            client.watch().check()?;
+            let _slot = self.slots.take(&client.endpoint().origin.authority);
+            may_resume &= self.piece(client, part, if may_resume { part.length() } else { 0 })?;
+        }
+        Ok(())
+    }
+
+    /// Fetches as many bytes as one answer brings, asked for from the byte `from` on: one that is here, or the next. False
+    /// where the registry knows nothing of that, or answers with others: then it has to be asked for all of them.
+    fn piece(&self, client: &Client<'_>, part: &Part, from: u64) -> std::result::Result<bool, Failure> {
         let mut ask = Ask { is_long: true, ..self.blob(&part.digest) };
         if from > 0 {
             ask.headers.push((RANGE.as_str(), format!("bytes={from}-")));
         }
         let response = client.once(&ask)?;
-        let start = match response.status().as_u16() {
-            200 => 0,
-            206 => content_range(response.headers(), part)?,
-            416 => return Err(differs(part, "fewer").into()),
+        let length = response.body().content_length();
+        let bytes = match response.status().as_u16() {
+            200 if length.is_none_or(|length| length == part.size) => 0..part.size,
+            200 => return Err(differs(part, "others").into()),
+            206 => match content_range(response.headers(), length, part) {
+                Some(bytes) => bytes,
+                None if from > 0 => return Ok(false),
+                None => return Err(differs(part, "others").into()),
+            },
+            416 if from > 0 => return Ok(false),
             _ => return Err(refusal(response, &client.endpoint().origin).into()),
         };
-        if start > from || response.body().content_length().is_some_and(|n| n != part.size - start) {
-            return Err(differs(part, "others").into());
-        }
         let body = response.into_body().into_with_config().limit(u64::MAX).reader();
-        receive(body, client, part, from - start)
+        receive(body, client, part, bytes).map(|()| true)
     }
 }
 
-/// Appends what comes to the part, but for the first `skip` bytes, which are here already.
+/// Appends what comes to the part, but for what is here already: the bytes `range` of the blob.
 fn receive(
     mut body: BodyReader<'_>,
     client: &Client<'_>,
     part: &Part,
-    mut skip: u64,
+    range: Range<u64>,
 ) -> std::result::Result<(), Failure> {
+    let mut skip = part.length() - range.start;
     let origin = &client.endpoint().origin;
     let cut = |why: String| Failure::passing(Error::new(Kind::Network, format!("{origin}: {why}")), None);
     let (mut buffer, mut pace) = (vec![0; BUFFER], Pace::new());
     loop {
         client.watch().check()?;
         let n = match body.read(&mut buffer) {
-            Ok(0) if part.length() == part.size => return Ok(()),
+            Ok(0) if part.length() == range.end => return Ok(()),
             Ok(0) => return Err(cut(format!("it ended after {} of {} bytes", part.length(), part.size))),
             Ok(n) => n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -183,7 +204,7 @@ fn receive(
         let passed = skip.min(n as u64);
         skip -= passed;
         let bytes = &buffer[passed as usize..n];
-        if part.length() + bytes.len() as u64 > part.size {
+        if part.length() + bytes.len() as u64 > range.end {
             return Err(differs(part, "more").into());
         }
         part.append(bytes)?;
@@ -223,18 +244,16 @@ fn differs(part: &Part, found: &str) -> Error {
     Error::new(Kind::Corrupt, why)
 }
 
-/// The offset of the first byte of a partial answer: `bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4).
-fn content_range(headers: &HeaderMap, part: &Part) -> Result<u64> {
+/// The bytes of a partial answer of so many: `bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4). They may end before those that were
+/// asked for do (15.3.7). None where they do not go on where the part ends.
+fn content_range(headers: &HeaderMap, length: Option<u64>, part: &Part) -> Option<Range<u64>> {
     let value = headers.get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    match parse_range(value) {
-        Some((first, _, total)) if total.is_none_or(|total| total == part.size) && first <= part.length() => {
-            Ok(first)
-        }
-        _ => Err(Error::new(
-            Kind::Corrupt,
-            format!("the registry answers with the bytes {value:?}, which nobody asked for"),
-        )),
-    }
+    let (first, last, total) = parse_range(value)?;
+    let is_right = (first..=last).contains(&part.length())
+        && last < part.size
+        && total.is_none_or(|total| total == part.size)
+        && length.is_none_or(|length| length == last - first + 1);
+    is_right.then(|| first..last + 1)
 }
 
 /// First, last and total of a `Content-Range`; the total may be unknown.
@@ -258,8 +277,11 @@ fn media_type(headers: &HeaderMap) -> String {
 }
 
 /// Asks until a whole document has come, or a failure lasts; with the head of the answer.
-pub(crate) fn whole(client: &Client<'_>, ask: &Ask<'_>) -> Result<(HeaderMap, Vec<u8>)> {
-    let mut retries = Retries::new(client.watch());
+pub(crate) fn whole(
+    client: &Client<'_>,
+    ask: &Ask<'_>,
+    mut retries: Retries<'_>,
+) -> Result<(HeaderMap, Vec<u8>)> {
     loop {
         match client.once(ask).and_then(|response| read(client, response)) {
             Ok(found) => return Ok(found),

@@ -80,7 +80,7 @@ fn by_search(client: &Client<'_>, host: &str, word: &str) -> Result<Vec<String>>
         _ => client.endpoint().origin.to_string(),
     };
     let ask = Ask::get(format!("{origin}/v1/search?n=100&q={}", percent(word)), String::new());
-    let results: Results = parse(&whole(client, &ask)?.1, "the list of results")?;
+    let results: Results = parse(&whole(client, &ask, client.retries())?.1, "the list of results")?;
     Ok(results.results.into_iter().map(|r| r.name).collect())
 }
 
@@ -114,7 +114,7 @@ fn pages<T: DeserializeOwned>(
     let (mut all, mut path) = (Vec::new(), first);
     for _ in 0..PAGE_LIMIT {
         let base = client.address(&path)?;
-        let (headers, page) = whole(client, &Ask::get(path, scope.to_owned()))?;
+        let (headers, page) = whole(client, &Ask::get(path, scope.to_owned()), client.retries())?;
         all.extend(names(parse(&page, "the list")?).into_iter().filter(|name| is_plain(name)));
         match next(&headers, &base)? {
             Some(next) => path = next,

@@ -67,7 +67,7 @@ impl Push<'_> {
             content: Content::File(&manifest, size),
             ..self.ask(format!("/{}/manifests/{wanted}", self.target.repository()))
         };
-        let response = self.client.ask(&ask)?;
+        let response = self.client.ask(&ask, self.client.retries())?;
         self.expect(response, &[201]).context(|| format!("manifest {wanted:?}")).map(drop)
     }
 
@@ -102,7 +102,7 @@ impl Push<'_> {
         self.watch.check()?;
         let repository = self.target.repository();
         let head = Ask { method: Method::HEAD, ..self.ask(format!("/{repository}/blobs/{digest}")) };
-        let there = self.client.ask(&head)?.status().is_success();
+        let there = self.client.ask(&head, self.client.retries())?.status().is_success();
         let have = if there { size } else { 0 };
         self.watch.event(&Event::Started { digest: digest.clone(), size, have });
         if !there {
@@ -118,14 +118,14 @@ impl Push<'_> {
     fn upload(&self, digest: &Digest, size: u64) -> Result<()> {
         let repository = self.target.repository();
         let blob = self.store.blob(digest)?;
-        let mut retries = super::client::Retries::new(self.watch);
+        let mut retries = self.client.retries();
         loop {
             let begin = Ask {
                 method: Method::POST,
                 content: Content::Bytes(b""),
                 ..self.ask(format!("/{repository}/blobs/uploads/"))
             };
-            let begun = self.client.ask(&begin)?;
+            let begun = self.client.ask(&begin, self.client.retries())?;
             let place = self.place(&self.expect(begun, &[202])?, digest)?;
             let put = Ask {
                 method: Method::PUT,

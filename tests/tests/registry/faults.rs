@@ -65,6 +65,78 @@ fn a_registry_that_knows_no_ranges_is_asked_for_all_and_what_is_there_is_passed_
 }
 
 #[test]
+fn a_registry_that_sends_less_than_is_asked_for_is_asked_for_the_rest() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = faulty(|request, n, reply| match request.offset().filter(|_| is_blob(request)) {
+            Some(from) if reply.body.len() > 70_000 => {
+                let range = format!("bytes {from}-{}/{}", from + 69_999, from + reply.body.len());
+                let head = Reply { status: 206, ..Reply::of(&reply.body[..70_000]) };
+                head.header("Content-Range", range)
+            }
+            None if n == 0 && is_blob(request) => Reply { cut: Some(1000), ..reply },
+            _ => reply,
+        });
+        let store = Store::new(host);
+        pull(&store, &registry, "a", &[]).succeeds();
+        assert_whole(&store, &registry.image("a:latest"), &image());
+        let ranges: Vec<usize> = registry.asked().iter().filter_map(Request::offset).collect();
+        for from in [1000, 71_000, 141_000, 211_000, 281_000] {
+            assert_eq!(ranges.iter().filter(|known| **known == from).count(), 3, "{from}: {ranges:?}");
+        }
+    });
+}
+
+#[test]
+fn where_the_rest_is_refused_all_is_asked_for() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        for range in
+            [None, Some("bytes 5000-6000/300000"), Some("bytes 1000-999/5"), Some("nonsense"), Some("")]
+        {
+            let registry = faulty(move |request, n, reply| match (request.offset(), range) {
+                (Some(_), Some(range)) => {
+                    Reply { headers: vec![("Content-Range".to_owned(), range.to_owned())], ..reply }
+                }
+                (Some(_), None) => Reply::status(416),
+                (None, _) => Reply { cut: (is_blob(request) && n == 0).then_some(1000), ..reply },
+            });
+            let store = Store::new(host);
+            pull(&store, &registry, "a", &[]).succeeds();
+            assert_whole(&store, &registry.image("a:latest"), &image());
+        }
+    });
+}
+
+#[test]
+fn a_mirror_that_nobody_can_reach_is_asked_once() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, registry, hosts) =
+            (Store::new(host), Registry::serving(Content::of(&image())), host.directory());
+        std::fs::create_dir_all(hosts.join("real.example")).unwrap();
+        let pull = |server: &str, more: &[&str]| {
+            let text = format!("server = \"http://{server}\"\n[host.\"http://127.0.0.1:1\"]\n");
+            std::fs::write(hosts.join("real.example/hosts.toml"), text).unwrap();
+            store.call(
+                &[&["pull", "real.example/a", "--hosts-dir", hosts.to_str().unwrap()][..], more].concat(),
+            )
+        };
+        let pulled = pull(&registry.host(), &[]).succeeds();
+        assert!(!pulled.stderr.contains("once more in"), "{}", pulled.stderr);
+        assert_whole(&store, "real.example/a:latest", &image());
+        // Where no other follows, it may be there a moment later.
+        pull("127.0.0.1:2", &["--quiet"]).fails_with(&["http://127.0.0.1:2: ", "it was tried 6 times"]);
+    });
+}
+
+#[test]
 fn a_connection_that_falls_silent_is_made_again() {
     privileged(|host| {
         if !can_run(host) {
