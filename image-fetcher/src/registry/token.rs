@@ -39,6 +39,7 @@ impl Authorization {
 /// What has to be authorized, and with what.
 pub(crate) struct Wanted<'a> {
     pub endpoint: &'a Endpoint,
+    /// What the token must allow, as far as we know.
     pub scope: &'a str,
     pub credentials: Option<Credentials>,
 }
@@ -58,17 +59,17 @@ impl Wanted<'_> {
         challenge: &Challenge,
         send: impl Fn(Request<SendBody<'_>>, Option<Duration>) -> Sent,
     ) -> std::result::Result<Option<Authorization>, Failure> {
-        let (realm, service) = match challenge {
+        let (realm, service, scope) = match challenge {
             Challenge::Basic => {
                 return Ok(match &self.credentials {
                     Some(Credentials::Password(user, password)) => Some(Authorization::basic(user, password)),
                     _ => None,
                 });
             }
-            Challenge::Bearer { realm, service, .. } => (realm, service.as_deref()),
+            Challenge::Bearer { realm, service, scope } => (realm, service.as_deref(), scope.as_deref()),
         };
         let (uri, origin) = self.realm(realm)?;
-        let request = self.request(&uri, service)?;
+        let request = self.request(&uri, service, &self.scopes(scope.unwrap_or_default()))?;
         let mut response = send(request, None)?;
         if !response.status().is_success() {
             let passing = response.status().is_server_error() || response.status().as_u16() == 429;
@@ -110,15 +111,31 @@ impl Wanted<'_> {
         Ok((uri, origin))
     }
 
-    fn request(&self, uri: &Uri, service: Option<&str>) -> Result<Request<SendBody<'static>>> {
+    /// What a token is asked for: what the registry names, which alone knows what a repository is called behind a path of its
+    /// own, and what we know that it does not say, such as that we will push.
+    fn scopes<'s>(&'s self, named: &'s str) -> Vec<&'s str> {
+        let mut scopes: Vec<&str> = named.split_ascii_whitespace().collect();
+        if !self.scope.is_empty() && !scopes.contains(&self.scope) {
+            scopes.push(self.scope);
+        }
+        scopes
+    }
+
+    fn request(
+        &self,
+        uri: &Uri,
+        service: Option<&str>,
+        scopes: &[&str],
+    ) -> Result<Request<SendBody<'static>>> {
         let encoded = |key: &str, value: &str| format!("{key}={}", percent(value));
         let mut fields: Vec<String> = Vec::new();
         fields.extend(service.map(|service| encoded("service", service)));
-        fields.push(encoded("scope", self.scope));
         let bad = |_| Error::new(Kind::Malformed, "a token service's address is none");
         if let Some(Credentials::Identity(token)) = &self.credentials {
             fields.extend([encoded("grant_type", "refresh_token"), encoded("client_id", "coracle")]);
             fields.push(encoded("refresh_token", token.reveal()));
+            // A form has one list, a query one parameter for each.
+            fields.push(encoded("scope", &scopes.join(" ")));
             let form = fields.join("&");
             let request = Request::builder()
                 .method(Method::POST)
@@ -129,6 +146,7 @@ impl Wanted<'_> {
                 .body(SendBody::from_owned_reader(std::io::Cursor::new(form.into_bytes())))
                 .map_err(bad);
         }
+        fields.extend(scopes.iter().map(|scope| encoded("scope", scope)));
         let separator = if uri.query().is_some() { '&' } else { '?' };
         let mut request = Request::builder().uri(format!("{uri}{separator}{}", fields.join("&")));
         if let Some(Credentials::Password(user, password)) = &self.credentials {

@@ -252,3 +252,40 @@ fn what_stands_in_the_registrys_place_is_not_told_its_password() {
         pull(&auth_file(host, &mirror.host())).succeeds();
     });
 }
+
+/// A proxy of other registries keeps what it has of them behind a path of its own, and alone knows what that is called.
+#[test]
+fn a_token_is_asked_for_what_the_registry_names() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let content = Content::of(&image());
+        let mirror = Registry::start(move |request| {
+            if let Some(query) = request.path.strip_prefix("/token?") {
+                let allowed = query.contains("scope=repository%3Aproxy-hub%2Fa%3Apull");
+                return Reply::of(json!({"token": if allowed { "all" } else { "none" }}).to_string());
+            }
+            if request.header("authorization") == Some("Bearer all") {
+                return content.answer(request);
+            }
+            let realm = format!("http://{}/token", request.header("host").unwrap_or_default());
+            let scope = "repository:proxy-hub/a:pull";
+            Reply::status(401).header(
+                "WWW-Authenticate",
+                format!("Bearer realm=\"{realm}\",service=\"s\",scope=\"{scope}\""),
+            )
+        });
+        let hosts = host.directory();
+        fs::create_dir_all(hosts.join("real.example")).unwrap();
+        let text = format!("[host.\"http://{}/v2/proxy-hub\"]\noverride_path = true\n", mirror.host());
+        fs::write(hosts.join("real.example/hosts.toml"), text).unwrap();
+        let store = Store::new(host);
+        store.call(&["pull", "real.example/a", "--hosts-dir", hosts.to_str().unwrap(), "--quiet"]).succeeds();
+        assert_whole(&store, "real.example/a:latest", &image());
+        let asked = mirror.asked();
+        let own = "scope=repository%3Aproxy-hub%2Fa%3Apull&scope=repository%3Aa%3Apull";
+        let tokens: Vec<&Request> = asked.iter().filter(|r| r.path.starts_with("/token")).collect();
+        assert!(!tokens.is_empty() && tokens.iter().all(|r| r.path.ends_with(own)), "{tokens:?}");
+    });
+}
