@@ -52,6 +52,27 @@ fn it_stands_still_on_version_1_alone() {
 }
 
 #[test]
+fn whoever_else_froze_it_it_is_resumed() {
+    privileged(|host| {
+        let container = writer(host);
+        for (file, value, thawed) in [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")] {
+            for directory in cgroup::hierarchies_of(&format!("/{}", container.id())) {
+                let file = directory.join(file);
+                // A hybrid machine has both.
+                if file.exists() {
+                    std::fs::write(&file, value).unwrap();
+                    container.call("resume").succeeds();
+                    assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), thawed);
+                }
+            }
+        }
+        let written = container.output();
+        command::eventually("it writes on", || container.output() != written);
+        container.remove();
+    });
+}
+
+#[test]
 fn list_and_ps_show_it_all_the_same() {
     privileged(|host| {
         let container = writer(host);

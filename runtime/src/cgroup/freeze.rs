@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 
 use super::tree::each;
@@ -26,8 +27,20 @@ impl Tree {
     /// # Errors
     /// Whatever reading says.
     pub fn is_frozen(&self) -> Result<bool> {
+        self.any(|freezer| freezer.is_frozen())
+    }
+
+    /// The same, also where it is only asked for: a process that waits for a disk stops when that has answered.
+    ///
+    /// # Errors
+    /// As [`Self::is_frozen`].
+    pub fn is_freezing(&self) -> Result<bool> {
+        self.any(|freezer| freezer.is_asked())
+    }
+
+    fn any(&self, holds: impl Fn(Freezer<'_>) -> Result<bool>) -> Result<bool> {
         for freezer in self.freezers() {
-            if freezer.is_frozen()? {
+            if holds(freezer)? {
                 return Ok(true);
             }
         }
@@ -44,12 +57,19 @@ impl Tree {
         freezer.set(true, LIMIT).inspect_err(|_| drop(freezer.ask(false)))
     }
 
-    /// Lets every process of the container go on.
+    /// Lets every process of the container go on, in each tree that stops them: somebody else may have frozen another than the
+    /// runtime does.
     ///
     /// # Errors
     /// `Unsupported` where there is no cgroup to do it with; `System` where a cgroup above it is frozen.
     pub fn thaw(&self) -> Result<()> {
-        self.freezer().ok_or_else(no_freezer)?.set(false, LIMIT)
+        self.freezer().ok_or_else(no_freezer)?;
+        for freezer in self.freezers() {
+            if freezer.is_asked()? {
+                freezer.set(false, LIMIT)?;
+            }
+        }
+        Ok(())
     }
 
     /// Has the processes stop that are about to be killed one by one, as far as they can at this moment. On version 1 alone:
@@ -85,12 +105,18 @@ impl Tree {
 
 impl Freezer<'_> {
     fn is_frozen(self) -> Result<bool> {
-        let (dir, name, word) = match self {
-            Self::V1(dir) => (dir, "freezer.state", "FROZEN"),
-            Self::V2(dir) => (dir, "cgroup.events", "frozen 1"),
-        };
-        let text = file::read(dir, name, LONGEST, Resolve::Beneath)?;
-        Ok(String::from_utf8_lossy(&text).lines().any(|line| line == word))
+        match self {
+            Self::V1(dir) => says(dir, "freezer.state", &["FROZEN"]),
+            Self::V2(dir) => says(dir, "cgroup.events", &["frozen 1"]),
+        }
+    }
+
+    /// Whether it is frozen, or somebody has asked for it.
+    fn is_asked(self) -> Result<bool> {
+        match self {
+            Self::V1(dir) => says(dir, "freezer.state", &["FROZEN", "FREEZING"]),
+            Self::V2(dir) => Ok(self.is_frozen()? || says(dir, "cgroup.freeze", &["1"])?),
+        }
     }
 
     /// Asks the kernel to freeze or to thaw.
@@ -122,6 +148,15 @@ impl Freezer<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a line of the file `name` is one of `words`. One that the kernel does not have says nothing.
+fn says(dir: BorrowedFd<'_>, name: &str, words: &[&str]) -> Result<bool> {
+    let text = match file::read(dir, name, LONGEST, Resolve::Beneath) {
+        Err(e) if e.errno() == Errno::ENOENT => return Ok(false),
+        text => text?,
+    };
+    Ok(String::from_utf8_lossy(&text).lines().any(|line| words.contains(&line)))
 }
 
 fn no_freezer() -> Error {
@@ -175,6 +210,21 @@ mod tests {
             assert!(error.starts_with("it has no cgroup that can be frozen; "), "{error}");
             tree.thaw_to_die();
         }
+    }
+
+    #[test]
+    fn what_is_asked_to_freeze_and_has_not_yet_is_thawed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("freezer.state"), "FREEZING\n").unwrap();
+        std::fs::write(dir.path().join("cgroup.freeze"), "1\n").unwrap();
+        std::fs::write(dir.path().join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        let says = |file| std::fs::read_to_string(dir.path().join(file)).unwrap();
+        for tree in [tree(dir.path(), "freezer", false), tree(dir.path(), "unified", true)] {
+            assert!(tree.is_freezing().unwrap());
+            tree.thaw().unwrap();
+            assert!(!says("freezer.state").starts_with("FREEZING"));
+        }
+        assert!(says("cgroup.freeze").starts_with('0'));
     }
 
     #[test]

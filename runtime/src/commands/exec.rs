@@ -61,7 +61,7 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
         _ => record.cgroups()?.below(&options.cgroups).context(|| "--cgroup")?,
     };
     // Whoever may freeze it, the container's own root among them, does not ask the runtime.
-    if !options.ignore_paused && cgroups.is_frozen()? {
+    if !options.ignore_paused && cgroups.is_freezing()? {
         let hint = "its cgroup is frozen: thaw it, or use --ignore-paused to wait until somebody does";
         return Err(not_running(Status::Paused).hint(hint));
     }

@@ -35,8 +35,8 @@ pub fn resume(global: &Global, id: &str) -> Result<u8> {
     let attempt = || -> Result<()> {
         let (state, mut record) = open(global, id)?;
         let tree = record.cgroups()?;
-        // Whoever froze it: the kernel knows.
-        if !tree.is_frozen()? {
+        // Whoever froze it: the kernel knows. It is asked again where a `pause` was cut off.
+        if !record.paused && !tree.is_freezing()? {
             return Err(Error::new(Code::IllegalState, "container not paused"));
         }
         tree.thaw()?;

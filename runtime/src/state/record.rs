@@ -253,7 +253,7 @@ impl Record {
     }
 
     fn is_frozen(&self) -> bool {
-        self.cgroups().and_then(|tree| tree.is_frozen()).unwrap_or(false)
+        self.cgroups().and_then(|tree| tree.is_freezing()).unwrap_or(false)
     }
 
     /// Kills its first process and waits until it is gone.
