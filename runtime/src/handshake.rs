@@ -25,6 +25,8 @@
 //!      | ----------- Go ----------> |   its owners are mapped
 //! ```
 //!
+//! A child that changes the mounts of a container that runs shows each in the same way, for its number to go on record.
+//!
 //! The words go over a socket pair that both are born with. Where `create` ends before `start` begins, the
 //! second half goes over a connection that `start` makes to a socket in the container's state directory; the
 //! words and their order are the same. Each side is a type for each moment, so a word out of order does not
@@ -186,12 +188,19 @@ impl Building {
     /// # Errors
     /// `System` where it did not: then the launch has failed, and nobody hears of this.
     pub fn map(&self, tree: BorrowedFd<'_>) -> Result<()> {
-        let asked = socket::send(self.socket.as_fd(), &[MAP], &[tree]);
-        asked.context(|| "asking the runtime to map owners")?;
+        self.show(tree).context(|| "asking the runtime to map owners")
+    }
+
+    /// Shows the runtime a mount with the same word, for what else it does with it, and waits until it has.
+    ///
+    /// # Errors
+    /// As [`Self::map`].
+    pub fn show(&self, mount: BorrowedFd<'_>) -> Result<()> {
+        socket::send(self.socket.as_fd(), &[MAP], &[mount])?;
         if expect(self.socket.as_fd(), GO)? {
             return Ok(());
         }
-        Err(Error::new(Code::System, "the runtime did not map owners"))
+        Err(Error::new(Code::System, "the runtime did not take it"))
     }
 
     /// Says what went wrong.

@@ -1,19 +1,20 @@
 //! `mounts`: mounts more in a container that runs, or unmounts what is there.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_sys::file::{self, Resolve};
 use oci_spec::runtime::{Mount, Spec};
 
 use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
-use crate::init::remount::Change;
+use crate::init::remount::{Change, Removal, at};
 use crate::self_image;
 use crate::stages::plan::mounts::{Link, MountPlan, Source};
 use crate::stages::plan::{self, namespaces};
 use crate::stages::{remount, spec};
-use crate::state::{State, Status};
+use crate::state::record::Added;
+use crate::state::{Record, State, Status};
 
 /// Adds the mounts that a file lists, or removes those at their destinations. The container's configuration stays as
 /// it was.
@@ -27,7 +28,7 @@ pub fn mounts(global: &Global, options: &cli::Mounts) -> Result<u8> {
         let text = file::read(file::CWD, &options.file, spec::LARGEST, Resolve::Host)?;
         let wanted = spec::parse_mounts(&text).context(|| format!("reading {:?}", options.file))?;
         let state = State::open(&global.root, id)?;
-        let record =
+        let mut record =
             state.record()?.filter(|r| r.status() != Status::Creating).ok_or_else(Error::not_running)?;
         let first = record.process.and_then(|first| first.open()).ok_or_else(Error::not_running)?;
         let spec = spec::kept(&state)?;
@@ -38,9 +39,15 @@ pub fn mounts(global: &Global, options: &cli::Mounts) -> Result<u8> {
         let change = if options.add {
             Change::Add(to_add(&wanted, &spec, &record.bundle)?)
         } else {
-            Change::Remove(to_remove(&wanted)?)
+            Change::Remove(to_remove(&wanted, &record)?)
         };
-        remount::remount(&change, first.as_fd(), kinds)
+        let mut changed = Vec::new();
+        let done = remount::remount(&change, first.as_fd(), kinds, &mut changed);
+        if !changed.is_empty() {
+            note(&mut record, &change, &changed);
+            state.write(&record)?;
+        }
+        done
     };
     attempt().context(|| format!("changing the mounts of container {id:?}"))?;
     Ok(0)
@@ -69,7 +76,22 @@ fn to_add(wanted: &[Mount], spec: &Spec, bundle: &Path) -> Result<Vec<MountPlan>
     planned.collect()
 }
 
-fn to_remove(wanted: &[Mount]) -> Result<Vec<(String, PathBuf)>> {
+/// Has the record tell which mounts were added, and are there still.
+fn note(record: &mut Record, change: &Change, changed: &[u64]) {
+    match change {
+        Change::Add(plans) => {
+            let added = plans.iter().zip(changed);
+            record
+                .added
+                .extend(added.map(|(plan, mount)| Added { path: plan.target.clone(), mount: *mount }));
+        }
+        Change::Remove(_) => record.added.retain(|added| !changed.contains(&added.mount)),
+    }
+}
+
+/// Of several that were mounted at one place the last goes first.
+fn to_remove(wanted: &[Mount], record: &Record) -> Result<Vec<Removal>> {
+    let mut added = record.added.clone();
     let named = wanted.iter().enumerate().map(|(index, mount)| {
         let field = format!("/mounts/{index}");
         let path = plan::below_root(mount.destination());
@@ -79,7 +101,13 @@ fn to_remove(wanted: &[Mount]) -> Result<Vec<(String, PathBuf)>> {
                 format!("{field}/destination is the container's root"),
             ));
         }
-        Ok((field, path))
+        let last = added.iter().rposition(|added| added.path == path).ok_or_else(|| {
+            Error::new(
+                Code::NotFound,
+                format!("{}: nothing is mounted there by `mounts add`", at(&field, &path)),
+            )
+        })?;
+        Ok(Removal { field, mount: added.remove(last).mount, path })
     });
     named.collect()
 }

@@ -9,7 +9,7 @@ use coracle_sys::{Errno, descriptor, file, identity, mount, namespace, process};
 use super::mounts;
 use super::root::Root;
 use crate::error::{Code, Context, Error, Result};
-use crate::handshake::Waiting;
+use crate::handshake::{Building, Waiting};
 use crate::stages::plan::mounts::{MountPlan, Source};
 
 /// What is to become of a container's mounts.
@@ -17,8 +17,19 @@ use crate::stages::plan::mounts::{MountPlan, Source};
 pub enum Change {
     /// More of them: files and directories of the host, and new file systems.
     Add(Vec<MountPlan>),
-    /// These are detached: the field that names one, and its place below the root.
-    Remove(Vec<(String, PathBuf)>),
+    /// These are detached.
+    Remove(Vec<Removal>),
+}
+
+/// A mount that is to go.
+#[derive(Debug)]
+pub struct Removal {
+    /// The field that names it.
+    pub field: String,
+    /// Its place below the root.
+    pub path: PathBuf,
+    /// The number it was given when it was made.
+    pub mount: u64,
 }
 
 /// The child's life: makes the change in the namespaces `kinds` of the process `first`. Returns its exit code.
@@ -29,7 +40,7 @@ pub fn run(change: &Change, first: BorrowedFd<'_>, kinds: i32, word: Waiting) ->
         return 1;
     }
     let Ok(Some(building)) = word.wait() else { return 1 };
-    match make(change, first, kinds & (libc::CLONE_NEWNS | libc::CLONE_NEWUSER)) {
+    match make(change, first, &building, kinds & (libc::CLONE_NEWNS | libc::CLONE_NEWUSER)) {
         Ok(()) => i32::from(building.ready(None).is_err()),
         Err(error) => {
             building.failed(&error);
@@ -38,28 +49,29 @@ pub fn run(change: &Change, first: BorrowedFd<'_>, kinds: i32, word: Waiting) ->
     }
 }
 
-fn make(change: &Change, first: BorrowedFd<'_>, kinds: i32) -> Result<()> {
+fn make(change: &Change, first: BorrowedFd<'_>, word: &Building, kinds: i32) -> Result<()> {
     identity::set_umask(0);
     match change {
         Change::Add(plans) => {
             let trees = plans.iter().map(source).collect::<Result<Vec<_>>>()?;
             let mut root = join(first, kinds)?;
             for (plan, tree) in plans.iter().zip(trees) {
-                add(&mut root, plan, tree).context(|| at(&plan.field, &plan.target))?;
+                add(&mut root, plan, tree, word).context(|| at(&plan.field, &plan.target))?;
             }
             root.finish().map(drop)
         }
-        Change::Remove(paths) => {
+        Change::Remove(removals) => {
             // By the host's procfs, which the container can't have made up.
             let descriptors = file::open_dir("/proc/self/fd")?;
             let root = join(first, kinds)?;
             namespace::enter(descriptors.as_fd())?;
-            paths.iter().try_for_each(|(field, path)| remove(&root, path).context(|| at(field, path)))
+            removals.iter().try_for_each(|one| remove(&root, one, word).context(|| at(&one.field, &one.path)))
         }
     }
 }
 
-fn at(field: &str, path: &Path) -> String {
+/// What an error calls the mount that `field` names.
+pub fn at(field: &str, path: &Path) -> String {
     format!("{field} at {:?}", Path::new("/").join(path))
 }
 
@@ -79,20 +91,32 @@ fn join(first: BorrowedFd<'_>, kinds: i32) -> Result<Root> {
     Ok(Root::new(file::open_dir("/")?))
 }
 
-fn add(root: &mut Root, plan: &MountPlan, tree: Option<OwnedFd>) -> Result<()> {
+fn add(root: &mut Root, plan: &MountPlan, tree: Option<OwnedFd>, word: &Building) -> Result<()> {
     let made = match tree {
         Some(tree) => mounts::put(root, plan, tree)?,
         None => mounts::new(root, plan)?,
     };
+    word.show(made.as_fd())?;
     root.mounted(plan, made);
     Ok(())
 }
 
-fn remove(root: &Root, path: &Path) -> Result<()> {
-    let nothing = || Error::new(Code::NotFound, "nothing is mounted there");
-    let found = root.existing(path)?.ok_or_else(nothing)?;
+/// Whoever is in the container can have put another way there meanwhile, to a mount that covers what it must not see: none goes
+/// but the one that was added.
+fn remove(root: &Root, removal: &Removal, word: &Building) -> Result<()> {
+    let found = root.existing(&removal.path)?;
+    let is_it = |fd: &OwnedFd| file::mount_id(fd.as_fd()).map(|number| number == removal.mount);
+    let is_there = found.as_ref().map(is_it).transpose()?.unwrap_or(false);
+    let Some(found) = found.filter(|_| is_there) else {
+        return Err(Error::new(Code::NotFound, "what was mounted there is not there any more").hint(
+            "somebody in the container unmounted it, mounted over it, or moved a directory on the way to it",
+        ));
+    };
     match mount::detach_descriptor(found.as_raw_fd()) {
-        Err(e) if e.errno() == Errno::EINVAL => Err(nothing()),
-        other => Ok(other?),
+        Err(e) if e.errno() == Errno::EINVAL => {
+            return Err(Error::new(Code::NotFound, "it is not where the mount begins"));
+        }
+        other => other?,
     }
+    word.show(found.as_fd())
 }

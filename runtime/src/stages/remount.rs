@@ -2,18 +2,18 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use coracle_sys::process;
+use coracle_sys::{file, process};
 
 use crate::error::{Context, Result};
 use crate::handshake;
 use crate::init::remount::{self, Change};
 
 /// Makes `change` in the container with the first process `first`, whose own namespaces are of the `kinds`
-/// (`CLONE_NEW*`).
+/// (`CLONE_NEW*`). `changed` gets the numbers of the mounts that were made, or are gone.
 ///
 /// # Errors
 /// What the kernel refuses. Of several mounts those before the one that failed are made.
-pub fn remount(change: &Change, first: BorrowedFd<'_>, kinds: i32) -> Result<()> {
+pub fn remount(change: &Change, first: BorrowedFd<'_>, kinds: i32, changed: &mut Vec<u64>) -> Result<()> {
     let (outside, inside) = handshake::begin()?;
     let mut given = Some(inside);
     let child = process::spawn(0, None, || match given.take() {
@@ -22,7 +22,10 @@ pub fn remount(change: &Change, first: BorrowedFd<'_>, kinds: i32) -> Result<()>
     });
     drop(given);
     let child = child.context(|| "cloning a process for the mounts")?;
-    let done = outside.go().map(drop);
+    let done = outside.go_with(|mount| {
+        changed.push(file::mount_id(mount.as_fd())?);
+        Ok(())
+    });
     process::wait(child.pidfd.as_fd())?;
-    done
+    done.map(drop)
 }

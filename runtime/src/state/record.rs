@@ -161,6 +161,15 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device_rules: Vec<LinuxDeviceCgroup>,
     /// For a container in the runtime's own mount namespace, where its mounts don't end with it: the number of the
+/// A mount that was added to a container while it ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Added {
+    /// Where, below the container's root, by the name that was asked for.
+    pub path: PathBuf,
+    /// Its number (`STATX_MNT_ID`): whatever goes by the name later may be another.
+    pub mount: u64,
+}
+
     /// mount that its root file system lies on, over which they are made.
     #[serde(default)]
     pub mounts_over: Option<u64>,
@@ -203,6 +212,9 @@ impl Record {
             cgroup: None,
             isolators: Vec::new(),
             warnings: Vec::new(),
+    /// What `mounts add` has mounted in it since, in that order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<Added>,
             paused: false,
             device_rules: Vec::new(),
             mounts_over: None,
@@ -243,6 +255,7 @@ impl Record {
             _ => Status::Stopped,
         }
     }
+            added: Vec::new(),
 
     /// Its cgroups, opened; an empty tree where it has none.
     ///

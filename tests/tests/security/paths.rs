@@ -285,3 +285,30 @@ fn c29_what_one_run_plants_in_a_volume_the_next_does_not_follow() {
         assert_eq!(host.bundle(spec().script("echo $SECRET")).run().succeeds().text(), "");
     });
 }
+
+#[test]
+fn what_covers_proc_is_not_taken_away_in_the_place_of_a_mount_that_was_added() {
+    privileged(|host| {
+        if !host.needs_coracle("mounts in a running container") {
+            return;
+        }
+        let container = host.sleeper();
+        let list = host.directory().join("mounts.json");
+        fs::write(&list, json!([{"destination": "/a/b", "type": "tmpfs", "source": "tmpfs"}]).to_string())
+            .unwrap();
+        let mounts = |verb| host.call(&["mounts", verb, container.id(), list.to_str().unwrap()]);
+        let covers = || container.exec(&["grep", " /proc/sys ", "/proc/self/mounts"]).succeeds().text();
+        let before = covers();
+        for stands_in in ["/proc/sys", "/proc"] {
+            mounts("add").succeeds();
+            let swap = format!("mv /a /a2; mkdir /a; ln -s {stands_in} /a/b");
+            container.exec(&["sh", "-c", &swap]).succeeds();
+            mounts("remove").fails_with(&["/mounts/0 at \"/a/b\"", "is not there any more"]);
+            assert_eq!(covers(), before);
+            container.exec(&["sh", "-c", "rm -r /a; mv /a2 /a"]).succeeds();
+            mounts("remove").succeeds();
+            container.exec(&["sh", "-c", "! grep ' /a/b ' /proc/self/mounts"]).succeeds();
+        }
+        container.remove();
+    });
+}
