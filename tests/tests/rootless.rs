@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use coracle_tests::cgroup::{self, hierarchies_of};
-use coracle_tests::command::tool;
+use coracle_tests::command::{eventually, tool};
 use coracle_tests::oracle::cgroup_hierarchies;
 use coracle_tests::terminal::ConsoleSocket;
 use coracle_tests::user::{RANGE, USER, as_user};
@@ -68,6 +68,26 @@ fn a_container_lives_as_roots_do() {
         container.call_with("ps", &["-ef"]).succeeds();
         container.remove();
         container.call("state").fails_with(&["does not exist"]);
+    });
+}
+
+/// The child that waits for `start` can't be dumped, so its own user may not see it there.
+#[test]
+fn where_procfs_hides_processes_one_that_waits_is_not_taken_for_gone() {
+    unprivileged(|host| {
+        let hide = |how: &str| tool("busybox", &["mount", "-o", &format!("remount,hidepid={how}"), "/proc"]);
+        hide("2");
+        let create = || host.bundle(single().args(["sleep", "1000"])).create();
+        let container = create();
+        assert_eq!(container.status(), "created");
+        container.call("start").succeeds();
+        assert_eq!(container.status(), "running");
+        container.remove();
+        let container = create();
+        let process = format!("/proc/{}", container.pid());
+        container.verb_with("delete", &["--force"]).succeeds();
+        eventually("it is gone", || !Path::new(&process).exists());
+        hide("0");
     });
 }
 

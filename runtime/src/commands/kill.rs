@@ -23,8 +23,8 @@ pub fn kill(global: &Global, options: &Kill) -> Result<u8> {
             // Also where the first process has ended: others may be left in the cgroup.
             return kill_all(&record, options.signal);
         }
-        let first = record.process.and_then(|first| first.open());
-        let signalled = first.ok_or_else(Error::not_running).and_then(|first| {
+        let first = record.process.map_or(Ok(None), |first| first.find());
+        let signalled = first.and_then(|first| first.ok_or_else(Error::not_running)).and_then(|first| {
             process::signal(first.as_fd(), options.signal).map_err(|e| match e.errno() {
                 coracle_sys::Errno::ESRCH => Error::not_running(),
                 _ => e.into(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_isolator::Kind;
+use coracle_sys::process::Child;
 use coracle_sys::{Errno, event, process};
 use oci_spec::runtime::LinuxDeviceCgroup;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct Process {
     pub pid: i32,
     /// When it started, in clock ticks since boot.
     pub start_time: u64,
+    /// The number that only its descriptors have ([`process::inode`]), where procfs may be hidden from who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
 }
 
 impl Process {
@@ -71,12 +75,26 @@ impl Process {
     /// # Errors
     /// `NotFound` where it is gone.
     pub fn now(pid: i32) -> Result<Self> {
-        Ok(Self { pid, start_time: process::status(pid)?.start_time })
+        Ok(Self { pid, start_time: process::status(pid)?.start_time, inode: None })
+    }
+
+    /// The process `child`, which with `is_users` may be a user's without privilege: a procfs with `hidepid` shows that what it may
+    /// dump alone, and a child of the runtime it may not.
+    ///
+    /// # Errors
+    /// As [`Self::now`].
+    pub fn of(child: &Child, is_users: bool) -> Result<Self> {
+        let inode = if is_users { process::inode(child.pidfd.as_fd())? } else { None };
+        Ok(Self { inode, ..Self::now(child.pid)? })
     }
 
     /// Whether it lives; a zombie doesn't, unless only its first thread has ended.
     pub fn is_alive(&self) -> bool {
-        process::status(self.pid).is_ok_and(|status| self.is_living(&status))
+        match process::status(self.pid) {
+            // Gone, or hidden: who can't be told apart from it must not be taken for gone.
+            Err(e) if e.errno() == Errno::ENOENT => !matches!(self.find(), Ok(None)),
+            status => status.is_ok_and(|status| self.is_living(&status)),
+        }
     }
 
     /// A descriptor of this very process; `None` where it is gone, or can't be asked for.
@@ -87,7 +105,7 @@ impl Process {
     /// The same for who must not take one for gone that can't be asked for.
     ///
     /// # Errors
-    /// `EMFILE`, `ENOMEM`.
+    /// `EMFILE`, `ENOMEM`; `System` where procfs hides one of the caller's processes that may be it.
     pub fn find(&self) -> Result<Option<OwnedFd>> {
         let is_gone = |e: &coracle_sys::Error| matches!(e.errno(), Errno::ESRCH | Errno::ENOENT);
         let pidfd = match process::pidfd(self.pid) {
@@ -96,9 +114,27 @@ impl Process {
         };
         // Asked after opening: if it still has the start time now, the descriptor can't be another's.
         match process::status(self.pid) {
+            Err(e) if e.errno() == Errno::ENOENT => self.find_hidden(pidfd),
             Err(e) if is_gone(&e) => Ok(None),
             status => Ok(self.is_living(&status?).then_some(pidfd)),
         }
+    }
+
+    /// procfs has no process of this number, but `pidfd` was opened: it has gone meanwhile, or is not shown (`hidepid`, proc(5)).
+    fn find_hidden(&self, pidfd: OwnedFd) -> Result<Option<OwnedFd>> {
+        match process::signal(pidfd.as_fd(), 0) {
+            // One that is the caller's can be signalled: the number is another's now.
+            Err(e) if matches!(e.errno(), Errno::ESRCH | Errno::EPERM) => return Ok(None),
+            asked => asked?,
+        }
+        if event::readable(&[pidfd.as_fd()], Some(Duration::ZERO))? == [true] {
+            return Ok(None);
+        }
+        if let (Some(own), Some(found)) = (self.inode, process::inode(pidfd.as_fd())?) {
+            return Ok((own == found).then_some(pidfd));
+        }
+        Err(Error::new(Code::System, format!("/proc does not show process {}, which lives", self.pid))
+            .hint("it is mounted with hidepid: mount it without, or end that process yourself"))
     }
 
     fn is_living(&self, status: &process::Status) -> bool {
@@ -123,6 +159,15 @@ impl Process {
         Err(Error::new(Code::System, format!("process {} can't be killed", self.pid))
             .hint("it waits for the kernel; try again when what it waits for has come"))
     }
+}
+
+/// A mount that was added to a container while it ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Added {
+    /// Where, below the container's root, by the name that was asked for.
+    pub path: PathBuf,
+    /// Its number (`STATX_MNT_ID`): whatever goes by the name later may be another.
+    pub mount: u64,
 }
 
 /// The annotation of a state that tells what optional isolators failed with.
@@ -161,21 +206,15 @@ pub struct Record {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub device_rules: Vec<LinuxDeviceCgroup>,
     /// For a container in the runtime's own mount namespace, where its mounts don't end with it: the number of the
-/// A mount that was added to a container while it ran.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Added {
-    /// Where, below the container's root, by the name that was asked for.
-    pub path: PathBuf,
-    /// Its number (`STATX_MNT_ID`): whatever goes by the name later may be another.
-    pub mount: u64,
-}
-
     /// mount that its root file system lies on, over which they are made.
     #[serde(default)]
     pub mounts_over: Option<u64>,
     /// Which mount that was, once it is made.
     #[serde(default)]
     pub mounted: Option<String>,
+    /// What `mounts add` has mounted in it since, in that order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added: Vec<Added>,
     /// The image store that its snapshot is mounted from, for a container that was run from an image.
     pub store: Option<PathBuf>,
     /// For a debug container, the command by which somebody looks into another, which it must not outlive.
@@ -212,13 +251,11 @@ impl Record {
             cgroup: None,
             isolators: Vec::new(),
             warnings: Vec::new(),
-    /// What `mounts add` has mounted in it since, in that order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub added: Vec<Added>,
             paused: false,
             device_rules: Vec::new(),
             mounts_over: None,
             mounted: None,
+            added: Vec::new(),
             store: store.map(Path::to_owned),
             client: None,
             is_nested: false,
@@ -255,7 +292,6 @@ impl Record {
             _ => Status::Stopped,
         }
     }
-            added: Vec::new(),
 
     /// Its cgroups, opened; an empty tree where it has none.
     ///

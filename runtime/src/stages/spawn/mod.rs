@@ -95,7 +95,7 @@ pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, doo
     let (child, cloned) =
         clone::clone_child(&launch, birth, Host { cgroups: &tree, joins: &joins, joined: 0 }, door)?;
     // Before anything else: from here on a crash leaves a process that delete must find.
-    container.record.process = Some(Process::now(child.pid)?);
+    container.record.process = Some(Process::of(&child, launch.namespaces.in_user())?);
     container.save()?;
     if let Err(failure) = users::map(child.pid, &launch.namespaces) {
         // The files of a child that has failed are root's; it has said itself what went wrong.

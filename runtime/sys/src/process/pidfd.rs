@@ -34,6 +34,19 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i32> {
     pid.filter(|pid| *pid > 0).ok_or_else(|| Error::new(format!("read({path:?})"), Errno::ESRCH))
 }
 
+/// A number that no other process has until the machine starts again: the inode of its descriptors in pidfs (Linux 6.9). `None` on
+/// older kernels, where all descriptors have the same.
+///
+/// # Errors
+/// Only on a closed descriptor.
+pub fn inode(pidfd: BorrowedFd<'_>) -> Result<Option<u64>> {
+    const PID_FS_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x5049_4446);
+    if file::file_system(pidfd)? != PID_FS_MAGIC {
+        return Ok(None);
+    }
+    Ok(Some(file::stat(pidfd)?.st_ino))
+}
+
 /// Sends `signal` (0 only asks whether the process is there) to the process of `pidfd`
 /// (pidfd_send_signal(2), Linux 5.1).
 ///
