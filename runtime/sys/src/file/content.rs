@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use crate::archive;
 use crate::error::{Error, Result, check, named, show};
 use crate::event;
-use crate::file::{Resolve, exchange, open, rename, unlink};
+use crate::file::{Resolve, exchange, open, rename, stat, unlink};
+use crate::identity;
 
 /// Reads what there is, at most as much as `buffer` holds; 0 at the end (read(2)).
 ///
@@ -139,11 +140,45 @@ pub fn replace_synced(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) 
 
 /// Writes `bytes` to a file that is to become `name` in `dir`: what it is called until then, and it, open.
 fn write_beside(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Result<(String, OwnedFd)> {
-    let temporary = format!(".{name}.new");
-    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
-    let fd = open(dir, &temporary, flags, mode, Resolve::BeneathNoLinks)?;
+    let (temporary, fd) = make_beside(dir, name, mode)?;
     write_all(fd.as_fd(), bytes)?;
     Ok((temporary, fd))
+}
+
+/// Makes that file anew. One that is there is what a replacing has left that was cut off; but where others may write, it can be
+/// anybody's, and is passed by.
+fn make_beside(dir: BorrowedFd<'_>, name: &str, mode: u32) -> Result<(String, OwnedFd)> {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+    let mut temporary = format!(".{name}.new");
+    loop {
+        match open(dir, &temporary, flags, mode, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::EEXIST => {}
+            made => return Ok((temporary, made?)),
+        }
+        if is_own(dir)? {
+            match unlink(dir, &temporary) {
+                Err(e) if e.errno() != Errno::ENOENT => return Err(e),
+                _ => {}
+            }
+        } else {
+            temporary = format!(".{name}.{:016x}", random()?);
+        }
+    }
+}
+
+/// Whether nobody but the caller and root can make files in the directory `dir`.
+fn is_own(dir: BorrowedFd<'_>) -> Result<bool> {
+    let stat = stat(dir)?;
+    Ok((stat.st_uid == 0 || stat.st_uid == identity::caller()) && stat.st_mode & 0o022 == 0)
+}
+
+/// A number that nobody can foretell (getrandom(2)).
+fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let ret = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    check(ret, || "getrandom()".to_owned())?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// Removes the file `name` from `dir`, and what a [`replace`] of it has left that was cut off. One that is not there is
@@ -195,5 +230,40 @@ fn flock(fd: BorrowedFd<'_>, operation: i32) -> Result<()> {
             continue;
         }
         return check(ret, || format!("flock({})", show(&fd))).map(drop);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests lay out files on the host")]
+mod tests {
+    use std::fs::{File, Permissions, set_permissions, write};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    /// A directory of the mode `mode` in which the name is taken that a file has before it takes another's place; the number
+    /// of what has taken it, and of what became of the file.
+    fn replaced(mode: u32) -> (u64, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let (taken, file) = (dir.path().join(".pid.new"), dir.path().join("pid"));
+        write(&taken, "of somebody else, longer than what is written").unwrap();
+        let held = File::open(&taken).unwrap();
+        set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        replace(crate::file::open_dir(dir.path()).unwrap().as_fd(), "pid", b"42", 0o644).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "42");
+        assert_eq!(taken.exists(), mode & 0o022 != 0);
+        (held.metadata().unwrap().ino(), file.metadata().unwrap().ino())
+    }
+
+    #[test]
+    fn what_others_have_laid_ready_is_not_written_to() {
+        let (laid, written) = replaced(0o1777);
+        assert_ne!(laid, written);
+    }
+
+    #[test]
+    fn what_was_cut_off_in_a_directory_of_ones_own_is_made_anew() {
+        let (left, written) = replaced(0o755);
+        assert_ne!(left, written);
     }
 }
