@@ -6,7 +6,7 @@
 //! is not allowed, from a sealed copy in memory. It costs one execve(2), which also leaves the caller's environment
 //! behind: a privileged container could read it as `/proc/PID/environ` while a process of the runtime is inside.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -50,6 +50,7 @@ pub fn protect(preserve: &[i32], read: Option<&Path>, variables: &[String]) -> R
     coracle_sys::identity::set_umask(UMASK);
     let own = file::open(file::CWD, "/proc/self/exe", libc::O_PATH, 0, Resolve::Host)
         .context(|| "opening the runtime's own executable")?;
+    // A caller who says so, too, of a file that is read-only anyway, just keeps its own environment.
     let was_executed_again = std::env::var_os(ORIGIN).is_some();
     let is_protected = is_protected(own.as_fd())?;
     if is_protected && was_executed_again {
@@ -62,7 +63,7 @@ pub fn protect(preserve: &[i32], read: Option<&Path>, variables: &[String]) -> R
     for fd in preserve.iter().copied().chain(read) {
         descriptor::keep_on_exec(fd)?;
     }
-    if was_executed_again {
+    if was_executed_again && is_image(&file::read_link(file::CWD, "/proc/self/exe")?) {
         return Err(Error::new(Code::System, "the runtime's own executable can still be written to"));
     }
     let image = if is_protected { own } else { read_only(own.as_fd()).or_else(|_| sealed())? };
@@ -109,10 +110,16 @@ fn sealed() -> coracle_sys::Result<OwnedFd> {
 /// # Errors
 /// Where procfs is not mounted.
 pub fn origin() -> Result<PathBuf> {
-    match std::env::var_os(ORIGIN) {
-        Some(path) => Ok(path.into()),
-        None => Ok(file::read_link(file::CWD, "/proc/self/exe")?.into()),
-    }
+    let own = file::read_link(file::CWD, "/proc/self/exe")?;
+    // Of an installed file the caller may say what it likes: sudo(8), too, can let variables through.
+    let origin = std::env::var_os(ORIGIN).filter(|_| is_image(&own));
+    Ok(origin.unwrap_or(own).into())
+}
+
+/// Whether `path`, which procfs calls the running executable by, is that of an image that the runtime made of itself: the root
+/// of a detached mount, or a sealed copy in memory.
+fn is_image(path: &OsStr) -> bool {
+    path == "/" || path.as_bytes().starts_with(b"/memfd:") && sealed_self()
 }
 
 /// Becomes the program `name`, which is installed beside the runtime.

@@ -189,3 +189,21 @@ fn c35_a_shared_pid_namespace_shows_nothing_of_the_runtime() {
         assert!(won.is_err(), "{won:?}");
     });
 }
+
+#[test]
+fn no_variable_of_the_callers_names_a_program_to_become() {
+    privileged(|host| {
+        if !withstands(host) {
+            return;
+        }
+        let evil = host.directory();
+        for name in ["coracle-image", "coracle-isolator-host"] {
+            fs::write(evil.join(name), "#!/bin/sh\ntouch $(dirname $0)/was-run\n").unwrap();
+            fs::set_permissions(evil.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .unwrap();
+        }
+        let origin = evil.join("coracle");
+        host.shell(&format!("_CORACLE_ORIGIN={} $RUNTIME image list", origin.display()));
+        assert!(!evil.join("was-run").exists());
+    });
+}
