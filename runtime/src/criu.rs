@@ -12,6 +12,7 @@ use coracle_sys::signal;
 
 use crate::cgroup::Tree;
 use crate::error::{Code, Context, Error, Result};
+use crate::handshake;
 use crate::stages::plan::Launch;
 use crate::stages::plan::mounts::Source;
 
@@ -63,6 +64,13 @@ impl Call<'_> {
             }
             127
         })?;
+        if root.is_some()
+            && let Some(signal) = signal::wait_for(child.pidfd.as_fd())?
+        {
+            child.kill();
+            process::wait(child.pidfd.as_fd())?;
+            return Err(handshake::interrupted(signal)).context(|| "waiting for criu");
+        }
         match process::wait(child.pidfd.as_fd())? {
             Exit::Code(0) => Ok(()),
             exit => Err(self.failed(&log, exit)),

@@ -4,13 +4,17 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, Attributes, Propagation};
-use coracle_sys::{descriptor, namespace, process, socket};
+use coracle_sys::{descriptor, event, namespace, process, signal, socket};
 
 use crate::error::{Code, Context, Error, Result};
-use crate::handshake::{LONGEST, LONGEST_TEXT};
+use crate::handshake::{self, LONGEST, LONGEST_TEXT};
+
+/// How long the process that opened the files may take to end.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// A process that is there, named for good.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +60,13 @@ pub fn reach(target: Reached<'_>, wanted: &[&str]) -> Result<Reach> {
     let child = child.context(|| "cloning a process for the target's files")?;
     drop(theirs);
     let received = receive(mine.as_fd());
-    process::wait(child.pidfd.as_fd())?;
+    if received.is_err() {
+        child.kill();
+    }
+    // One that hangs in a file system of the target's dies when that answers, and is not waited for.
+    if event::readable(&[child.pidfd.as_fd()], Some(ENDING))? == [true] {
+        process::wait(child.pidfd.as_fd())?;
+    }
     received.context(|| "opening the target's files")
 }
 
@@ -70,7 +80,11 @@ fn tell(socket: BorrowedFd<'_>, error: Error) -> i32 {
 fn receive(socket: BorrowedFd<'_>) -> Result<Reach> {
     let died = || Error::new(Code::System, "the process for the target's files died");
     let mut trees = Vec::new();
-    while let Some((text, fd)) = socket::receive(socket, LONGEST)? {
+    loop {
+        if let Some(signal) = signal::wait_for(socket)? {
+            return Err(handshake::interrupted(signal));
+        }
+        let Some((text, fd)) = socket::receive(socket, LONGEST)? else { break };
         match fd {
             Some(tree) => trees.push((PathBuf::from(OsStr::from_bytes(&text)), tree)),
             None => return Err(serde_json::from_slice(&text).unwrap_or_else(|_| died())),

@@ -1,6 +1,7 @@
 //! Signals of the calling process: actions, the mask, a descriptor that tells of them.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
@@ -144,6 +145,16 @@ pub fn wait_for(fd: BorrowedFd<'_>) -> Result<Option<i32>> {
             return Ok(Some(told.ssi_signo.cast_signed()));
         }
     }
+}
+
+/// Waits for `limit`; true where a signal came before that asks the caller to end, as far as [`endings`] tells of them.
+///
+/// # Errors
+/// `EMFILE`.
+pub fn comes_within(limit: Duration) -> Result<bool> {
+    let signals = endings()?;
+    let fds: Vec<_> = signals.iter().map(AsFd::as_fd).collect();
+    Ok(event::readable(&fds, Some(limit))?.contains(&true))
 }
 
 /// A descriptor that tells of signals which ask the caller to end, where it has blocked them ([`signal_fd`]); none where

@@ -3,7 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use crate::error::{Error, Result, named, show};
+use crate::signal;
 
 /// Two connected sockets that keep message boundaries (socketpair(2), `SOCK_SEQPACKET`).
 ///
@@ -290,29 +291,78 @@ pub fn peer_user(socket: BorrowedFd<'_>) -> Result<u32> {
 /// # Errors
 /// `ECONNREFUSED` where nobody listens any more, `ENOENT` where there is none.
 pub fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    connect_as(&in_dir(dir, name), SockType::SeqPacket)
+    let path = in_dir(dir, name);
+    let (socket, address) = unconnected(&path, SockType::SeqPacket, SockFlag::empty())?;
+    named(nix::sys::socket::connect(socket.as_raw_fd(), &address), || format!("connect({path:?})"))?;
+    Ok(socket)
 }
 
-/// Connects to the stream socket at `path`, which the caller named, as for `--console-socket`.
+/// How long whoever listens may leave callers waiting.
+const TAKEN_WITHIN: Duration = Duration::from_secs(15);
+
+/// Connects to the stream socket at `path`, which the caller named, as for `--console-socket`. Whoever listens there may hang, and
+/// its queue be full: that is waited for only so long, and no longer than until a signal comes that asks the caller to end.
 ///
 /// # Errors
-/// As [`connect`].
+/// As [`connect`]; `ETIMEDOUT` where none is taken from the queue for fifteen seconds, `EINTR` where a signal came.
 pub fn connect_stream(path: &str) -> Result<OwnedFd> {
-    connect_as(path, SockType::Stream)
+    connect_stream_within(path, TAKEN_WITHIN)
 }
 
-fn connect_as(path: &str, kind: SockType) -> Result<OwnedFd> {
+fn connect_stream_within(path: &str, limit: Duration) -> Result<OwnedFd> {
     let call = || format!("connect({path:?})");
-    let socket =
-        named(nix::sys::socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None), || {
-            "socket()".to_owned()
-        })?;
-    let address = named(UnixAddr::new(path), call)?;
-    named(nix::sys::socket::connect(socket.as_raw_fd(), &address), call)?;
+    let (socket, address) = unconnected(path, SockType::Stream, SockFlag::SOCK_NONBLOCK)?;
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match nix::sys::socket::connect(socket.as_raw_fd(), &address) {
+            // What unix(7) says of a full queue; there is nothing to poll for.
+            Err(Errno::EAGAIN) if Instant::now() < deadline => {}
+            Err(Errno::EAGAIN) => return Err(Error::new(call(), Errno::ETIMEDOUT)),
+            connected => {
+                named(connected, call)?;
+                break;
+            }
+        }
+        if signal::comes_within(pause)? {
+            return Err(Error::new(call(), Errno::EINTR));
+        }
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    named(fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty())), || "fcntl(F_SETFL)".to_owned())?;
     Ok(socket)
+}
+
+fn unconnected(path: &str, kind: SockType, flags: SockFlag) -> Result<(OwnedFd, UnixAddr)> {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
+    let socket =
+        named(nix::sys::socket::socket(AddressFamily::Unix, kind, flags, None), || "socket()".to_owned())?;
+    Ok((socket, named(UnixAddr::new(path), || format!("connect({path:?})"))?))
 }
 
 /// The path of the file `name` in `dir` that fits a socket's address.
 pub fn in_dir(dir: BorrowedFd<'_>, name: &str) -> String {
     format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn whoever_takes_nobody_from_its_queue_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        named(nix::sys::socket::listen(&listener, Backlog::new(0).unwrap()), || "listen()".to_owned())
+            .unwrap();
+        let connect = || connect_stream_within(path.to_str().unwrap(), Duration::from_millis(20));
+        let first = connect().unwrap();
+        assert_eq!(connect().unwrap_err().errno(), Errno::ETIMEDOUT);
+        drop((listener.accept().unwrap(), first));
+        connect().unwrap();
+    }
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process::{self, Child};
-use coracle_sys::{identity, namespace, scheduling, socket};
+use coracle_sys::{identity, namespace, scheduling, signal, socket};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{self, Cloned, Waiting};
@@ -85,6 +85,11 @@ fn through_go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: 
         i32::from(socket::send(theirs.as_fd(), &told, &[]).is_err())
     };
     let go_between = process::spawn(0, host.cgroups.unified(), body).context(|| "cloning a go-between")?;
+    if let Some(signal) = signal::wait_for(mine.as_fd())? {
+        // What it has cloned ends with the runtime's end of their conversation.
+        go_between.kill();
+        return Err(handshake::interrupted(signal)).context(|| "waiting for the go-between");
+    }
     let told = socket::receive(mine.as_fd(), handshake::LONGEST);
     process::wait(go_between.pidfd.as_fd())?;
     let died = || Error::new(Code::System, "the go-between that joins namespaces died");
