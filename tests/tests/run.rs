@@ -132,6 +132,17 @@ fn home_comes_from_the_users_entry_in_passwd() {
 }
 
 #[test]
+fn a_passwd_that_is_a_link_to_itself_gives_no_home() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().script("echo $HOME"));
+        let passwd = bundle.rootfs().join("etc/passwd");
+        fs::remove_file(&passwd).unwrap();
+        std::os::unix::fs::symlink("passwd", &passwd).unwrap();
+        assert_eq!(bundle.run().succeeds().text(), "/");
+    });
+}
+
+#[test]
 fn the_working_directory_is_the_specifications() {
     privileged(|host| {
         let spec = Spec::new().set("/process/cwd", "/home/user").args(["pwd"]);

@@ -117,7 +117,7 @@ pub fn remove(store: &Store, id: &str) -> Result<()> {
 /// # Errors
 /// [`Kind::Malformed`] and [`Kind::Limit`] where that is no file that can be read as one.
 pub fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String> {
-    Ok(user::look_up(root, &uid.to_string())?.home)
+    user::home(root, uid)
 }
 
 #[cfg(test)]

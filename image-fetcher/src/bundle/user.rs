@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 
 use crate::error::{Context, Error, Kind, Result};
@@ -35,6 +36,20 @@ pub(crate) fn look_up(root: BorrowedFd<'_>, text: &str) -> Result<Identity> {
     let passwd = read(root, "etc/passwd").context(looking)?;
     let group = read(root, "etc/group").context(looking)?;
     identity(text, &passwd, &group).context(looking)
+}
+
+/// The home directory of the user with ID `uid`; `/` where nobody has it, or the list is a link that leads nowhere or to itself,
+/// as with runc.
+///
+/// # Errors
+/// As [`look_up`].
+pub(crate) fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String> {
+    let looking = || format!("looking up user {uid} in the image");
+    let passwd = match read(root, "etc/passwd") {
+        Err(e) if e.errno() == Some(Errno::ELOOP) => String::new(),
+        read => read.context(looking)?,
+    };
+    Ok(identity(&uid.to_string(), &passwd, "").context(looking)?.home)
 }
 
 fn identity(text: &str, passwd: &str, group: &str) -> Result<Identity> {
@@ -131,7 +146,7 @@ fn read(root: BorrowedFd<'_>, path: &str) -> Result<String> {
     is_regular(fd.as_fd())?;
     match file::read_all(fd, LIMIT) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(e) if e.errno() == coracle_sys::Errno::EFBIG => {
+        Err(e) if e.errno() == Errno::EFBIG => {
             Err(Error::new(Kind::Limit, format!("the image's /{path} is over the limit of {LIMIT} bytes")))
         }
         Err(e) => Err(e.into()),
