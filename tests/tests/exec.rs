@@ -278,15 +278,19 @@ fn it_goes_to_where_the_first_process_is_once_the_container_passes_controllers_d
             host.skip("cgroups that pass controllers down hold no processes on version 2 alone");
             return;
         }
-        let script = "cd /sys/fs/cgroup && mkdir below && echo 1 >below/cgroup.procs &&
-            echo +pids >cgroup.subtree_control && echo done && sleep 1000";
-        let spec = Spec::new().without_mount("/sys/fs/cgroup").script(script);
-        let container =
-            host.bundle(spec.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["rw", "nosuid"])).start();
-        command::eventually("it passes controllers down", || container.output().contains("done"));
-        let run = container.exec(&["cat", "/proc/self/cgroup"]).succeeds();
-        assert_eq!(run.text(), "0::/below");
-        container.remove();
+        for below in ["below", "be:low"] {
+            let script = format!(
+                "cd /sys/fs/cgroup && mkdir {below} && echo 1 >{below}/cgroup.procs &&
+                echo +pids >cgroup.subtree_control && echo done && sleep 1000"
+            );
+            let spec = Spec::new().without_mount("/sys/fs/cgroup").script(&script);
+            let container =
+                host.bundle(spec.mount("/sys/fs/cgroup", "cgroup", "cgroup", &["rw", "nosuid"])).start();
+            command::eventually("it passes controllers down", || container.output().contains("done"));
+            let run = container.exec(&["cat", "/proc/self/cgroup"]).succeeds();
+            assert_eq!(run.text(), format!("0::/{below}"));
+            container.remove();
+        }
     });
 }
 

@@ -17,6 +17,7 @@ mod remove;
 mod room;
 mod systemd;
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -275,7 +276,7 @@ fn place_directory(id: &str, wanted: Option<&Path>, rootless: Rootless) -> Resul
         return Err(Error::new(Code::InvalidSpec, format!("/linux/cgroupsPath is {wanted:?}"))
             .hint("name a cgroup below the root, without \"..\" and in components of at most 255 bytes"));
     }
-    let own = if wanted.is_absolute() { String::new() } else { own_cgroups()? };
+    let own = if wanted.is_absolute() { Vec::new() } else { own_cgroups()? };
     let root = mount_point()?;
     let site = |hierarchy: Hierarchy| {
         let own = own_path(&own, &hierarchy);
@@ -289,19 +290,19 @@ fn place_directory(id: &str, wanted: Option<&Path>, rootless: Rootless) -> Resul
     Ok(Place { version, at: hierarchies.into_iter().map(site).collect(), unit: None, optional })
 }
 
-fn own_cgroups() -> Result<String> {
-    let text = file::read(file::CWD, "/proc/self/cgroup", LONGEST, Resolve::Host)
-        .context(|| "reading the runtime's own cgroups")?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+fn own_cgroups() -> Result<Vec<u8>> {
+    file::read(file::CWD, "/proc/self/cgroup", LONGEST, Resolve::Host)
+        .context(|| "reading the runtime's own cgroups")
 }
 
 /// The path of the caller's own cgroup in `hierarchy`, from the text of `/proc/self/cgroup`.
-fn own_path(text: &str, hierarchy: &Hierarchy) -> PathBuf {
+fn own_path(text: &[u8], hierarchy: &Hierarchy) -> PathBuf {
     let controllers = if hierarchy.unified { String::new() } else { hierarchy.controllers().join(",") };
-    text.lines()
-        .filter_map(|line| line.split_once(':')?.1.split_once(':'))
-        .find(|(names, _)| *names == controllers)
-        .map_or_else(|| PathBuf::from("/"), |(_, path)| path.into())
+    // `NUMBER:CONTROLLERS:PATH`: a path is bytes, and may hold colons.
+    text.split(|byte| *byte == b'\n')
+        .map(|line| line.splitn(3, |byte| *byte == b':').skip(1))
+        .find_map(|mut fields| (fields.next()? == controllers.as_bytes()).then(|| fields.next())?)
+        .map_or_else(|| PathBuf::from("/"), |path| OsStr::from_bytes(path).into())
 }
 
 impl Place {
@@ -394,12 +395,12 @@ mod tests {
 
     #[test]
     fn the_own_cgroup_is_found_by_controller_and_for_the_unified_tree() {
-        let text = "4:memory:/a/b\n2:cpu,cpuacct:/c\n9:name=systemd:/d\n0::/e\n";
+        let text = b"4:memory:/a/b\n2:cpu,cpuacct:/c\n9:name=systemd:/d\n0::/e:\xff\n";
         let of = |name: &str, unified| own_path(text, &Hierarchy { name: name.into(), unified });
         assert_eq!(of("memory", false), Path::new("/a/b"));
         assert_eq!(of("cpu,cpuacct", false), Path::new("/c"));
         assert_eq!(of("systemd", false), Path::new("/d"));
-        assert_eq!(of("unified", true), Path::new("/e"));
+        assert_eq!(of("unified", true), Path::new(OsStr::from_bytes(b"/e:\xff")));
         assert_eq!(of("pids", false), Path::new("/"));
     }
 }

@@ -8,7 +8,7 @@ use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 
 use super::tree::pids;
-use super::{LONGEST, Place, Tree, Version, own_path};
+use super::{LONGEST, Place, Tree, Version, is_absent, own_path};
 use crate::error::{Context, Result};
 
 /// The leaf. No container's name begins so.
@@ -17,22 +17,29 @@ const LEAF: &str = "_own";
 impl Tree {
     /// The same cgroups, but on version 2 the one below in which the container's process `pid` is, where its own can hold no
     /// processes: one that passes controllers down (systemd, or an engine in it) has moved them below. Where the process is not
-    /// below, the host has moved it, and nobody follows.
+    /// below, the host has moved it, and nobody follows; nor where that cgroup goes meanwhile.
     ///
     /// # Errors
     /// Whatever reading says.
-    pub fn with(self, pid: i32, place: &Place) -> Result<Self> {
+    pub fn with(mut self, pid: i32, place: &Place) -> Result<Self> {
         let (Version::V2, Some(dir)) = (self.version, self.unified()) else { return Ok(self) };
         if file::read(dir, "cgroup.subtree_control", LONGEST, Resolve::Beneath)?.trim_ascii().is_empty() {
             return Ok(self);
         }
         let text = file::read(file::CWD, format!("/proc/{pid}/cgroup"), LONGEST, Resolve::Host)?;
-        let text = String::from_utf8_lossy(&text);
         let below = place.at.iter().filter(|site| site.hierarchy.unified).find_map(|site| {
             let at = own_path(&text, &site.hierarchy);
-            Some(at.strip_prefix("/").ok()?.strip_prefix(&site.path).ok()?.to_str()?.to_owned())
+            Some(at.strip_prefix("/").ok()?.strip_prefix(&site.path).ok()?.to_owned())
         });
-        self.below(below.as_slice())
+        let Some(below) = below.filter(|below| !below.as_os_str().is_empty()) else { return Ok(self) };
+        let below = match file::open(dir, &below, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Err(e) if is_absent(e.errno()) => return Ok(self),
+            below => below?,
+        };
+        if let Some((_, dir)) = self.dirs.iter_mut().find(|(hierarchy, _)| hierarchy.unified) {
+            *dir = below;
+        }
+        Ok(self)
     }
 }
 
