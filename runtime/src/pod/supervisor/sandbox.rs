@@ -1,20 +1,19 @@
 //! The sandbox of the pod while it comes and goes: its networks, the loss of its keeper, its removal. What takes long is a
 //! job.
 
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use coracle_sys::{file, signal};
 
 use super::Supervisor;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::pod::job::Job;
 use crate::pod::network::Attached;
 use crate::pod::plan::Kind;
 use crate::pod::record::Wish;
 use crate::pod::{keeper, sandbox, volume};
 
-/// How long the images of a pod's volumes and the plugins of its networks may take together.
+/// How long the plugins of a pod's networks may take together.
 const ATTACHED_WITHIN: Duration = Duration::from_secs(300);
 
 /// How long the removal of a sandbox that is on no network may take.
@@ -63,21 +62,31 @@ impl Supervisor {
     }
 
     /// Starts what the containers need of the sandbox and takes long, where it is still to be done: volumes of images are pulled
-    /// and mounted, the network namespace is attached to its networks.
+    /// and mounted, which may take any time; then the network namespace is attached to its networks.
     pub(super) fn prepare(&mut self) {
-        let (pod, hostname) = (&self.record.document, &self.plan.sandbox.hostname);
-        let Some(sandbox) = &self.sandbox else { return };
-        let attaches = self.record.networks.as_ref().is_some_and(Vec::is_empty);
-        let namespace = sandbox.namespace(Kind::Net).filter(|_| attaches);
-        if namespace.is_none() && !volume::has_images(pod) {
-            return;
+        if self.sandbox.is_none() || !volume::has_images(&self.record.document) {
+            return self.attach_networks();
         }
-        let keep: Vec<BorrowedFd<'_>> = namespace.into_iter().collect();
-        let job = Job::start(ATTACHED_WITHIN, &keep, None, |_| {
+        let job = Job::start(None::<Duration>, &[], None, |_| {
             signal::unblock()?;
-            volume::make_images(self.volumes())?;
-            namespace.map(|namespace| self.networks.attach(pod, hostname, namespace)).transpose()
+            volume::make_images(self.volumes()).map(|()| None::<Vec<Attached>>)
         });
+        self.is_prepared_by(job);
+    }
+
+    fn attach_networks(&mut self) {
+        let (pod, hostname) = (&self.record.document, &self.plan.sandbox.hostname);
+        let attaches = self.record.networks.as_ref().is_some_and(Vec::is_empty);
+        let namespace = self.sandbox.as_ref().and_then(|sandbox| sandbox.namespace(Kind::Net));
+        let Some(namespace) = namespace.filter(|_| attaches) else { return };
+        let job = Job::start(ATTACHED_WITHIN, &[namespace], None, |_| {
+            signal::unblock()?;
+            self.networks.attach(pod, hostname, namespace).map(Some)
+        });
+        self.is_prepared_by(job);
+    }
+
+    fn is_prepared_by(&mut self, job: Result<Job>) {
         match job {
             Ok(job) => self.preparing = Some(job),
             Err(error) => self.fail(error),
@@ -87,6 +96,7 @@ impl Supervisor {
     pub(super) fn finish_preparing(&mut self) {
         let Some(job) = self.preparing.take() else { return };
         match job.finish::<Option<Vec<Attached>>>() {
+            Ok((None, _)) if self.record.wish == Wish::Run => self.attach_networks(),
             Ok((None, _)) => {}
             Ok((attached, _)) => {
                 self.record.networks = attached;
