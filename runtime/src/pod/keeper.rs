@@ -98,17 +98,27 @@ fn settle(empty: BorrowedFd<'_>, shared: &Shared, flags: i32) -> Result<()> {
     if flags & libc::CLONE_NEWNET != 0 {
         net::bring_loopback_up().context(|| "bringing the loopback interface up")?;
     }
-    for (name, value) in &shared.sysctls {
-        let path = format!("/proc/sys/{}", sysctl_path(name));
-        file::write_to(file::CWD, &path, value.as_bytes(), file::Resolve::Host)
-            .context(|| format!("setting /spec/securityContext/sysctls {name:?}"))?;
-    }
+    set_sysctls(&shared.sysctls)?;
     namespace::enter(empty)?;
     namespace::chroot_here()?;
     identity::no_new_privileges()?;
     identity::set_capabilities(&identity::Capabilities::default())?;
     // Orphans in a PID namespace are its children: nobody asks for them.
     signal::ignore_children()?;
+    Ok(())
+}
+
+/// What lies elsewhere than below `/proc/sys` is never written, whatever the names say.
+fn set_sysctls(sysctls: &[(String, String)]) -> Result<()> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let parameters = file::open_dir("/proc/sys")?;
+    for (name, value) in sysctls {
+        let path = sysctl_path(name);
+        file::write_to(parameters.as_fd(), path, value.as_bytes(), file::Resolve::BeneathNoLinks)
+            .context(|| format!("setting the kernel parameter {name:?}"))?;
+    }
     Ok(())
 }
 

@@ -255,7 +255,8 @@ pub fn check_parent(parent: Option<&str>) -> Result<()> {
     })
 }
 
-fn shared(pod: &Pod) -> Shared {
+/// What the containers of `pod` share.
+pub(super) fn shared(pod: &Pod) -> Shared {
     let spec = &pod.spec;
     let wanted = [
         (Kind::User, spec.host_users == Some(false)),

@@ -1,21 +1,24 @@
 //! What the containers of a pod share: its cgroup with its limits, and its namespaces, which the keeper holds.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use coracle_isolator::Handles;
+use coracle_isolator::{CgroupVersion, Config, Handles};
 use coracle_isolator_host::Registry;
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
+use super::document;
 use super::keeper::{self, Keeper};
-use super::plan::{Kind, Plan};
+use super::plan::{Kind, Plan, Shared};
 use super::record::{Directory, Record};
 use crate::cgroup::{Holder, Wanted};
-use crate::error::{Context, Error, Result};
+use crate::error::{Code, Context, Error, Result};
 use crate::stages::spawn::users;
-use crate::stages::spec;
+use crate::stages::spec::{self, SPEC_VERSION};
 use crate::state::record::Process;
 
 /// What the containers of a pod share, open.
@@ -42,7 +45,8 @@ impl Sandbox {
         let holder = make_cgroup(record, plan, isolators).context(|| "making the pod's cgroup")?;
         let users = record.users;
         let map = |pid| users.map_or(Ok(()), |users| users::map(pid, &users.namespaces()));
-        let keeper = keeper::start(dir.fd(), &plan.sandbox, map, |pid| {
+        let sysctls = sysctls(plan, isolators).context(|| "/spec/securityContext/sysctls")?;
+        let keeper = keeper::start(dir.fd(), &Shared { sysctls, ..plan.sandbox.clone() }, map, |pid| {
             record.keeper = Some(Process::now(pid)?);
             dir.write(record)
         })?;
@@ -97,6 +101,23 @@ impl Sandbox {
         }
         Value::Array(all)
     }
+}
+
+/// The kernel parameters of the pod: what each new namespace gets on this host, and its own, as far as the operator allows.
+/// The containers join its namespaces, and are asked for none.
+fn sysctls(plan: &Plan, isolators: &Registry) -> Result<Vec<(String, String)>> {
+    let own = &plan.sandbox;
+    // An older runtime may have let the document in.
+    document::check_sysctls(own)?;
+    let namespaces: Vec<Value> = own.namespaces.iter().map(|kind| json!({"type": kind.in_spec()})).collect();
+    let asked: BTreeMap<_, _> = own.sysctls.iter().cloned().collect();
+    let spec = json!({"ociVersion": SPEC_VERSION, "linux": {"namespaces": namespaces, "sysctl": asked}});
+    let spec: Spec = serde_json::from_value(spec).map_err(|e| Error::new(Code::System, e.to_string()))?;
+    let cgroup = plan.cgroup.as_ref().map_or(CgroupVersion::V1, |place| place.version.into());
+    let (id, kind, bundle) = (&*plan.name, coracle_isolator::Kind::Nested, Path::new("/"));
+    let adjustment =
+        isolators.prepare_by("linux/sysctl", &Config { id, kind, bundle, spec: &spec, cgroup })?;
+    Ok(adjustment.linux.sysctl.into_iter().chain(own.sysctls.iter().cloned()).collect())
 }
 
 /// Makes the pod's cgroup with its limits. A scope of systemd stays as long as the holder that is returned, or another

@@ -7,6 +7,7 @@ mod order;
 mod ending;
 mod probes;
 mod volumes;
+mod sysctls;
 mod users;
 mod networks;
 mod images;

@@ -56,6 +56,18 @@ impl Registry {
         Ok(adjusted)
     }
 
+    /// What the isolator `name` alone adjusts in what `config` describes (`prepare`); nothing where it is not there. No side
+    /// effects.
+    ///
+    /// # Errors
+    /// Where it refuses; the error names it.
+    pub fn prepare_by(&self, name: &str, config: &Config<'_>) -> Result<Adjustment> {
+        match self.entries.iter().find(|entry| entry.name() == name && !entry.is_out()) {
+            Some(entry) => entry.call("prepare", |isolator| isolator.prepare(config)),
+            None => Ok(Adjustment::default()),
+        }
+    }
+
     /// Makes the plan of another process in a container that exists: `config.spec.process` is that process.
     /// Asks each isolator what it adjusts in it (`process`) and applies that. No side effects.
     ///

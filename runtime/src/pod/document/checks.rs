@@ -56,6 +56,7 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
             check_place(container, list == "initContainers", &at)?;
         }
     }
+    super::check_sysctls(&plan::shared(pod))?;
     check_amounts(&spec.resources, "/spec/resources")?;
     check_seconds(spec.termination_grace_period_seconds, "/spec/terminationGracePeriodSeconds")?;
     check_seconds(spec.active_deadline_seconds, "/spec/activeDeadlineSeconds")?;

@@ -9,6 +9,7 @@ mod resources;
 mod volumes;
 mod handlers;
 mod security;
+mod sysctls;
 mod checks;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use handlers::{ExecAction, Handler, HttpGet, Lifecycle, PortRef, Probe, Slee
 pub use pod::{HostAlias, Metadata, Pod, PodSpec, RestartPolicy};
 pub use resources::{Amounts, Quantity, Resources};
 pub use security::{Capabilities, PodSecurity, SeccompKind, SeccompProfile, Security};
+pub use sysctls::check_sysctls;
 pub use volumes::{
     Claim, EmptyDir, HostPath, ImageVolume, SandboxVolume, SecretVolume, Volume, VolumeMount, Whose,
 };

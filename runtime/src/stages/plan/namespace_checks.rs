@@ -138,16 +138,8 @@ fn time_offsets_have_their_namespace(spec: &Spec) -> Result<()> {
 fn sysctls_have_their_namespace(spec: &Spec) -> Result<()> {
     for (name, value) in linux(spec)?.sysctl().iter().flatten() {
         let field = pointer("/linux/sysctl", name);
-        let path = sysctl_path(name);
-        if path.split('/').any(|part| part.is_empty() || part.starts_with('.'))
-            || value.contains(['\n', '\0'])
-        {
-            return Err(invalid(format!("{field} is malformed")).hint("names are like net.ipv4.ip_forward"));
-        }
-        let Some(kind) = namespace_of(&path) else {
-            return Err(invalid(format!("{field} belongs to no namespace")).hint("set it on the host"));
-        };
-        if path == "kernel/hostname" {
+        let kind = sysctl_kind(&field, name, value)?;
+        if sysctl_path(name) == "kernel/hostname" {
             return Err(
                 invalid(format!("{field} is /hostname by another name")).hint("set /hostname instead")
             );
@@ -161,6 +153,19 @@ fn sysctls_have_their_namespace(spec: &Spec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kind of namespaces that hold the kernel parameter `name`, which a document sets to `value` in its field `field`.
+///
+/// # Errors
+/// `InvalidSpec` where it is malformed, or the whole machine's.
+pub fn sysctl_kind(field: &str, name: &str, value: &str) -> Result<LinuxNamespaceType> {
+    let path = sysctl_path(name);
+    if path.split('/').any(|part| part.is_empty() || part.starts_with('.')) || value.contains(['\n', '\0']) {
+        return Err(invalid(format!("{field} is malformed")).hint("names are like net.ipv4.ip_forward"));
+    }
+    namespace_of(&path)
+        .ok_or_else(|| invalid(format!("{field} belongs to no namespace")).hint("set it on the host"))
 }
 
 /// The kind of namespaces that hold the kernel parameter at `path` below `/proc/sys`.

@@ -119,7 +119,8 @@ impl Namespaces {
     }
 }
 
-pub(super) fn clone_flag(kind: LinuxNamespaceType) -> i32 {
+/// The flag (`CLONE_NEW*`) of a kind of namespaces.
+pub fn clone_flag(kind: LinuxNamespaceType) -> i32 {
     match kind {
         LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
         LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
