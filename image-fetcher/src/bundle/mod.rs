@@ -25,7 +25,7 @@ pub use directory::unpack;
 pub use options::{Network, Options, Seccomp, host_name};
 pub use rootless::rootless;
 pub use seccomp::default_seccomp;
-pub use spec::{SPEC_VERSION, STOP_SIGNAL, default_spec, spec};
+pub use spec::{SPEC_VERSION, STOP_SIGNAL, by_depth, default_spec, spec};
 
 /// A bundle, ready for a runtime.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! The runtime spec that an image and its caller ask for.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use coracle_sys::file;
 use oci_spec::image::ImageConfiguration;
@@ -55,16 +56,19 @@ pub fn spec(config: &ImageConfiguration, root: BorrowedFd<'_>, options: &Options
     if options.network == Network::Host {
         mounts.extend(host_files());
     }
+    let mut wanted = Vec::new();
     if options.read_only {
         let empty = |path: &String| mount(path, "tmpfs", "tmpfs", &SAFE);
-        mounts.extend(volumes::there(root, &image).iter().map(empty));
+        wanted.extend(volumes::there(root, &image).iter().map(empty));
     }
     for text in &options.tmpfs {
-        mounts.push(tmpfs(text)?);
+        wanted.push(tmpfs(text)?);
     }
     for text in &options.volumes {
-        mounts.push(bind(text)?);
+        wanted.push(bind(text)?);
     }
+    by_depth(&mut wanted);
+    mounts.extend(wanted);
     let mut linux = linux(options);
     if let Some(profile) = seccomp::profile(&options.seccomp, &process::capabilities(options)?)? {
         linux["seccomp"] = profile;
@@ -189,6 +193,14 @@ fn host_files() -> Vec<Value> {
         .filter(|path| file::open(file::CWD, path, libc::O_PATH, 0, file::Resolve::Host).is_ok())
         .map(|path| mount(path, "bind", path, &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"]))
         .collect()
+}
+
+/// Puts mounts that were wished for in no order into one in which none hides another: those below others come after them. Of
+/// those at one place the last stays the last.
+pub fn by_depth(mounts: &mut [Value]) {
+    mounts.sort_by_key(|mount| {
+        Path::new(mount["destination"].as_str().unwrap_or_default()).components().count()
+    });
 }
 
 /// A volume of the caller: `source:destination[:option,…]`.
@@ -321,6 +333,17 @@ mod tests {
         for bad in ["/a", "a/c:/b", "/a:b", "/a:/b:Z", "/a:/b:ro:x"] {
             assert_eq!(bind(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_volume_below_another_is_mounted_after_it() {
+        let volumes = ["/h1:/data/cache/", "/h2:/data", "/h3:/other", "/h4:/data"].map(str::to_owned);
+        let options =
+            Options { volumes: volumes.into(), tmpfs: vec!["/data/cache/x".into()], ..Options::default() };
+        let spec = made(&options);
+        let mounts = &spec["mounts"].as_array().unwrap()[default_mounts().len()..];
+        let sources: Vec<&Value> = mounts.iter().map(|mount| &mount["source"]).collect();
+        assert_eq!(sources, ["/h2", "/h3", "/h4", "/h1", "tmpfs"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::document::{Pod, PodSecurity, PullPolicy, Security};
+use super::fs_group;
 use super::job::{Job, Mouth};
 use super::network::Networks;
 use super::plan::{self as pods, Member, Plan};
@@ -166,6 +167,7 @@ fn launch(
         plan.kind = Kind::Nested;
         let claimed = prepare::claim(plan, state, isolators, Some(order.store))?;
         let mut prepared = prepare::prepare(claimed, isolators)?;
+        fs_group::own(order.pod, member, &prepared.container.spec)?;
         let warnings = std::mem::take(&mut prepared.warnings);
         let waiting = spawn::spawn(prepared, &cli::Launch::default(), false)?;
         let isolated = isolate::isolate(waiting, isolators)?;

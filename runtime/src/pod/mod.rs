@@ -22,6 +22,7 @@ pub mod node;
 pub mod keeper;
 pub mod sandbox;
 mod disk;
+mod fs_group;
 pub mod volume;
 pub mod launch;
 pub mod logs;

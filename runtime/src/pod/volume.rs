@@ -8,12 +8,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coracle_image::bundle::by_depth;
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, mount, touch};
 use serde_json::{Value, json};
 
 use super::disk::Disk;
 use super::document::{EmptyDir, HostPath, ImageVolume, Pod, SecretVolume, Volume, VolumeMount, Whose};
+use super::fs_group;
 use super::network::{self, Networks};
 use super::plan::Member;
 use super::pull::pulled;
@@ -204,7 +206,7 @@ fn copy_secret(
     file::write_all(copy.as_fd(), &content)?;
     group.map_or(Ok(()), |group| file::chown(copy.as_fd(), 0, group))?;
     // open(2) minds the mask.
-    Ok(file::chmod(copy.as_fd(), secret.default_mode.unwrap_or(0o644))?)
+    Ok(file::chmod(copy.as_fd(), fs_group::readable(secret.default_mode.unwrap_or(0o644), group))?)
 }
 
 /// Looks whether the host has what the document says that it has. It may be on a server that never answers.
@@ -283,6 +285,7 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
     } else if has_hosts(from.pod)? {
         mounts.push(bind(&Disk::of(from.dir).hosts(), Path::new("/etc/hosts"), false));
     }
+    let first = mounts.len();
     for (index, wanted) in member.container.volume_mounts.iter().enumerate() {
         let volume = from.pod.spec.volumes.iter().find(|volume| volume.name == wanted.name);
         let missing = || Error::new(Code::InvalidSpec, format!("there is no volume {:?}", wanted.name));
@@ -312,6 +315,7 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
         }
         mounts.push(mount);
     }
+    by_depth(&mut mounts[first..]);
     Ok(Mounts { list: mounts, open })
 }
 

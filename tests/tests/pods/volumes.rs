@@ -39,6 +39,54 @@ fn containers_share_the_volumes_of_their_pod() {
     });
 }
 
+#[test]
+fn a_volume_below_another_is_seen_whatever_the_order_of_their_mounts() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: cache, emptyDir: {}}, {name: data, emptyDir: {}}]
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sleep, '1000']
+    volumeMounts: [{name: cache, mountPath: /data/cache}, {name: data, mountPath: /data}]
+";
+        pods.run("web", spec);
+        pods.exec("web", &["touch", "/data/cache/in-cache", "/data/in-data"]).succeeds();
+        assert!(found("/var/lib/coracle/pods", "in-cache").contains("/volumes/cache/in-cache"));
+        assert!(found("/var/lib/coracle/pods", "in-data").contains("/volumes/data/in-data"));
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn volumes_that_isolators_provide_can_be_written_by_the_group_of_their_pod() {
+    privileged(|host| {
+        let state = |name: &str| {
+            let options = format!("options = {{ state = {:?} }}", host.directory().join(name));
+            format!("[isolator.\"volume/{name}\"]\n{options}\n")
+        };
+        let host = host.configured(&format!("{}{}", state("persistent"), state("sandbox-path")));
+        let Some(pods) = Pods::new(&host) else { return };
+        let spec = "
+  restartPolicy: Never
+  securityContext: {fsGroup: 1234, runAsUser: 1000}
+  volumes: [{name: named, persistentVolumeClaim: {claimName: data}}, {name: own, sandbox: {path: own}}]
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, 'touch /n/file /o/file && stat -c %g:%a /n /o && stat -c %g /n/file']
+    volumeMounts: [{name: named, mountPath: /n}, {name: own, mountPath: /o}]
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web/main"]).exits(0);
+        assert_eq!(pods.logs("web/main"), "1234:2775\n1234:2775\n1234");
+        pods.remove("web");
+        host.call(&["volume", "rm", "data"]).succeeds();
+    });
+}
+
 /// Where `find` finds this name below `directory`.
 fn found(directory: &str, name: &str) -> String {
     coracle_tests::command::tool("find", &[directory, "-name", name])
@@ -193,6 +241,28 @@ fn a_secret_that_can_not_be_copied_whole_is_not_there_in_part() {
         pods.call(&["start", "web"]).succeeds();
         pods.call(&["wait", "web"]).exits(0);
         assert_eq!(pods.logs("web"), "first\nlarge\n400");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_secret_can_be_read_by_the_group_of_its_pod() {
+    privileged(|host| {
+        let host = &host.configured("");
+        let Some(pods) = Pods::new(host) else { return };
+        let secret = host.runtime().parent().unwrap().join("secrets/key");
+        fs::create_dir_all(&secret).unwrap();
+        fs::write(secret.join("word"), "open").unwrap();
+        let spec = "
+  restartPolicy: Never
+  securityContext: {fsGroup: 1234, runAsUser: 1000}
+  volumes: [{name: key, secret: {secretName: key, defaultMode: 0400}}]
+  containers:
+  - {name: main, image: IMAGE, command: [cat, /key/word], volumeMounts: [{name: key, mountPath: /key}]}
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web"]).exits(0);
+        assert_eq!(pods.logs("web"), "open");
         pods.remove("web");
     });
 }
