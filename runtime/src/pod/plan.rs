@@ -281,20 +281,23 @@ pub(super) fn shared(pod: &Pod) -> Shared {
     }
 }
 
-/// Requests become weights and protected memory, limits become limits.
+/// Requests become weights and protected memory, limits become limits. No processors and no memory are none of these, as for
+    const NONE: i64 = -1;
+/// Kubernetes: that is said, since a container may have had a limit before.
 pub fn resources(wanted: &Resources) -> Value {
     const PERIOD: f64 = 100_000.0;
     let mut resources = json!({});
     if let Some(cpus) = wanted.limits.cpu.as_ref().and_then(super::document::Quantity::amount) {
         // The kernel takes no quota below one millisecond.
-        resources["cpu"]["quota"] = ((cpus * PERIOD).round() as i64).max(1000).into();
+        let quota = if cpus > 0.0 { ((cpus * PERIOD).round() as i64).max(1000) } else { NONE };
+        resources["cpu"]["quota"] = quota.into();
         resources["cpu"]["period"] = (PERIOD as u64).into();
     }
     if let Some(cpus) = wanted.requests.cpu.as_ref().and_then(super::document::Quantity::amount) {
         resources["cpu"]["shares"] = ((cpus * 1024.0).round() as u64).clamp(2, 262_144).into();
     }
     if let Some(bytes) = wanted.limits.memory.as_ref().and_then(super::document::Quantity::whole) {
-        resources["memory"]["limit"] = bytes.into();
+        resources["memory"]["limit"] = if bytes > 0 { bytes } else { NONE }.into();
     }
     if let Some(bytes) = wanted.requests.memory.as_ref().and_then(super::document::Quantity::whole) {
         resources["memory"]["reservation"] = bytes.into();
@@ -340,8 +343,7 @@ impl Member {
     pub fn options(&self, pod: &Pod) -> Options {
         let container = &self.container;
         let (own, all) = (&container.security_context, &pod.spec.security_context);
-        let user = own.run_as_user.or(all.run_as_user).map(|uid| uid.to_string());
-        let group = own.run_as_group.or(all.run_as_group);
+        let user = own.run_as_user.or(all.run_as_user);
         let env = variables::defined(&container.env);
         let words =
             |list: &[String]| list.iter().map(|word| variables::expanded(word, &env)).collect::<Vec<_>>();
@@ -349,7 +351,8 @@ impl Member {
             args: words(&container.args),
             entrypoint: Some(words(&container.command)).filter(|command| !command.is_empty()),
             env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
-            user: user.map(|uid| group.map_or(uid.clone(), |gid| format!("{uid}:{gid}"))),
+            // Without the group, which is set where the user is known: the groups that the image gives it stay.
+            user: user.map(|uid| uid.to_string()),
             working_dir: container.working_dir.clone(),
             hostname: Some(shared(pod).hostname),
             terminal: container.tty,
@@ -397,5 +400,32 @@ mod tests {
     fn a_scope_lies_in_the_slices_of_its_nodes() {
         assert_eq!(scope("web", None), "coracle.slice::web.pod");
         assert_eq!(scope("web", Some("org/team-a")), "coracle-org-team\\x2da.slice::web.pod");
+    fn pod(security: &str, container: &str) -> Pod {
+        let container = format!("{{name: main, image: i, {container}}}");
+        let spec = format!("spec: {{securityContext: {{{security}}}, containers: [{container}]}}");
+        let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\n{spec}\n");
+        super::super::document::parse(text.as_bytes()).unwrap()
+    }
+
+    fn only(pod: &Pod) -> Member {
+        member(pod.spec.containers[0].clone(), Role::Main, RestartPolicy::Never)
+    }
+
+    #[test]
+    fn a_user_is_looked_up_with_the_groups_that_the_image_gives_it() {
+        let pod = pod("runAsUser: 1000, runAsGroup: 2000", "");
+        assert_eq!(only(&pod).options(&pod).user.as_deref(), Some("1000"));
+    }
+
+    #[test]
+    fn no_amount_is_no_limit() {
+        let none = pod("", "resources: {limits: {cpu: '0', memory: 0}}");
+        let wanted = json!({"cpu": {"quota": -1, "period": 100_000}, "memory": {"limit": -1}});
+        assert_eq!(only(&none).resources, wanted);
+        let little = pod("", "resources: {limits: {cpu: 1m, memory: '1'}}");
+        let wanted = json!({"cpu": {"quota": 1000, "period": 100_000}, "memory": {"limit": 1}});
+        assert_eq!(only(&little).resources, wanted);
+    }
+
     }
 }

@@ -407,6 +407,9 @@ fn limits_hold_for_the_pod_and_for_each_container_and_can_be_changed() {
         assert_eq!(memory("coracle/web.pod/main"), (32 << 20).to_string());
         pods.call(&["update", "-f", file.to_str().unwrap(), "web"]).succeeds();
         assert_eq!(memory("coracle/web.pod"), (32 << 20).to_string());
+        let none = pods.file("limits: {memory: 0, cpu: '0'}");
+        pods.call(&["update", "-f", none.to_str().unwrap(), "web/main"]).succeeds();
+        assert!(!["", "33554432"].contains(&&*memory("coracle/web.pod/main")), "lifted");
         let stats = pods.call(&["stats", "web"]).succeeds().json();
         assert_eq!(stats.as_array().unwrap().len(), 2, "{stats}");
         pods.remove("web");

@@ -198,3 +198,19 @@ fn a_pod_with_users_of_its_own_is_found_again() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn a_user_with_another_group_is_in_the_groups_that_the_image_gives_it() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  restartPolicy: Never
+  securityContext: {runAsUser: 1000, runAsGroup: 3000, supplementalGroups: [4000]}
+  containers: [{name: main, image: IMAGE, command: [id, -G]}]
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web"]).exits(0);
+        assert_eq!(pods.logs("web"), "3000 2000 4000");
+        pods.remove("web");
+    });
+}
