@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::document::{
-    Container, MOST_LOGS, Pod, Resources, RestartPolicy, SeccompKind, SeccompProfile, seconds,
+    Container, LOG_FILES, LOG_SIZE, MOST_LOGGED, MOST_LOGS, Pod, Resources, RestartPolicy, SeccompKind,
+    SeccompProfile, seconds,
 };
 use super::variables;
 use crate::cgroup::{self, Management, Manager, Place};
@@ -178,11 +179,7 @@ pub fn plan(pod: &Pod, wish: &Wish<'_>) -> Result<Plan> {
         deadline: spec.active_deadline_seconds.map(seconds),
         back_off: back_off(annotation("back-off"))?,
         kill_on_failure: kill_on_failure(annotation("termination-policy"))?,
-        logs: (
-            number("log-size", annotation("log-size"), 1 << 20)?,
-            u32::try_from(number("log-files", annotation("log-files"), 4)?)
-                .map_or(MOST_LOGS, |n| n.min(MOST_LOGS)),
-        ),
+        logs: logs(annotation("log-size"), annotation("log-files"))?,
         cgroup,
         resources: resources(&spec.resources),
     })
@@ -282,10 +279,10 @@ pub(super) fn shared(pod: &Pod) -> Shared {
 }
 
 /// Requests become weights and protected memory, limits become limits. No processors and no memory are none of these, as for
-    const NONE: i64 = -1;
 /// Kubernetes: that is said, since a container may have had a limit before.
 pub fn resources(wanted: &Resources) -> Value {
     const PERIOD: f64 = 100_000.0;
+    const NONE: i64 = -1;
     let mut resources = json!({});
     if let Some(cpus) = wanted.limits.cpu.as_ref().and_then(super::document::Quantity::amount) {
         // The kernel takes no quota below one millisecond.
@@ -315,6 +312,13 @@ fn wrong(key: &str, value: &str, why: &str) -> Error {
 fn number(key: &str, value: Option<&str>, otherwise: u64) -> Result<u64> {
     let Some(text) = value else { return Ok(otherwise) };
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| wrong(key, text, "is no number above 0"))
+}
+
+/// How large a log grows, and how many are kept: no more than [`MOST_LOGGED`] together, also where an older runtime has let the
+/// document in.
+fn logs(size: Option<&str>, files: Option<&str>) -> Result<(u64, u32)> {
+    let files = u32::try_from(number("log-files", files, LOG_FILES)?).map_or(MOST_LOGS, |n| n.min(MOST_LOGS));
+    Ok((number("log-size", size, LOG_SIZE)?.min(MOST_LOGGED / u64::from(files)), files))
 }
 
 /// `10s,5m`: after the second end, and at most.
@@ -396,10 +400,6 @@ fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> Seccomp {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_scope_lies_in_the_slices_of_its_nodes() {
-        assert_eq!(scope("web", None), "coracle.slice::web.pod");
-        assert_eq!(scope("web", Some("org/team-a")), "coracle-org-team\\x2da.slice::web.pod");
     fn pod(security: &str, container: &str) -> Pod {
         let container = format!("{{name: main, image: i, {container}}}");
         let spec = format!("spec: {{securityContext: {{{security}}}, containers: [{container}]}}");
@@ -427,5 +427,9 @@ mod tests {
         assert_eq!(only(&little).resources, wanted);
     }
 
+    #[test]
+    fn a_scope_lies_in_the_slices_of_its_nodes() {
+        assert_eq!(scope("web", None), "coracle.slice::web.pod");
+        assert_eq!(scope("web", Some("org/team-a")), "coracle-org-team\\x2da.slice::web.pod");
     }
 }

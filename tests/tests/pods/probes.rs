@@ -75,7 +75,7 @@ fn http_and_tcp_are_asked_in_the_pods_own_network() {
     command: [sh, -c, 'mkdir /www; echo ok > /www/health; exec busybox httpd -f -p 8080 -h /www']
     ports: [{name: http, containerPort: 8080}]
     startupProbe: {tcpSocket: {port: http}, periodSeconds: 1, failureThreshold: 10}
-    readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}"),
+    readinessProbe: {httpGet: {path: health, port: 8080}, periodSeconds: 1}"),
         );
         pods.becomes("web", "main", "ready", true);
         pods.exec("web/main", &["rm", "/www/health"]).succeeds();

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 use super::{
-    Container, EmptyDir, ExecAction, Handler, LONGEST, Lifecycle, MOST_LOGS, Pod, Port, PortRef, Probe,
-    Resources, RestartPolicy, Volume, VolumeMount, Whose,
+    Container, EmptyDir, ExecAction, Handler, HttpGet, LOG_FILES, LOG_SIZE, LONGEST, Lifecycle, MOST_LOGGED,
+    MOST_LOGS, Pod, Port, PortRef, Probe, Resources, RestartPolicy, Volume, VolumeMount, Whose,
 };
 use crate::error::{Code, Error, Result};
 use crate::pod::host::HOST_SOCKET;
@@ -106,12 +106,25 @@ fn check_annotations(pod: &Pod) -> Result<()> {
             return wrong(format!("{key:?} names the container {name:?}, which is not there"));
         }
     }
-    let logs = pod.metadata.annotations.get("io.coracle/log-files");
-    if logs.and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count > MOST_LOGS.into()) {
-        return Err(invalid(
-            "/metadata/annotations/io.coracle~1log-files",
-            format!("it must be at most {MOST_LOGS}"),
-        ));
+    check_logs(pod)
+}
+
+fn check_logs(pod: &Pod) -> Result<()> {
+    // What is no number is found where a plan is made.
+    let number = |key: &str, otherwise: u64| {
+        let text = pod.metadata.annotations.get(&format!("io.coracle/{key}"));
+        text.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    };
+    let (size, files) = (number("log-size", LOG_SIZE), number("log-files", LOG_FILES));
+    if files > MOST_LOGS.into() {
+        let at = "/metadata/annotations/io.coracle~1log-files";
+        return Err(invalid(at, format!("it must be at most {MOST_LOGS}")));
+    }
+    if size.saturating_mul(files) > MOST_LOGGED {
+        let why =
+            format!("{files} files of {size} bytes are more than the {MOST_LOGGED} that a log may have");
+        return Err(invalid("/metadata/annotations/io.coracle~1log-size", why)
+            .hint("logs lie beside the states of all pods, in memory: take what is to be kept from there"));
     }
     Ok(())
 }
@@ -331,6 +344,7 @@ fn check_probe(probe: &Probe, at: &str, container: &Container) -> Result<()> {
     }
     check_seconds(Some(probe.initial_delay_seconds), &format!("{at}/initialDelaySeconds"))?;
     let port = probe.http_get.as_ref().map(|get| &get.port);
+    check_get(probe.http_get.as_ref(), at)?;
     check_port(port.or(probe.tcp_socket.as_ref().map(|tcp| &tcp.port)), at, container)?;
     check_command(probe.exec.as_ref(), at)
 }
@@ -341,8 +355,29 @@ fn check_handler(handler: &Handler, at: &str, container: &Container) -> Result<(
         return Err(invalid(at, "one of exec, httpGet and sleep must stand here"));
     }
     check_seconds(handler.sleep.as_ref().map(|sleep| sleep.seconds), &format!("{at}/sleep/seconds"))?;
+    check_get(handler.http_get.as_ref(), at)?;
     check_port(handler.http_get.as_ref().map(|get| &get.port), at, container)?;
     check_command(handler.exec.as_ref(), at)
+}
+
+/// A request is lines: what ends one would begin another.
+fn check_get(get: Option<&HttpGet>, at: &str) -> Result<()> {
+    let Some(get) = get else { return Ok(()) };
+    let ends_a_line = |text: &str| text.contains(['\r', '\n', '\0']);
+    if get.path.as_deref().is_some_and(ends_a_line) {
+        return Err(invalid(&format!("{at}/httpGet/path"), "it has more than one line"));
+    }
+    for (index, field) in get.http_headers.iter().enumerate() {
+        let at = format!("{at}/httpGet/httpHeaders/{index}");
+        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        if field.name.is_empty() || !field.name.bytes().all(is_token) {
+            return Err(invalid(&format!("{at}/name"), format!("{:?} is no name of a field", field.name)));
+        }
+        if ends_a_line(&field.value) {
+            return Err(invalid(&format!("{at}/value"), "it has more than one line"));
+        }
+    }
+    Ok(())
 }
 
 fn check_seconds(seconds: Option<u64>, at: &str) -> Result<()> {

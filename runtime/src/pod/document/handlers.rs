@@ -81,6 +81,30 @@ pub struct HttpGet {
     pub http_headers: Vec<EnvVar>,
 }
 
+impl HttpGet {
+    /// The target of the request line (RFC 9112, 3.2.1): the path and query, with what may not stand there escaped (RFC
+    /// 3986). As for Kubernetes it begins with a slash whether the document says so or not, and ends where a fragment begins.
+    pub fn target(&self) -> String {
+        let path = self.path.as_deref().unwrap_or_default();
+        let path = path.split('#').next().unwrap_or_default();
+        let mut target = String::from(if path.starts_with('/') { "" } else { "/" });
+        for (index, byte) in path.bytes().enumerate() {
+            match byte {
+                b'%' if is_escape(&path.as_bytes()[index..]) => target.push('%'),
+                _ if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?".contains(&byte) => {
+                    target.push(char::from(byte));
+                }
+                _ => target.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        target
+    }
+}
+
+fn is_escape(bytes: &[u8]) -> bool {
+    bytes.get(1..3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+}
+
 /// A connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -108,4 +132,30 @@ pub enum PortRef {
     Number(u16),
     /// The name.
     Name(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_of_a_request_is_what_a_url_would_have() {
+        let target = |path: Option<&str>| {
+            let path = path.map(str::to_owned);
+            HttpGet { path, port: PortRef::Number(80), host: None, http_headers: Vec::new() }.target()
+        };
+        assert_eq!(target(None), "/");
+        for (path, wanted) in [
+            ("", "/"),
+            ("/up", "/up"),
+            ("healthz", "/healthz"),
+            ("?a=b", "/?a=b"),
+            ("/a b?c=d e", "/a%20b?c=d%20e"),
+            ("/ü", "/%C3%BC"),
+            ("/a%20b%2G%", "/a%20b%252G%25"),
+            ("/up#here", "/up"),
+        ] {
+            assert_eq!(target(Some(path)), wanted, "{path}");
+        }
+    }
 }

@@ -37,6 +37,15 @@ const LONGEST: u64 = (1 << 31) - 1;
 /// The most files of a log: as many as one answer of the API can carry, and a few fewer.
 pub const MOST_LOGS: u32 = 60;
 
+/// How many files of a log are kept where the document does not say.
+pub const LOG_FILES: u64 = 4;
+
+/// How large each of them grows, in bytes, where it does not say.
+pub const LOG_SIZE: u64 = 1 << 20;
+
+/// The most that the files of a log may hold together, in bytes: they lie in memory, most often, with the states of all pods.
+pub const MOST_LOGGED: u64 = 64 << 20;
+
 /// So many seconds, or the longest time that a document may name.
 pub fn seconds(count: u64) -> Duration {
     Duration::from_secs(count.min(LONGEST))
@@ -194,6 +203,23 @@ mod tests {
     }
 
     #[test]
+    fn what_would_end_a_line_of_a_request_is_refused_by_its_pointer() {
+        for (text, words) in [
+            (
+                "  - {name: a, image: i, livenessProbe: {httpGet: {port: 80, path: \"/a HTTP/1.1\\r\\nX: y\"}}}",
+                "/spec/containers/0/livenessProbe/httpGet/path: it has more than one line",
+            ),
+            (
+                "  - {name: a, image: i, lifecycle: {preStop: {httpGet: {port: 80, httpHeaders: [{name: a, value: \"b\\nc: d\"}]}}}}",
+                "/spec/containers/0/lifecycle/preStop/httpGet/httpHeaders/0/value: it has more than one line",
+            ),
+        ] {
+            let error = error(text);
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn what_containers_below_others_do_not_have_is_refused_by_its_pointer() {
         for (rest, words) in [
             ("restartPolicy: Always", "/restartPolicy: a container below another"),
@@ -235,5 +261,11 @@ mod tests {
         }
         let error = parsed("io.coracle/log-files: '61'").unwrap_err();
         assert_eq!(error, "/metadata/annotations/io.coracle~1log-files: it must be at most 60");
+        parsed("io.coracle/log-size: '10485760', io.coracle/log-files: '5'").unwrap();
+        let at = "/metadata/annotations/io.coracle~1log-size: ";
+        for many in ["io.coracle/log-size: '1099511627776'", "io.coracle/log-size: '20000000'"] {
+            let error = parsed(many).unwrap_err();
+            assert!(error.starts_with(at) && error.contains("67108864"), "{error}");
+        }
     }
 }

@@ -391,7 +391,7 @@ fn request(get: &HttpGet, host: &str) -> String {
     let ours = ours.into_iter().filter(|(name, _)| !given(name));
     let theirs = get.http_headers.iter().map(|field| (&*field.name, &*field.value));
     let fields: String = ours.chain(theirs).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    format!("GET {} HTTP/1.1\r\n{fields}\r\n", get.path.as_deref().unwrap_or("/"))
+    format!("GET {} HTTP/1.1\r\n{fields}\r\n", get.target())
 }
 
 /// Success is a status from 200 to 399, as for Kubernetes.
