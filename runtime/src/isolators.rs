@@ -73,7 +73,7 @@ fn read(global: &Global) -> Result<Config> {
 
 /// Those that are built in, for containers whose states lie in `root`.
 fn built_in(root: &Path) -> Vec<Box<dyn Isolator>> {
-    let mut all = coracle_isolator_linux::isolators();
+    let mut all = coracle_isolator_linux::isolators(root);
     all.extend(coracle_isolator_metrics::isolators(root));
     all.extend(coracle_isolator_network::isolators(root));
     all.extend(coracle_isolator_volume::isolators(root));

@@ -65,18 +65,11 @@ impl Default for Settings {
     }
 }
 
-/// The directory of states whose containers' IDs are names of files here as they are: root's, where nothing else is said.
-const DEFAULT_STATES: &str = "/run/coracle";
-
 impl Csi {
     /// What the container `id` is called in names of files: there may be another one of its name in another directory
     /// of states.
     fn known_by(&self, id: &str) -> String {
-        let name = id.replace('/', "~");
-        if self.states == Path::new(DEFAULT_STATES) || self.states.as_os_str().is_empty() {
-            return name;
-        }
-        format!("{:016x}-{name}", known::number(&self.states, id))
+        known::file_name(&self.states, id)
     }
 
     fn definition(&self, name: &str) -> Result<Definition> {

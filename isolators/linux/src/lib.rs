@@ -22,12 +22,14 @@ pub mod scheduler;
 pub mod seccomp;
 pub mod sysctl;
 
+use std::path::Path;
+
 use coracle_isolator::{Error, Isolator, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// The isolators of this family.
-pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
+/// The isolators of this family, for containers whose states lie in `root`.
+pub fn isolators(root: &Path) -> Vec<Box<dyn Isolator + Send>> {
     vec![
         Box::new(capabilities::Capabilities),
         Box::<cdi::Cdi>::default(),
@@ -37,7 +39,7 @@ pub fn isolators() -> Vec<Box<dyn Isolator + Send>> {
         Box::<namespaces::Namespaces>::default(),
         Box::new(net_devices::NetDevices::default()),
         Box::<nnp::NoNewPrivileges>::default(),
-        Box::new(rdt::Rdt::default()),
+        Box::new(rdt::Rdt::new(root)),
         Box::new(rlimits::Rlimits),
         Box::<scheduler::Scheduler>::default(),
         Box::new(seccomp::Seccomp),

@@ -11,6 +11,19 @@ pub fn number(states: &Path, id: &str) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// The directory of states whose containers' IDs are names on disk as they are: root's, where nothing else is said.
+const DEFAULT_STATES: &str = "/run/coracle";
+
+/// What the container `id` whose state lies in the directory `states` is called in names of files.
+#[must_use]
+pub fn file_name(states: &Path, id: &str) -> String {
+    let name = id.replace('/', "~");
+    if states == Path::new(DEFAULT_STATES) || states.as_os_str().is_empty() {
+        return name;
+    }
+    format!("{:016x}-{name}", number(states, id))
+}
+
 /// A path that is there as long as the container `id` is known, whose state lies in the directory `states` or, in a pod,
 /// below it.
 #[must_use]
@@ -32,6 +45,13 @@ mod tests {
     fn an_id_has_another_number_in_another_directory() {
         assert_eq!(format!("{:016x}", number(Path::new("/run/other"), "web-1")), "366af9f3aa6a53a5");
         assert_ne!(number(Path::new("/run/coracle"), "web"), number(Path::new("/run/other"), "web"));
+    }
+
+    #[test]
+    fn a_name_of_a_file_is_the_id_itself_in_roots_directory_alone() {
+        let names = ["/run/coracle", ""].map(|states| file_name(Path::new(states), "web/debug-1"));
+        assert_eq!(names, ["web~debug-1", "web~debug-1"]);
+        assert_eq!(file_name(Path::new("/run/other"), "web-1"), "366af9f3aa6a53a5-web-1");
     }
 
     #[test]

@@ -4,9 +4,9 @@
 mod schema;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use coracle_isolator::{Adjustment, Config, Errno, Error, Handles, Isolator, Result};
+use coracle_isolator::{Adjustment, Config, Errno, Error, Handles, Isolator, Result, known};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process;
 use oci_spec::runtime::{LinuxIntelRdt, Spec};
@@ -19,9 +19,12 @@ use crate::failed;
 /// are in it by then; one that stands must be as the container wants it.
 ///
 /// What is about to be made is written down first, in a file beside other runtime state, so that `cleanup` never takes
-/// a directory away that an administrator made under a container's name.
+/// a directory away that an administrator made under a container's name, or that is another's of the same name, whose
+/// state lies in another directory: the name is all of a container that runtime-spec lets a class be called by.
 #[derive(Debug)]
 pub struct Rdt {
+    /// The directory of the containers' states.
+    states: PathBuf,
     resctrl: PathBuf,
     /// Where the records of what was made go.
     records: PathBuf,
@@ -31,7 +34,8 @@ pub struct Rdt {
 impl Default for Rdt {
     fn default() -> Self {
         const RDTGROUP_SUPER_MAGIC: file::FsType = file::FsType(0x0765_5821);
-        Self { resctrl: "/sys/fs/resctrl".into(), records: "/run".into(), magic: RDTGROUP_SUPER_MAGIC }
+        let [states, resctrl, records] = ["", "/sys/fs/resctrl", "/run"].map(PathBuf::from);
+        Self { states, resctrl, records, magic: RDTGROUP_SUPER_MAGIC }
     }
 }
 
@@ -65,10 +69,13 @@ impl Isolator for Rdt {
         let own = name(container.id);
         let class = self.class(root.as_fd(), &own, &asked)?;
         if asked.monitored {
-            self.record(&own, asked.class.as_deref().unwrap_or(&own), true)?;
-            let groups =
-                open(class.as_fd(), "mon_groups").map_err(|e| e.at("/linux/intelRdt/enableMonitoring"))?;
-            make(groups.as_fd(), &own).map_err(|e| e.at("/linux/intelRdt/enableMonitoring"))?;
+            let line = format!("monitor {}", asked.class.as_deref().unwrap_or(&own));
+            open(class.as_fd(), "mon_groups")
+                .and_then(|groups| {
+                    self.record(&own, &line, (groups.as_fd(), &own))?;
+                    make(groups.as_fd(), &own)
+                })
+                .map_err(|e| e.at("/linux/intelRdt/enableMonitoring"))?;
         }
         enter(class.as_fd(), &own, container)
     }
@@ -105,7 +112,7 @@ impl Isolator for Rdt {
     }
 
     fn cleanup(&self, id: &str) -> Result<()> {
-        let (own, record) = (name(id), record_name(&name(id)));
+        let (own, record) = (name(id), self.record_name(&name(id)));
         let records = file::open_dir(&self.records).map_err(failed)?;
         let made = match file::read(records.as_fd(), &record, 64 * 1024, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => return Ok(()),
@@ -122,6 +129,11 @@ impl Isolator for Rdt {
 }
 
 impl Rdt {
+    /// For containers whose states lie in `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { states: root.to_owned(), ..Self::default() }
+    }
+
     /// Whether this kernel shares out cache or bandwidth, and says so where it is looked for.
     pub fn is_mounted(&self) -> bool {
         self.open().is_ok()
@@ -162,13 +174,7 @@ impl Rdt {
             }
         }
         let class = asked.class.as_deref().unwrap_or(own);
-        if !self.record(own, class, false)? && open_class(root, class).is_ok() {
-            return Err(Error::new(format!(
-                "class of service {class:?} stands already, and not by this container"
-            ))
-            .at("/linux/intelRdt")
-            .with_hint("name it with closID to use it"));
-        }
+        self.record(own, &format!("class {class}"), (root, class)).map_err(|e| e.at("/linux/intelRdt"))?;
         make(root, class)
             .map_err(|e| match e.errno() {
                 Some(Errno::ENOSPC) => e.with_hint("the processor has no class of service left"),
@@ -183,24 +189,36 @@ impl Rdt {
     /// What the record of a container says that was made for it.
     fn made(&self, own: &str) -> Result<String> {
         let records = file::open_dir(&self.records).map_err(failed)?;
-        match file::read(records.as_fd(), record_name(own), 64 * 1024, Resolve::BeneathNoLinks) {
+        match file::read(records.as_fd(), self.record_name(own), 64 * 1024, Resolve::BeneathNoLinks) {
             Err(e) if e.errno() == Errno::ENOENT => Ok(String::new()),
             made => made.map(|made| String::from_utf8_lossy(&made).into_owned()).map_err(failed),
         }
     }
 
-    /// Writes down what is about to be made: a class, or with `monitor` a monitoring group in one. Says whether it
-    /// stood there before.
-    fn record(&self, own: &str, class: &str, monitor: bool) -> Result<bool> {
+    /// Writes down what is about to be made: the group `name` in `dir`, by its `line`. One that stands and is not on
+    /// record never gets there: whoever fails takes away what is.
+    fn record(&self, own: &str, line: &str, (dir, name): (BorrowedFd<'_>, &str)) -> Result<()> {
         let records = file::open_dir(&self.records).map_err(failed)?;
         let mut made = self.made(own)?;
-        let line = format!("{} {class}\n", if monitor { "monitor" } else { "class" });
-        if made.split_inclusive('\n').any(|old| old == line) {
-            return Ok(true);
+        if made.lines().any(|old| old == line) {
+            return Ok(());
         }
-        made.push_str(&line);
-        file::replace(records.as_fd(), &record_name(own), made.as_bytes(), 0o600).map_err(failed)?;
-        Ok(false)
+        if open(dir, name).is_ok() {
+            let told = if line.starts_with("class ") {
+                Error::new(format!("class of service {name:?} stands already, and not by this container"))
+                    .with_hint("name it with closID to use it")
+            } else {
+                Error::new(format!("monitoring group {name:?} stands already, and not by this container"))
+                    .with_hint("give the container another ID")
+            };
+            return Err(told);
+        }
+        made += &format!("{line}\n");
+        file::replace(records.as_fd(), &self.record_name(own), made.as_bytes(), 0o600).map_err(failed)
+    }
+
+    fn record_name(&self, own: &str) -> String {
+        format!("coracle-rdt-{}", known::file_name(&self.states, own))
     }
 }
 
@@ -222,10 +240,6 @@ fn asked(spec: &Spec) -> Result<Option<Asked>> {
 /// A container's ID as the name of a directory: nested containers have slashes in theirs, and no ID has a `%`.
 fn name(id: &str) -> String {
     id.replace('/', "%")
-}
-
-fn record_name(own: &str) -> String {
-    format!("coracle-rdt-{own}")
 }
 
 /// A class that stands is shared: it is what it is, and only that will do.
@@ -267,11 +281,7 @@ fn remove(root: BorrowedFd<'_>, own: &str, line: &str) -> Result<()> {
             (open_class(root, class).and_then(|class| open(class.as_fd(), "mon_groups")), own)
         }
         Some(("class", class)) => {
-            let class_dir = open_class(root, class);
-            let tasks = class_dir.as_ref().ok().map(|dir| {
-                file::read(dir.as_fd(), "tasks", 1 << 20, Resolve::BeneathNoLinks).unwrap_or_default()
-            });
-            if class != own && tasks.is_some_and(|tasks| !tasks.is_empty()) {
+            if class != own && is_used(root, class) {
                 return Ok(());
             }
             (open(root, "."), class)
@@ -283,6 +293,16 @@ fn remove(root: BorrowedFd<'_>, own: &str, line: &str) -> Result<()> {
     match file::rmdir(dir.as_fd(), name) {
         Err(e) if e.errno() != Errno::ENOENT => Err(failed(e)),
         _ => Ok(()),
+    }
+}
+
+/// Whether anybody is in the class `class`. Where that can't be read, somebody may be.
+fn is_used(root: BorrowedFd<'_>, class: &str) -> bool {
+    let tasks = open_class(root, class)
+        .and_then(|dir| file::read(dir.as_fd(), "tasks", 1 << 20, Resolve::BeneathNoLinks).map_err(failed));
+    match tasks {
+        Ok(tasks) => !tasks.is_empty(),
+        Err(e) => e.errno() != Some(Errno::ENOENT),
     }
 }
 

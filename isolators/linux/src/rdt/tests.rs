@@ -25,7 +25,7 @@ impl Machine {
         fs::create_dir_all(resctrl.join("info/L3")).unwrap();
         fs::create_dir_all(&records).unwrap();
         let magic = file::file_system(file::open_dir(&resctrl).unwrap().as_fd()).unwrap();
-        let machine = Self { rdt: Rdt { resctrl, records, magic }, dir };
+        let machine = Self { rdt: Rdt { states: PathBuf::new(), resctrl, records, magic }, dir };
         machine.lay_out("");
         machine
     }
@@ -44,6 +44,12 @@ impl Machine {
             let _ = fs::remove_file(self.path(group).join(file));
         }
         let _ = fs::remove_dir(self.path(group).join("mon_groups"));
+    }
+
+    /// The same machine, as a runtime with another directory of states sees it.
+    fn elsewhere(&self) -> Rdt {
+        let (resctrl, records) = (self.rdt.resctrl.clone(), self.rdt.records.clone());
+        Rdt { states: "/run/other".into(), resctrl, records, magic: self.rdt.magic }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -151,6 +157,33 @@ fn a_class_that_stands_under_the_containers_name_is_nobodys_to_take() {
 }
 
 #[test]
+fn a_class_is_not_taken_by_a_container_of_its_name_in_another_directory_of_states() {
+    let machine = Machine::new();
+    let rdt = json!({"l3CacheSchema": "L3:0=f"});
+    machine.isolate(rdt.clone()).unwrap_err();
+    let other = machine.elsewhere();
+    other.cleanup("web").unwrap();
+    assert!(machine.path("web").is_dir());
+    let refused = Machine::with_handles(rdt, |handles| other.isolate(handles)).unwrap_err().to_string();
+    assert!(refused.contains("stands already, and not by this container"), "{refused}");
+    other.cleanup("web").unwrap();
+    assert!(machine.path("web").is_dir());
+    assert_eq!(machine.record().as_deref(), Some("class web\n"));
+}
+
+#[test]
+fn a_monitoring_group_is_one_containers_alone() {
+    let machine = Machine::new();
+    fs::create_dir_all(machine.path("mon_groups/web")).unwrap();
+    let error = machine.isolate(json!({"closID": "/", "enableMonitoring": true})).unwrap_err().to_string();
+    let wanted = "/linux/intelRdt/enableMonitoring: monitoring group \"web\" stands already, and not by this \
+                  container; give the container another ID";
+    assert_eq!(error, wanted);
+    machine.rdt.cleanup("web").unwrap();
+    assert!(machine.path("mon_groups/web").is_dir());
+}
+
+#[test]
 fn a_named_class_that_stands_must_be_as_wanted_and_stays() {
     let machine = Machine::new();
     machine.lay_out("gold");
@@ -170,7 +203,8 @@ fn a_named_class_that_stands_must_be_as_wanted_and_stays() {
 
 #[test]
 fn a_named_class_that_the_container_made_goes_unless_others_use_it() {
-    for (tasks, stays) in [("", false), ("1\n", true)] {
+    let many = "1234567\n".repeat(1 << 18);
+    for (tasks, stays) in [("", false), ("1\n", true), (many.as_str(), true)] {
         let machine = Machine::new();
         let rdt = json!({"closID": "gold", "schemata": ["L3:0=f"]});
         machine.isolate(rdt).unwrap_err();
@@ -196,9 +230,11 @@ fn a_named_class_that_is_missing_and_has_no_schema_is_told() {
 #[test]
 fn a_monitored_container_has_a_group_of_its_own_that_goes_with_it() {
     let machine = Machine::new();
-    fs::create_dir_all(machine.path("mon_groups/web")).unwrap();
+    let rdt = json!({"closID": "/", "enableMonitoring": true});
+    // A plain directory gets no tasks file: the launch that was cut off there goes on.
+    machine.isolate(rdt.clone()).unwrap_err();
     fs::write(machine.path("mon_groups/web/tasks"), "").unwrap();
-    machine.isolate(json!({"closID": "/", "enableMonitoring": true})).unwrap();
+    machine.isolate(rdt).unwrap();
     assert_eq!(machine.record().as_deref(), Some("monitor /\n"));
     assert_eq!(machine.read("tasks"), own_pid());
     assert_eq!(machine.read("mon_groups/web/tasks"), own_pid());
