@@ -91,18 +91,21 @@ pub fn is_there_at_once(path: &Path, no_follow: bool) -> Result<Option<()>> {
     // SAFETY: open_how is a plain structure of integers, for which zero is a valid value.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     (how.flags, how.resolve) = (u64::from(flags as u32), libc::RESOLVE_CACHED);
-    // SAFETY: `name` is a valid C string and `how` an open_how of the size that is passed.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            libc::AT_FDCWD,
-            name.as_ptr(),
-            std::ptr::from_ref(&how),
-            size_of::<libc::open_how>(),
-        )
-    };
-    if ret < 0 && Errno::last() == Errno::EAGAIN {
-        return Ok(None);
+    // Memory that does tell says EAGAIN, too, where something is mounted anywhere at that moment.
+    for _ in 0..3 {
+        // SAFETY: `name` is a valid C string and `how` an open_how of the size that is passed.
+        let ret = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                libc::AT_FDCWD,
+                name.as_ptr(),
+                std::ptr::from_ref(&how),
+                size_of::<libc::open_how>(),
+            )
+        };
+        if ret >= 0 || Errno::last() != Errno::EAGAIN {
+            return check_fd(ret, || format!("openat2(AT_FDCWD, {path:?})")).map(|_| Some(()));
+        }
     }
-    check_fd(ret, || format!("openat2(AT_FDCWD, {path:?})")).map(|_| Some(()))
+    Ok(None)
 }

@@ -130,6 +130,7 @@ mod tests {
     #[test]
     fn own_status_is_running() {
         let status = status(std::process::id() as i32).unwrap();
-        assert!(matches!(status.state, 'R' | 'S'));
+        // That of the first thread, which waits for this one, or for the disk.
+        assert!(matches!(status.state, 'R' | 'S' | 'D'));
     }
 }
