@@ -126,12 +126,16 @@ fn a_lock_that_any_user_can_take_keeps_no_container_from_starting() {
             as_user(4343)
         );
         let holder = host.shell(&lock).succeeds().text();
-        let begin = Instant::now();
-        host.bundle(Spec::new()).run().succeeds();
-        assert!(
-            begin.elapsed() < Duration::from_secs(15) * command::patience(),
-            "it waited for {:?}",
+        // Nobody waits for it; a busy machine may be slow once.
+        let bundle = host.bundle(Spec::new());
+        let times = [(); 3].map(|()| {
+            let begin = Instant::now();
+            bundle.run().succeeds();
             begin.elapsed()
+        });
+        assert!(
+            times.iter().any(|time| *time < Duration::from_millis(900) * command::patience()),
+            "{times:?}"
         );
         host.shell(&format!("kill {holder}")).succeeds();
     });

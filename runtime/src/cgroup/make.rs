@@ -89,12 +89,8 @@ impl Place {
         while let Some(site) = self.at.get(dirs.len()) {
             let Site { hierarchy, path, .. } = site;
             let name = || format!("making cgroup {path:?} in hierarchy {:?}", hierarchy.name);
-            // Who is the first in one hierarchy is the first in all. There, no other launch finds a cgroup that was
-            // made and not yet claimed.
-            let alone = if dirs.is_empty() { Some(queue()?) } else { None };
-            let own = own_or_claim(root, site).context(name);
-            drop(alone);
-            match own {
+            // Who is the first in one hierarchy is the first in all.
+            match own_or_claim(root, site).context(name) {
                 Ok(dir) => dirs.push((hierarchy.clone(), dir)),
                 Err(failure) if is_forbidden(&failure) && self.optional.holds() => {
                     refused = Some(failure.hint(NO_RIGHT).to_string());
@@ -121,14 +117,20 @@ fn is_forbidden(failure: &Error) -> bool {
     matches!(failure.errno(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
 }
 
-/// Waits for other launches that are at this point. One's turn ends with the descriptor.
-fn queue() -> Result<OwnedFd> {
-    let turn = mount_point()?;
-    wait_for_lock(turn.as_fd())?;
-    Ok(turn)
+/// The mode of a cgroup that was made and not yet [claimed](claim). A launch that found it then would be the first to lock
+/// it, and neither would remove it. Who makes one waits for nobody: what all launches could lock, any user can.
+const UNCLAIMED: u32 = 0o700;
+
+/// Waits until who made the cgroup has claimed it: for a moment. An operator's may be of that mode for good.
+fn wait_for_claim(dir: BorrowedFd<'_>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_millis(100);
+    while file::stat(dir)?.st_mode & 0o777 == UNCLAIMED && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
 }
 
-/// Nobody's turn takes long: whoever has the lock for a second is no launch, since any user can take it, and must not keep
+/// Nobody is long about it: whoever has the lock for a second is no launch, since any user can take it, and must not keep
 /// containers from starting.
 fn wait_for_lock(dir: BorrowedFd<'_>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(1);
@@ -174,6 +176,7 @@ fn own_or_claim(root: BorrowedFd<'_>, site: &Site) -> Result<OwnedFd> {
         claim(dir.as_fd())?;
         return Ok(dir);
     }
+    wait_for_claim(dir.as_fd())?;
     wait_for_lock(dir.as_fd())?;
     if !processes_below(dir.as_fd())?.is_empty() {
         return Err(in_use("the container's cgroup is not empty: it is there already and holds processes"));
@@ -195,7 +198,7 @@ fn furnish(root: BorrowedFd<'_>, dir: BorrowedFd<'_>, site: &Site) -> Result<()>
 fn make_own(root: BorrowedFd<'_>, site: &Site, full: &Path) -> Result<()> {
     // A parent that another container's end removes in between is made once more.
     for _ in 0..8 {
-        match file::mkdir(root, full, 0o700) {
+        match file::mkdir(root, full, UNCLAIMED) {
             Ok(()) => return Ok(()),
             Err(e) if e.errno() == Errno::EEXIST => return Err(in_use("another made it in the meantime")),
             Err(e) if e.errno() == Errno::ENOENT => make_parents(root, &site.hierarchy, &site.path)?,
