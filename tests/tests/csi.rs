@@ -238,6 +238,32 @@ fn a_container_of_the_same_name_elsewhere_has_no_part_in_a_volume() {
     });
 }
 
+#[test]
+fn a_record_that_can_not_be_read_is_no_concern_of_containers_without_that_volume() {
+    privileged(|host| {
+        let Some(storage) = Storage::new(host) else { return };
+        let broken = storage.state().join("broken");
+        fs::create_dir(&broken).unwrap();
+        fs::write(broken.join("record"), "{").unwrap();
+        fs::write(storage.state().join("stray"), "").unwrap();
+        let without = storage.host().bundle(Spec::new().script("true")).run().succeeds();
+        assert_eq!(without.stderr, "");
+        let container = storage.bundle("sleep 1000", &[]).named("user").start();
+        container.call("stats").succeeds();
+        let record = storage.state().join("data/record");
+        let text = fs::read(&record).unwrap();
+        fs::write(&record, "{").unwrap();
+        // Who has it is told.
+        let gone = storage.host().call(&["delete", "--force", container.id()]).succeeds();
+        assert!(gone.stderr.contains("the record of volume \"data\" is malformed"), "{}", gone.stderr);
+        fs::write(&record, text).unwrap();
+        storage.bundle("true", &[]).named("user").run().succeeds();
+        fs::remove_dir_all(broken).unwrap();
+        assert!(storage.is_clean());
+        storage.end();
+    });
+}
+
 /// A container with the volume, which goes as with the machine's end: processes, namespaces, mounts and `/run` are gone,
 /// `/var` is not. Then `after` comes, in the machine's next start.
 fn lost(storage: &Storage, after: impl FnOnce()) {

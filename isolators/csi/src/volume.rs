@@ -162,7 +162,11 @@ impl Volume {
 
     /// Whether the volume `name` is on record as one of the container `user`'s, now.
     pub(crate) fn is_used(state: &Path, name: &str, user: &str) -> Result<bool> {
-        Ok(on_record(state, name)?.is_some_and(|record| record.users.contains(user)))
+        match on_record(state, name) {
+            // Others have nothing to do with a record that can't be read.
+            Err(_) if !is_shown(state, name, user) => Ok(false),
+            record => Ok(record?.is_some_and(|record| record.users.contains(user))),
+        }
     }
 
     /// Whether the volume `name` is on record from before the machine's start.
@@ -344,9 +348,23 @@ fn lock(state: &Path, name: &str, wait: bool) -> Result<Option<(OwnedFd, OwnedFd
     open().map_err(|e| failed(e).on_path(state.join(name).to_string_lossy()))
 }
 
-/// What is on record of the volume `name`, whoever is at work on it.
+/// What is on record of the volume `name`, whoever is at work on it; nothing where that is no directory.
 fn on_record(state: &Path, name: &str) -> Result<Option<Record>> {
-    read(&file::open_dir(state.join(name)).map_err(failed)?, name)
+    match file::open_dir(state.join(name)) {
+        Err(e) if is_nothing(&e) => Ok(None),
+        dir => read(&dir.map_err(failed)?, name),
+    }
+}
+
+/// Whether there is a place where the volume `name` is shown to the container `user`. Listed, not looked up: what is
+/// mounted there may be on a server that hangs.
+fn is_shown(state: &Path, name: &str, user: &str) -> bool {
+    let targets = file::open_dir(state.join(name).join(TARGETS)).and_then(|dir| file::list(dir.as_fd()));
+    targets.map_or_else(|e| !is_nothing(&e), |users| users.iter().any(|target| target == user))
+}
+
+fn is_nothing(error: &coracle_sys::Error) -> bool {
+    matches!(error.errno(), Errno::ENOENT | Errno::ENOTDIR)
 }
 
 /// The record of the volume `name` in `dir`.
