@@ -156,6 +156,7 @@ impl Lan {
 
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).map(|list| list.flatten().collect::<Vec<_>>()).unwrap_or_default();
-    let of = |path: PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
+    let is_directory = |path: &Path| path.is_dir() && !path.is_symlink();
+    let of = |path: PathBuf| if is_directory(&path) { files(&path) } else { vec![path] };
     entries.into_iter().map(|entry| entry.path()).flat_map(of).collect()
 }

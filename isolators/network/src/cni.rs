@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_isolator::{Error, Result};
+use coracle_isolator::{Errno, Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -123,8 +123,9 @@ impl Cni {
         let attachments = self.attachments(wanted)?;
         let records = Records::make(&self.0.state)?;
         // Who had the name before and was lost, by a start of the machine.
-        if let Some(left) = records.read(sandbox.id)? {
-            self.end(&records, left)?;
+        match records.read(sandbox.id) {
+            Ok(left) => left.map_or(Ok(()), |left| self.end(&records, left))?,
+            Err(unreadable) => self.give_up(&records, sandbox.id, unreadable).map(drop)?,
         }
         let record = Record {
             id: sandbox.id.to_owned(),
@@ -136,12 +137,12 @@ impl Cni {
             attachments,
         };
         if wanted.ports.is_empty() {
-            records.write(&record)?;
+            records.begin(&record)?;
         } else {
             // Whoever chooses ports does it alone.
             let _alone = records.networks()?;
             ports_of_host::check_free(&records, &record)?;
-            records.write(&record)?;
+            records.begin(&record)?;
         }
         names::begin(&records, &record)
     }
@@ -169,12 +170,14 @@ impl Cni {
     /// Takes `id` off all of its networks, and forgets it. One that is not known is no failure.
     ///
     /// # Errors
-    /// The first plugin's that fails; the others are called all the same, and what failed is tried again next time.
+    /// The first that fails; the plugins are called all the same, and what failed is tried again next time. Where its
+    /// record can't be read, that is told once.
     pub fn detach(&self, id: &str) -> Result<()> {
         let Some(records) = Records::open(&self.0.state)? else { return Ok(()) };
-        match records.read(id)? {
-            Some(record) => self.end(&records, record),
-            None => records.remove(id),
+        match records.read(id) {
+            Ok(Some(record)) => self.end(&records, record),
+            Ok(None) => records.remove(id),
+            Err(unreadable) => Err(self.give_up(&records, id, unreadable)?),
         }
     }
 
@@ -240,6 +243,11 @@ impl Cni {
                     Err(error) => collected.failures.push(error),
                 },
                 Ok(None) => collected.failures.extend(records.remove(&id).err()),
+                Err(unreadable) if records.remains(&id).is_some_and(|remains| !remains.is_owned()) => {
+                    collected
+                        .failures
+                        .push(self.give_up(&records, &id, unreadable).unwrap_or_else(|failure| failure));
+                }
                 Err(error) => {
                     collected.failures.push(error);
                     all_are_known = false;
@@ -307,23 +315,44 @@ impl Cni {
         added.map_err(|e| on(attachment, &e))
     }
 
-    /// Undoes what `record` tells of. What fails stays on record.
+    /// Undoes what `record` tells of, each whatever became of the others. What fails stays on record.
     fn end(&self, records: &Records, mut record: Record) -> Result<()> {
-        names::leave(records, &record)?;
-        let (mut left, mut failures) = (Vec::new(), Vec::new());
-        for attachment in record.attachments.iter().rev().filter(|attachment| attachment.begun) {
-            if let Err(error) = self.delete(&record, attachment) {
-                failures.push(on(attachment, &error));
-                left.insert(0, attachment.clone());
+        let forgotten = names::leave(records, &record);
+        let (mut left, mut done) = (Vec::new(), Ok(()));
+        for attachment in record.attachments.iter().rev() {
+            let deleted = if attachment.begun { self.delete(&record, attachment) } else { Ok(()) };
+            // A list that its name still stands in is to be written next time.
+            if deleted.is_err() || forgotten.is_err() {
+                left.insert(0, Attachment { begun: deleted.is_err(), ..attachment.clone() });
             }
+            done = done.and(deleted.map_err(|e| on(attachment, &e)));
         }
-        if let Some(first) = failures.into_iter().next() {
+        // Plugins that are called again are called for the namespace, too.
+        done = done.and_then(|()| record.let_go()).and(forgotten);
+        if let Err(first) = done {
             record.attachments = left;
-            records.write(&record)?;
+            // Where even this can't be written, plugins are called once more, which does no harm.
+            let _ = records.write(&record);
             return Err(first);
         }
-        record.let_go()?;
         records.remove(&record.id)
+    }
+
+    /// Gets past a record that can't be read, and returns what there is to tell. Which plugins the container has had can't
+    /// be told any more; all else of it goes.
+    ///
+    /// # Errors
+    /// What keeps the record where it is.
+    fn give_up(&self, records: &Records, id: &str, unreadable: Error) -> Result<Error> {
+        // It may well be read next time.
+        if !matches!(unreadable.errno(), None | Some(Errno::EIO | Errno::EFBIG)) {
+            return Err(unreadable);
+        }
+        names::leave_all(records, id)?;
+        records.remains(id).map_or(Ok(()), |remains| remains.let_go())?;
+        let aside = self.0.state.join(records.set_aside(id)?);
+        let hint = "coracle network gc has plugins of CNI 1.1 give back what they hold for it";
+        Ok(unreadable.with_hint(format!("it is now {}; {hint}", aside.display())))
     }
 
     fn delete(&self, record: &Record, attachment: &Attachment) -> Result<()> {

@@ -4,6 +4,7 @@
 //! has there. Those on one network know each other by name: when one comes or goes, `hosts` of the others is written
 //! anew, in its place, since a mount shows the very file.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -45,37 +46,67 @@ pub(crate) fn join(records: &Records, record: &Record) -> Result<()> {
         record.attachments.iter().filter_map(|a| a.result.as_ref()).map(Answer::of).collect();
     let dns = resolver(&record.wanted.dns, &answers);
     overwrite(records.directory(&record.id)?.as_fd(), "resolv.conf", &dns)?;
-    change(records, record, true)
+    let networks = records.networks()?;
+    let mut others = BTreeSet::new();
+    for attachment in &record.attachments {
+        let addresses = attachment.result.as_ref().map(|result| Answer::of(result).addresses());
+        let member = |address| Member { id: record.id.clone(), address, names: record.names.clone() };
+        let members = addresses.unwrap_or_default().into_iter().map(member).collect();
+        others.extend(change(networks.as_fd(), &attachment.network.name, &record.id, members)?);
+    }
+    tell_all(records, networks.as_fd(), &others);
+    tell(records, networks.as_fd(), record)
 }
 
 /// Lets it be forgotten there.
+///
+/// # Errors
+/// The first network's whose list can't be written; the others are left all the same.
 pub(crate) fn leave(records: &Records, record: &Record) -> Result<()> {
-    change(records, record, false)
+    let names = record.attachments.iter().map(|attachment| attachment.network.name.clone());
+    forget(records, records.networks()?.as_fd(), &record.id, names)
 }
 
-fn change(records: &Records, record: &Record, is_there: bool) -> Result<()> {
+/// The same for one of whom nobody can say any more where it was.
+pub(crate) fn leave_all(records: &Records, id: &str) -> Result<()> {
     let networks = records.networks()?;
-    let mut others: Vec<String> = Vec::new();
-    for attachment in &record.attachments {
-        let name = &attachment.network.name;
-        let mut members = read(networks.as_fd(), name)?;
-        members.retain(|member| member.id != record.id);
-        others.extend(members.iter().map(|member| member.id.clone()));
-        let addresses = attachment.result.as_ref().map(|result| Answer::of(result).addresses());
-        for address in addresses.unwrap_or_default().into_iter().filter(|_| is_there) {
-            members.push(Member { id: record.id.clone(), address, names: record.names.clone() });
-        }
-        write(networks.as_fd(), name, &members)?;
+    let names = file::list(networks.as_fd()).map_err(failed)?.into_iter();
+    // A list that is being written begins with a dot.
+    let names = names.filter_map(|name| name.into_string().ok()).filter(|name| !name.starts_with('.'));
+    forget(records, networks.as_fd(), id, names)
+}
+
+fn forget(
+    records: &Records,
+    networks: BorrowedFd<'_>,
+    id: &str,
+    names: impl Iterator<Item = String>,
+) -> Result<()> {
+    let (mut others, mut first) = (BTreeSet::new(), Ok(()));
+    for name in names {
+        let changed = change(networks, &name, id, Vec::new());
+        first = first.and(changed.map(|there| others.extend(there)));
     }
-    others.sort_unstable();
-    others.dedup();
-    for id in &others {
-        // One that is on its way out has no record any more.
-        if let Some(other) = records.read(id)? {
-            tell(records, networks.as_fd(), &other)?;
-        }
+    tell_all(records, networks, &others);
+    first
+}
+
+/// Puts `members` in the place of what the network `name` has of the container `id`, and returns who else is there.
+fn change(networks: BorrowedFd<'_>, name: &str, id: &str, members: Vec<Member>) -> Result<Vec<String>> {
+    let mut all = read(networks, name)?;
+    all.retain(|member| member.id != id);
+    let others = all.iter().map(|member| member.id.clone()).collect();
+    all.extend(members);
+    write(networks, name, &all)?;
+    Ok(others)
+}
+
+/// Writes the `hosts` of the containers `others`. One that is on its way out has no record any more, and one whose record
+/// or file is spoilt keeps nobody else from coming and going.
+fn tell_all(records: &Records, networks: BorrowedFd<'_>, others: &BTreeSet<String>) {
+    for record in others.iter().filter_map(|id| records.read(id).ok().flatten()) {
+        let _ = tell(records, networks, &record);
     }
-    if is_there { tell(records, networks.as_fd(), record) } else { Ok(()) }
 }
 
 /// Writes the `hosts` of one container.

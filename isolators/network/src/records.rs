@@ -1,7 +1,8 @@
 //! What is known of attachments, on disk: it outlives the runtime, the container, and the machine's next start.
 //!
-//! `STATE/ID/` holds `record.json`, and the files that the container sees in `/etc`; `STATE/.lock` is held together by
-//! those who attach and detach, and alone by those who collect; `STATE/.networks/NAME` lists who is on a network.
+//! `STATE/ID/` holds `record.json`, links to what is most needed of it, and the files that the container sees in `/etc`;
+//! `STATE/.lock` is held together by those who attach and detach, and alone by those who collect; `STATE/.networks/NAME`
+//! lists who is on a network; `STATE/.unreadable-ID` is a record that told nothing.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use crate::wanted::Wanted;
 const RECORD: &str = "record.json";
 const LOCK: &str = ".lock";
 const NETWORKS: &str = ".networks";
+const OWNER: &str = "owner";
+const NAMESPACE: &str = "namespace";
 
 /// The longest record, and the longest list of a network's members, in bytes.
 const LONGEST: u64 = 16 << 20;
@@ -170,6 +173,47 @@ impl Records {
         record
             .map(Some)
             .map_err(|e| Error::new(format!("the record of {id:?} on networks is malformed: {e}")))
+    }
+
+    /// Makes the record of a container that is about to be attached. Of its owner and its namespace there are links, too:
+    /// whatever a cut of the power makes of a file, a link is there whole or not at all.
+    pub(crate) fn begin(&self, record: &Record) -> Result<()> {
+        let dir = self.directory(&record.id)?;
+        for (name, target) in [(OWNER, &record.owner), (NAMESPACE, &record.namespace)] {
+            let linked = match file::symlink(target, dir.as_fd(), name) {
+                Err(e) if e.errno() == Errno::EEXIST => {
+                    file::unlink(dir.as_fd(), name).and_then(|()| file::symlink(target, dir.as_fd(), name))
+                }
+                linked => linked,
+            };
+            linked.map_err(failed)?;
+        }
+        self.write(record)
+    }
+
+    /// What can be told of the container `id` without its record: all but its networks.
+    pub(crate) fn remains(&self, id: &str) -> Option<Record> {
+        let dir = file::open(self.dir.as_fd(), id, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks).ok()?;
+        let linked = |name| file::read_link(dir.as_fd(), name).ok().map(PathBuf::from);
+        Some(Record {
+            id: id.to_owned(),
+            owner: linked(OWNER)?,
+            namespace: linked(NAMESPACE)?,
+            boot: boot().ok()?,
+            names: Vec::new(),
+            wanted: Wanted::default(),
+            attachments: Vec::new(),
+        })
+    }
+
+    /// Moves a record that can't be read aside, and removes all else that is kept of the container `id`. What it is called
+    /// now.
+    pub(crate) fn set_aside(&self, id: &str) -> Result<String> {
+        let aside = format!(".unreadable-{id}");
+        let dir = self.directory(id)?;
+        file::rename(dir.as_fd(), RECORD, self.dir.as_fd(), &aside).map_err(failed)?;
+        self.remove(id)?;
+        Ok(aside)
     }
 
     /// Replaces it: for as long as the machine runs.
