@@ -26,6 +26,8 @@ pub fn remount(change: &Change, first: BorrowedFd<'_>, kinds: i32, changed: &mut
         changed.push(file::mount_id(mount.as_fd())?);
         Ok(())
     });
+    // The child ends with the conversation.
+    let done = done.map(drop);
     process::wait(child.pidfd.as_fd())?;
-    done.map(drop)
+    done
 }
