@@ -424,13 +424,13 @@ mod tests {
             "run --detach=? --keep=? web",
             "exec --tty=? --detach=? web true",
             "list --quiet=?",
-            "debug --writable=? --tty=? --privileged=? --interactive=? web",
-            "pod run --own-users=? file",
+            "debug --image tools --writable=? --tty=? --privileged=? --interactive=? web",
+            "pod run --own-users=? --file file",
             "pod rm --force=? web",
             "pod logs --follow=? --timestamps=? web/one",
             "pod attach --stdin=? --tail=? web/one",
             "pod exec --stdin=? --tty=? web/one true",
-            "pod drain --off=?",
+            "drain --off=?",
         ] {
             for value in ["true", "false"] {
                 command(&line.replace('?', value)).unwrap();
