@@ -12,7 +12,6 @@ use coracle_sys::signal;
 
 use crate::cgroup::Tree;
 use crate::error::{Code, Context, Error, Result};
-use crate::handshake;
 use crate::stages::plan::Launch;
 use crate::stages::plan::mounts::Source;
 
@@ -69,7 +68,7 @@ impl Call<'_> {
         {
             child.kill();
             process::wait(child.pidfd.as_fd())?;
-            return Err(handshake::interrupted(signal)).context(|| "waiting for criu");
+            return Err(Error::interrupted(signal)).context(|| "waiting for criu");
         }
         match process::wait(child.pidfd.as_fd())? {
             Exit::Code(0) => Ok(()),

@@ -79,6 +79,11 @@ impl Error {
         Self::new(Code::System, why.to_string())
     }
 
+    /// That `signal` came, which asks the command to end.
+    pub fn interrupted(signal: i32) -> Self {
+        Self::new(Code::System, format!("it was interrupted by {}", sys::process::signal_name(signal)))
+    }
+
     /// That the container has no process that the command could act on, in runc's words, which clients look for.
     pub fn not_running() -> Self {
         Self::new(Code::IllegalState, "container not running")

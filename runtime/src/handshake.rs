@@ -35,7 +35,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use coracle_sys::{Errno, process, signal, socket};
+use coracle_sys::{Errno, signal, socket};
 
 use crate::error::{Code, Context, Error, Result};
 
@@ -300,7 +300,7 @@ fn hear_with(socket: BorrowedFd<'_>) -> Result<Option<(u8, Option<OwnedFd>)>> {
             received => break received?,
         }
         if let Some(signal) = signal::wait_for(socket)? {
-            return Err(interrupted(signal)).context(|| "waiting for the container's process");
+            return Err(Error::interrupted(signal)).context(|| "waiting for the container's process");
         }
     };
     let Some((message, fd)) = received else { return Ok(None) };
@@ -311,11 +311,6 @@ fn hear_with(socket: BorrowedFd<'_>) -> Result<Option<(u8, Option<OwnedFd>)>> {
         [word] => Ok(Some((*word, fd))),
         _ => Err(out_of_order(0, "one word")),
     }
-}
-
-/// What a command says that `signal` asked to end while it waited.
-pub fn interrupted(signal: i32) -> Error {
-    Error::new(Code::System, format!("it was interrupted by {}", process::signal_name(signal)))
 }
 
 fn out_of_order(heard: u8, expected: &str) -> Error {

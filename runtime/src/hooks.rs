@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use coracle_sys::descriptor;
 use coracle_sys::program::{self, Outcome};
-use coracle_sys::{descriptor, process};
 use oci_spec::runtime::{Hook, Spec};
 
 use crate::error::{Code, Context, Error, Result};
@@ -96,10 +96,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value, dir: &Path) -> Result<()> {
             let seconds = timeout.unwrap_or_default().as_secs();
             return Err(Error::new(Code::Hook, format!("it took longer than its timeout of {seconds} s")));
         }
-        Outcome::Interrupted(signal) => {
-            let why = format!("it was interrupted by {}", process::signal_name(signal));
-            return Err(Error::new(Code::Hook, why));
-        }
+        Outcome::Interrupted(signal) => return Err(Error::interrupted(signal).code_is(Code::Hook)),
     };
     if ended.status.success() {
         return Ok(());

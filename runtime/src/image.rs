@@ -243,9 +243,7 @@ fn wait(mut child: Child) -> Result<ExitStatus> {
         process::signal(pidfd.as_fd(), libc::SIGKILL)?;
     }
     let status = child.wait().map_err(|e| unable(&e))?;
-    asked.map_or(Ok(status), |signal| {
-        Err(Error::new(Code::System, format!("interrupted by {}", process::signal_name(signal))))
-    })
+    asked.map_or(Ok(status), |signal| Err(Error::interrupted(signal)))
 }
 
 fn command() -> Result<Command> {

@@ -234,6 +234,29 @@ fn a_source_that_is_a_link_can_be_mounted_itself() {
 }
 
 #[test]
+fn a_source_behind_a_link_can_be_refused() {
+    privileged(|host| {
+        if !host.needs_coracle("src-nolinks") {
+            return;
+        }
+        let directory = host.directory();
+        fs::create_dir(directory.join("real")).unwrap();
+        fs::write(directory.join("real/file"), "of the host").unwrap();
+        symlink("real", directory.join("link")).unwrap();
+        symlink("file", directory.join("real/last")).unwrap();
+        let run = |source: &str| {
+            let source = directory.join(source);
+            let spec = Spec::new().bind(source.to_str().unwrap(), "/new", &["ro", "src-nolinks"]);
+            host.bundle(spec.args(["cat", "/new"])).run()
+        };
+        assert_eq!(run("real/file").succeeds().text(), "of the host");
+        for through_link in ["link/file", "real/last"] {
+            run(through_link).fails_with(&["mounting /mounts/7", "too many symbolic links"]);
+        }
+    });
+}
+
+#[test]
 fn a_destination_that_is_a_link_can_be_covered_itself() {
     privileged(|host| {
         if !host.needs_coracle("dest-nofollow") {

@@ -77,7 +77,8 @@ impl Isolator for SandboxPath {
             let mut bind = bound(mount, self.place(of).join(path), has_users(config.spec));
             let options =
                 bind.options().iter().flatten().filter(|o| !["self", "parent"].contains(&o.as_str()));
-            bind.set_options(Some(options.cloned().collect()));
+            // Whoever has a directory on the way in a container can put a link there after it was made here.
+            bind.set_options(Some(options.cloned().chain(["src-nolinks".to_owned()]).collect()));
             adjustment.mounts.push(bind);
         }
         Ok(adjustment)

@@ -80,6 +80,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "silent",
     "slave",
     "src-nofollow",
+    "src-nolinks",
     "strictatime",
     "suid",
     "symfollow",

@@ -27,6 +27,12 @@ pub fn open_source(plan: &MountPlan) -> Result<Option<OwnedFd>> {
         Source::Bind { path, recursive, link: Link::Mounted } => {
             Ok(Some(mount::clone_link(file::CWD, path, *recursive)?))
         }
+        Source::Bind { path, recursive, link: Link::Refused } => {
+            let host = file::open_dir("/")?;
+            let below = path.strip_prefix("/").unwrap_or(path);
+            let source = file::open(host.as_fd(), below, libc::O_PATH, 0, Resolve::BeneathNoLinks)?;
+            Ok(Some(mount::clone_tree(source.as_fd(), Path::new(""), *recursive)?))
+        }
         Source::Bind { path, recursive, .. } => Ok(Some(mount::clone_tree(file::CWD, path, *recursive)?)),
         Source::New { .. } => create(plan, None).map(Some),
         Source::Inside { .. } | Source::Cgroups { .. } | Source::Present => Ok(None),

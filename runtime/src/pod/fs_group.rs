@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use coracle_sys::file::{self, CWD, Resolve};
+use coracle_sys::file::{self, Resolve};
 use oci_spec::runtime::Spec;
 
 use super::document::{Pod, Volume, VolumeMount};
@@ -44,8 +44,11 @@ fn is_written(volume: &Volume, wanted: &VolumeMount) -> bool {
     !wanted.read_only && (volume.sandbox.is_some() || claim.is_some_and(|claim| !claim.read_only))
 }
 
+/// Never through a link, as isolators make directories: one on the way may be of a container's making.
 fn give(path: &Path, group: u32) -> Result<()> {
-    let dir = file::open(CWD, path, libc::O_DIRECTORY | libc::O_NOFOLLOW, 0, Resolve::Host)?;
+    let host = file::open_dir("/")?;
+    let below = path.strip_prefix("/").unwrap_or(path);
+    let dir = file::open(host.as_fd(), below, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
     let found = file::stat(dir.as_fd())?;
     let mode = found.st_mode & 0o7777;
     if found.st_gid == group && mode & 0o2770 == 0o2770 {
@@ -58,6 +61,17 @@ fn give(path: &Path, group: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_given_away_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = file::open_dir(dir.path()).unwrap();
+        file::mkdir_all(top.as_fd(), "real/data", 0o755).unwrap();
+        file::symlink("real", top.as_fd(), "link").unwrap();
+        let error = give(&dir.path().join("link/data"), 0).unwrap_err();
+        assert_eq!(error.errno(), Some(coracle_sys::Errno::ELOOP));
+        give(&dir.path().join("real/data"), file::stat(top.as_fd()).unwrap().st_gid).unwrap();
+    }
 
     #[test]
     fn what_belongs_to_a_group_can_be_read_by_it() {

@@ -11,7 +11,7 @@ use coracle_sys::mount::{self, Attributes, Propagation};
 use coracle_sys::{descriptor, event, namespace, process, signal, socket};
 
 use crate::error::{Code, Context, Error, Result};
-use crate::handshake::{self, LONGEST, LONGEST_TEXT};
+use crate::handshake::{LONGEST, LONGEST_TEXT};
 
 /// How long the process that opened the files may take to end.
 const ENDING: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Reach> {
     let mut trees = Vec::new();
     loop {
         if let Some(signal) = signal::wait_for(socket)? {
-            return Err(handshake::interrupted(signal));
+            return Err(Error::interrupted(signal));
         }
         let Some((text, fd)) = socket::receive(socket, LONGEST)? else { break };
         match fd {

@@ -22,6 +22,8 @@ pub(super) struct Options {
     pub copy_link: bool,
     /// Whether a source that is a symbolic link is mounted itself.
     pub link_itself: bool,
+    /// A link is refused, and so is one anywhere on the way to the source.
+    pub no_links: bool,
     /// Whether a destination that is a symbolic link is covered itself.
     pub on_link: bool,
     /// Whether owners are mapped, in all that is mounted below too, and by what.
@@ -44,6 +46,7 @@ enum Meaning {
     CopyUp,
     CopyLink,
     LinkItself,
+    NoLinks,
     OnLink,
     MapIds {
         recursive: bool,
@@ -79,6 +82,7 @@ impl Options {
             Meaning::CopyUp => self.copy_up = true,
             Meaning::CopyLink => self.copy_link = true,
             Meaning::LinkItself => self.link_itself = true,
+            Meaning::NoLinks => self.no_links = true,
             Meaning::OnLink => self.on_link = true,
             Meaning::MapIds { recursive } => self.id_map = Some((recursive, None)),
             Meaning::Nothing => {}
@@ -173,6 +177,7 @@ fn meaning(option: &str) -> Option<Meaning> {
         "tmpcopyup" => Meaning::CopyUp,
         "copy-symlink" => Meaning::CopyLink,
         "src-nofollow" => Meaning::LinkItself,
+        "src-nolinks" => Meaning::NoLinks,
         "dest-nofollow" => Meaning::OnLink,
         "idmap" => Meaning::MapIds { recursive: false },
         "ridmap" => Meaning::MapIds { recursive: true },

@@ -151,6 +151,8 @@ pub enum Link {
     Mounted,
     /// A link like it is made in the container (`copy-symlink`).
     Copied,
+    /// It is refused, and so is one anywhere on the way (`src-nolinks`).
+    Refused,
 }
 
 /// The plan of the mount `mount`, number `index` of the configuration.
@@ -193,6 +195,12 @@ fn refuse_combinations(plan: &MountPlan, options: &Options) -> Result<()> {
         (options.copy_link && !is_bind, "copy-symlink", "is for bind mounts only"),
         (options.link_itself && !is_bind, "src-nofollow", "is for bind mounts only"),
         (options.copy_link && options.link_itself, "copy-symlink", "and \"src-nofollow\" exclude each other"),
+        (options.no_links && !is_bind, "src-nolinks", "is for bind mounts only"),
+        (
+            options.no_links && (options.copy_link || options.link_itself),
+            "src-nolinks",
+            "leaves no link to be copied or mounted",
+        ),
     ] {
         if is_wrong {
             let at = mount_options::pointer(&plan.field, &plan.options, option);
@@ -228,9 +236,10 @@ fn source(field: &str, mount: &Mount, options: &Options) -> Result<Source> {
         takes_none_but("a bind mount", &ACLS)?;
         let path = mount.source().clone().filter(|p| !p.as_os_str().is_empty());
         let path = path.ok_or_else(|| invalid("source is missing".into()))?;
-        let link = match (options.copy_link, options.link_itself) {
-            (true, _) => Link::Copied,
-            (_, true) => Link::Mounted,
+        let link = match options {
+            Options { no_links: true, .. } => Link::Refused,
+            Options { copy_link: true, .. } => Link::Copied,
+            Options { link_itself: true, .. } => Link::Mounted,
             _ => Link::Followed,
         };
         return Ok(Source::Bind { path, recursive, link });

@@ -88,7 +88,7 @@ fn through_go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: 
     if let Some(signal) = signal::wait_for(mine.as_fd())? {
         // What it has cloned ends with the runtime's end of their conversation.
         go_between.kill();
-        return Err(handshake::interrupted(signal)).context(|| "waiting for the go-between");
+        return Err(Error::interrupted(signal)).context(|| "waiting for the go-between");
     }
     let told = socket::receive(mine.as_fd(), handshake::LONGEST);
     process::wait(go_between.pidfd.as_fd())?;
