@@ -69,9 +69,13 @@ impl Image {
 
     /// The digests of all blobs: manifest, config, layers.
     pub fn blobs(&self) -> impl Iterator<Item = Digest> {
+        self.documents().chain(self.layers.iter().map(|l| l.digest.clone()))
+    }
+
+    /// Those of its documents: manifest and config.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = Digest> {
         let config = Digest::try_from(self.manifest.config().digest()).ok();
-        let layers = self.layers.iter().map(|l| l.digest.clone());
-        std::iter::once(self.digest.clone()).chain(config).chain(layers)
+        std::iter::once(self.digest.clone()).chain(config)
     }
 
     /// The size of all blobs in bytes, as they are stored.

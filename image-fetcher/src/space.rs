@@ -105,9 +105,7 @@ pub fn collect(store: &Store, policy: &Policy) -> Result<Vec<String>> {
         }
     }
     if !gone.is_empty() {
-        store.change_index(|manifests| {
-            manifests.retain(|d| crate::store::name_of(d).is_none_or(|name| !gone.contains(name)));
-        })?;
+        store.forget(&lock, &gone).context(|| "collecting what is not used")?;
     }
     store.collect_locked(&lock)?;
     give_up(store.partial()?.as_fd())?;

@@ -200,6 +200,20 @@ fn an_image_chooses_no_options_for_its_volumes_and_gets_those_that_it_lacks() {
     });
 }
 
+#[test]
+fn mount_points_that_a_read_only_root_lacks_are_made() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let mut image = small::image();
+        image.layers.push(Layer::new(&[Entry::file(".wh.proc", "")], Compression::Plain));
+        image.config["Volumes"] = serde_json::json!({ "/volume/new": {} });
+        runner.store.import(&image);
+        let script = "touch /cache/x /volume/new/x && test -e /proc/self && { touch /x || echo refused; }";
+        let run = runner.run(&["--read-only", "--tmpfs", "/cache"], &["sh", "-c", script]);
+        assert_eq!(run.succeeds().lines(), ["refused"]);
+    });
+}
+
 /// Proxies, credentials and trust are the caller's, and a pull is a process of its own.
 #[test]
 fn a_pull_for_a_container_has_the_callers_environment_and_is_what_runs() {

@@ -86,14 +86,13 @@ pub fn compose(
         let why = format!("the file system of {path:?} keeps no project to a limit");
         return Err(Error::new(Kind::Unsupported, why).hint("ext4 and XFS do, mounted with prjquota"));
     }
-    let access = if options.read_only { Access::ReadOnly } else { Access::Writable };
-    let rootfs = snapshot::mount_for(store, id, &image, Purpose { access, owners, known_by })?;
+    // Also where the container is not to write: its runtime makes the mount points that are missing, and the root read-only then.
+    let purpose = Purpose { access: Access::Writable, owners, known_by };
+    let rootfs = snapshot::mount_for(store, id, &image, purpose)?;
     let made = || -> Result<Bundle> {
         let root = file::open_dir(&rootfs)?;
-        if !options.read_only {
-            let config = image.config.config().clone().unwrap_or_default();
-            volumes::make_missing(root.as_fd(), &config, owners)?;
-        }
+        let config = image.config.config().clone().unwrap_or_default();
+        volumes::make_missing(root.as_fd(), &config, owners)?;
         let spec = spec(&image.config, root.as_fd(), &options.for_id(id))?;
         Ok(Bundle { path: snapshot::directory_path(store, id), spec })
     };
@@ -147,6 +146,17 @@ mod tests {
         remove(&scratch.store, "c1").unwrap();
         remove(&scratch.store, "c1").unwrap();
         assert!(!bundle.path.exists());
+    }
+
+    #[test]
+    fn the_runtime_can_make_mount_points_that_a_read_only_root_lacks() {
+        let scratch = scratch();
+        let options = Options { read_only: true, ..Options::default() };
+        let bundle = make(&scratch.store, "image", "c1", &options).unwrap();
+        assert_eq!(bundle.spec.root().as_ref().unwrap().readonly(), Some(true));
+        let made = std::fs::create_dir(bundle.path.join("rootfs/proc"));
+        remove(&scratch.store, "c1").unwrap();
+        made.unwrap();
     }
 
     #[test]

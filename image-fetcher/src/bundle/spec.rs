@@ -38,7 +38,7 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// The runtime spec for a container of an image whose root file system is `root`: `root.path` is "rootfs".
 ///
 /// An image's volumes are directories of its root file system and go with the container, as podman's
-/// anonymous volumes with `--rm` do; where the root is read-only, each that is there is an empty tmpfs, with no option of the image's choice.
+/// anonymous volumes with `--rm` do; where the root is read-only, each is an empty tmpfs, with no option of the image's choice.
 ///
 /// # Errors
 /// [`Kind::Usage`] where an option can't be understood, and where the user can't be looked up.

@@ -13,7 +13,7 @@ use crate::error::{Context, Result};
 use crate::snapshot::Owners;
 use crate::store::is_missing;
 
-/// Those of the image's volumes that are directories of its root: on one that is read-only, nothing can be mounted elsewhere.
+/// Those of the image's volumes that are directories of its root: on what is none, nothing can be mounted.
 pub(super) fn there(root: BorrowedFd<'_>, image: &Config) -> Vec<String> {
     let flags = libc::O_PATH | libc::O_DIRECTORY;
     let mut paths = paths(image);

@@ -110,9 +110,10 @@ fn check_name(name: &str, config: &Blob) -> Result<()> {
 
 /// How a layer is compressed: Docker writes plain archives, others may not. A plain one is its own diff ID.
 fn layer_type(stage: &Stage<'_>, blob: &Blob, diff_id: &Digest) -> Result<MediaType> {
-    match Compression::of(&stage.start(&blob.digest, 4)?) {
+    match Compression::of(&stage.start(&blob.digest, Compression::START)?) {
         Compression::Gzip => Ok(MediaType::ImageLayerGzip),
         Compression::Zstd => Ok(MediaType::ImageLayerZstd),
+        Compression::Other(name) => Err(Compression::unknown(name)),
         Compression::None if blob.digest == *diff_id => Ok(MediaType::ImageLayer),
         Compression::None => {
             let why = format!("its diff ID should be {diff_id}, but is {}", blob.digest);

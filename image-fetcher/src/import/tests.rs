@@ -131,6 +131,11 @@ fn what_is_not_what_its_name_says_is_refused_and_leaves_nothing() {
         (layer("f"), "it is no image archive: it has neither `index.json` nor `manifest.json`"),
         (old_docker("null", |config| config)[..5000].to_vec(), "ends in the middle of"),
         (b"hello".to_vec(), "ends in the middle of a header"),
+        (b"\xfd7zXZ\0and so on".to_vec(), "it is compressed with xz, which is not read; decompress it first"),
+        (
+            b"BZh91AY&SYand so on".to_vec(),
+            "it is compressed with bzip2, which is not read; decompress it first",
+        ),
     ] {
         let scratch = Scratch::new();
         let error = take(&scratch, &archive, &Options::default()).unwrap_err();

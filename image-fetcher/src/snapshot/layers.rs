@@ -116,13 +116,17 @@ pub(crate) fn mount_image(store: &Store, name: &str) -> Result<OwnedFd> {
 }
 
 /// The layers that count, bottom first, and the topmost root directory that an archive described. A layer
-/// whose root is opaque hides all below it, which overlayfs itself doesn't look at.
+/// whose root is opaque hides all below it, which overlayfs itself doesn't look at. Of one that is there twice,
+/// the upper says again all that the lower did, and overlayfs takes no directory twice.
 pub(super) fn visible_layers<'a>(
     store: &Store,
     layers: &'a [String],
 ) -> Result<(Vec<Unpacked<'a>>, Option<OwnedFd>)> {
-    let (mut visible, mut described) = (Vec::new(), None);
+    let (mut visible, mut described) = (Vec::<Unpacked<'_>>::new(), None);
     for name in layers.iter().rev() {
+        if visible.iter().any(|above| above.name == name) {
+            continue;
+        }
         let layer = Unpacked::open(store, name)?;
         let root = layer.root(store)?;
         visible.push(layer);

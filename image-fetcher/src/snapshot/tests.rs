@@ -119,6 +119,35 @@ fn a_root_that_is_opaque_hides_all_layers_below() {
 }
 
 #[test]
+fn a_layer_that_is_there_twice_says_again_what_it_says() {
+    let empty = Tar::default().end();
+    let files = Tar::default().dir("d/").file("d/f", b"").dir("o/").file("o/f", b"").end();
+    let takes = Tar::default().dir("d/").file("d/.wh.f", b"").dir("o/").file("o/.wh..wh..opq", b"");
+    let takes = takes.file("o/new", b"").end();
+    let images: [(&[&Vec<u8>], &[&str]); 5] = [
+        (&[&files, &files], &["d/f", "o/f"]),
+        (&[&files, &empty, &takes, &empty], &["o/new"]),
+        (&[&files, &takes, &files], &["d/f", "o/f", "o/new"]),
+        (&[&takes, &files, &takes], &["o/new"]),
+        (&[&empty, &empty], &[]),
+    ];
+    both(|new| {
+        for (layers, expected) in images {
+            let scratch = new();
+            scratch.unpack(&layers.iter().map(|layer| layer.to_vec()).collect::<Vec<_>>()).unwrap();
+            let image = scratch.store.image("image").unwrap();
+            for access in [Access::ReadOnly, Access::Writable] {
+                let root = mount(&scratch.store, "web", &image, access).unwrap();
+                let mut seen = vec!["d/f", "o/f", "o/new"];
+                seen.retain(|path| root.join(path).exists());
+                remove(&scratch.store, "web").unwrap();
+                assert_eq!(seen, expected, "{access:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn an_image_that_is_not_unpacked_is_an_error_of_its_own_kind() {
     both(|new| {
         let scratch = new();

@@ -44,7 +44,6 @@ pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub(crate) const IMAGE: &str = ".erofs";
 
 /// The directory of blobs that have not come wholly yet.
-#[cfg(feature = "unpack")]
 const PARTIAL: &str = "partial";
 
 /// No document (index, manifest, config) may be longer: 4 MiB, what registries and containerd accept.
@@ -147,7 +146,6 @@ impl Store {
     }
 
     /// The directory of blobs that have not come wholly yet.
-    #[cfg(feature = "unpack")]
     pub(crate) fn partial(&self) -> Result<OwnedFd> {
         file::mkdir_all(self.root.as_fd(), PARTIAL, 0o700)?;
         Ok(file::open(self.root.as_fd(), PARTIAL, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?)
@@ -199,7 +197,8 @@ impl Store {
                 format!("index.json would be {} bytes, over the limit of {DOCUMENT_LIMIT}", bytes.len());
             return Err(Error::new(Kind::Limit, why).hint("the store has no place for so many names"));
         }
-        self.replace("index.json", &bytes)?;
+        let written = self.replace("index.json", &bytes).context(|| "writing the store's index");
+        written.map_err(|e| if is_full(&e) { e.hint("`coracle-image gc` and `rm` make room") } else { e })?;
         Ok(result)
     }
 
@@ -396,6 +395,11 @@ pub(crate) fn check_id(id: &str) -> Result<&OsStr> {
         return Err(Error::new(Kind::Usage, why));
     }
     Ok(OsStr::new(id))
+}
+
+/// Whether the disk is full, or the quota.
+fn is_full(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::ENOSPC | Errno::EDQUOT))
 }
 
 /// True where `result` failed because something does not exist.

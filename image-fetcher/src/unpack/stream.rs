@@ -238,6 +238,7 @@ impl<R: BufRead> Decoder<R> {
             Compression::Zstd => {
                 Ok(Self::Zstd(zstd::Decoder::with_buffer(blob).map_err(|e| read_error(&e))?))
             }
+            Compression::Other(name) => Err(Compression::unknown(name)),
         }
     }
 
@@ -293,16 +294,30 @@ pub(crate) enum Compression {
     Gzip,
     /// RFC 8878, any number of frames.
     Zstd,
+    /// In a way that has this name, and is not read.
+    Other(&'static str),
 }
 
 impl Compression {
+    /// How many bytes tell.
+    pub(crate) const START: usize = 10;
+
     /// The compression of a blob that begins with `start`.
     pub(crate) fn of(start: &[u8]) -> Self {
         match start {
             [0x1f, 0x8b, ..] => Self::Gzip,
             // A frame, or a skippable one as zstd:chunked has them.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Other("xz"),
+            // The number is the size of its blocks, and the digits of pi follow: an archive may begin with a file's name.
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => Self::Other("bzip2"),
             _ => Self::None,
         }
+    }
+
+    /// Why what is compressed so is refused.
+    pub(crate) fn unknown(name: &str) -> Error {
+        let why = format!("it is compressed with {name}, which is not read");
+        Error::new(Kind::Unsupported, why).hint("decompress it first")
     }
 }

@@ -82,7 +82,7 @@ pub fn read(dir: BorrowedFd<'_>, path: impl AsRef<Path>, most: u64, resolve: Res
 /// Writes all of `bytes` to an open file in as few calls as the kernel allows.
 ///
 /// # Errors
-/// Whatever write(2) says.
+/// Whatever write(2) says; the error shows none of the bytes, which may be anything, or a secret.
 pub fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
     while !bytes.is_empty() {
         match nix::unistd::write(fd, bytes) {
@@ -90,8 +90,7 @@ pub fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
             Ok(n) => bytes = &bytes[n..],
             Err(Errno::EINTR) => {}
             Err(errno) => {
-                let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).into_owned();
-                return Err(Error::new(format!("write({}, {shown:?})", show(&fd)), errno));
+                return Err(Error::new(format!("write({}, {} bytes)", show(&fd), bytes.len()), errno));
             }
         }
     }
@@ -101,7 +100,7 @@ pub fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
 /// Writes `bytes` to the existing file `name` below `dir`, as for a file of procfs or cgroupfs.
 ///
 /// # Errors
-/// As [`open`] and [`write_all`]; the error shows the file's name.
+/// As [`open`] and [`write_all`]; the error shows the file's name, and what it didn't take.
 pub fn write_to(dir: BorrowedFd<'_>, name: impl AsRef<Path>, bytes: &[u8], resolve: Resolve) -> Result<()> {
     let name = name.as_ref();
     let fd = open(dir, name, libc::O_WRONLY, 0, resolve)?;
@@ -117,13 +116,12 @@ pub fn write_to(dir: BorrowedFd<'_>, name: impl AsRef<Path>, bytes: &[u8], resol
 /// # Errors
 /// As [`open`], [`write_all`] and [`rename`]; the old file stays.
 pub fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
-    let (temporary, _) = write_beside(dir, name, bytes, mode)?;
     // Not renamed over the old one: ext4 would write the new one's data to the disk there and then.
-    match exchange(dir, &temporary, name) {
-        Ok(()) => unlink(dir, &temporary),
+    write_beside(dir, name, (bytes, mode), |temporary, _| match exchange(dir, temporary, name) {
+        Ok(()) => unlink(dir, temporary),
         // There is no old one, or the file system can't exchange.
-        Err(_) => rename(dir, &temporary, dir, name),
-    }
+        Err(_) => rename(dir, temporary, dir, name),
+    })
 }
 
 /// The same, on the disk when it returns, where `dir` is open to be read: for the price of two writes to the device,
@@ -132,17 +130,27 @@ pub fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Resu
 /// # Errors
 /// As [`replace`] and [`archive::sync`].
 pub fn replace_synced(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
-    let (temporary, fd) = write_beside(dir, name, bytes, mode)?;
-    archive::sync(fd.as_fd())?;
-    rename(dir, &temporary, dir, name)?;
+    write_beside(dir, name, (bytes, mode), |temporary, fd| {
+        archive::sync(fd)?;
+        rename(dir, temporary, dir, name)
+    })?;
     archive::sync(dir)
 }
 
-/// Writes `bytes` to a file that is to become `name` in `dir`: what it is called until then, and it, open.
-fn write_beside(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], mode: u32) -> Result<(String, OwnedFd)> {
+/// Writes `bytes` to a file that `put` has become `name` in `dir`: it is told what the file is called until then, and gets it
+/// open. Where one of the two fails, the file goes.
+fn write_beside(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    (bytes, mode): (&[u8], u32),
+    put: impl FnOnce(&str, BorrowedFd<'_>) -> Result<()>,
+) -> Result<()> {
     let (temporary, fd) = make_beside(dir, name, mode)?;
-    write_all(fd.as_fd(), bytes)?;
-    Ok((temporary, fd))
+    let done = write_all(fd.as_fd(), bytes).and_then(|()| put(&temporary, fd.as_fd()));
+    done.inspect_err(|_| {
+        // The first failure is the one to tell.
+        let _ = unlink(dir, &temporary);
+    })
 }
 
 /// Makes that file anew. One that is there is what a replacing has left that was cut off; but where others may write, it can be
@@ -259,6 +267,22 @@ mod tests {
     fn what_others_have_laid_ready_is_not_written_to() {
         let (laid, written) = replaced(0o1777);
         assert_ne!(laid, written);
+    }
+
+    #[test]
+    fn what_could_not_take_a_files_place_is_not_left() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = crate::file::open_dir(scratch.path()).unwrap();
+        std::fs::create_dir_all(scratch.path().join("index/in")).unwrap();
+        replace_synced(dir.as_fd(), "index", b"42", 0o644).unwrap_err();
+        assert_eq!(crate::file::list(dir.as_fd()).unwrap(), ["index"]);
+    }
+
+    #[test]
+    fn an_error_shows_nothing_of_what_was_not_written() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let error = write_all(full.as_fd(), b"a secret").unwrap_err().to_string();
+        assert!(error.contains("8 bytes") && !error.contains("secret"), "{error}");
     }
 
     #[test]
