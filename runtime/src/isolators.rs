@@ -22,11 +22,9 @@ pub fn all(global: &Global) -> Result<Registry> {
     let mut built_in = built_in(&global.root);
     for isolator in &mut built_in {
         // What has a file of its own is a plugin that takes the place of the one that is built in.
-        if let Some(settings) =
-            config.isolators.get(isolator.name()).filter(|settings| settings.file.is_none())
-        {
+        if let Some(options) = config.built_in_options(isolator.name()).context(|| reading(global))? {
             let name = isolator.name().to_owned();
-            isolator.configure(&settings.options).map_err(|e| e.in_call(&name, "configure"))?;
+            isolator.configure(options).map_err(|e| e.in_call(&name, "configure"))?;
         }
     }
     config.isolators.retain(|name, settings| {
@@ -59,16 +57,16 @@ pub fn for_launch(global: &Global) -> Result<Registry> {
 /// # Errors
 /// As [`all`].
 pub fn options_of(global: &Global, name: &str) -> Result<Option<Map<String, Value>>> {
-    let mut config = read(global)?;
-    Ok(config
-        .isolators
-        .remove(name)
-        .filter(|settings| settings.file.is_none())
-        .map(|settings| settings.options))
+    let config = read(global)?;
+    Ok(config.built_in_options(name).context(|| reading(global))?.cloned())
+}
+
+fn reading(global: &Global) -> String {
+    format!("reading the configuration in {:?}", global.config)
 }
 
 fn read(global: &Global) -> Result<Config> {
-    Config::read(&global.config).context(|| format!("reading the configuration in {:?}", global.config))
+    Config::read(&global.config).context(|| reading(global))
 }
 
 /// Those that are built in, for containers whose states lie in `root`.

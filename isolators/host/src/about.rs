@@ -4,6 +4,8 @@ use coracle_isolator::{Error, Kind, Result};
 use coracle_isolator_abi::Verb;
 use serde::{Deserialize, Serialize};
 
+use crate::wire::plain;
+
 /// What stands in a plugin's table, read once and checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
@@ -29,8 +31,12 @@ impl About {
     /// # Errors
     /// Where it is none, or tells of something wrong.
     pub fn parse(text: &[u8]) -> Result<Self> {
-        let about: Self = serde_json::from_slice(text)
-            .map_err(|e| Error::new(format!("what it tells of itself is malformed: {e}")))?;
+        let mut about: Self = serde_json::from_slice(text).map_err(|e| {
+            Error::new(format!("what it tells of itself is malformed: {}", plain(&e.to_string())))
+        })?;
+        let lists = [&mut about.after, &mut about.before, &mut about.calls, &mut about.problems];
+        let words = lists.into_iter().flatten().chain([&mut about.name, &mut about.version]);
+        words.for_each(|word| *word = plain(word));
         match about.problems.is_empty() {
             true => Ok(about),
             false => Err(Error::new(about.problems.join("; and "))),
@@ -55,6 +61,15 @@ pub fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_plugin_tells_of_itself_is_shown_on_one_line_and_without_commands() {
+        let told = About { name: "a/b".to_owned(), version: "1\x1b[31m".to_owned(), ..About::default() };
+        assert_eq!(About::parse(&serde_json::to_vec(&told).unwrap()).unwrap().version, "1 [31m");
+        let wrong = About { problems: vec!["its name\nis".to_owned()], ..told };
+        let error = About::parse(&serde_json::to_vec(&wrong).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "its name is");
+    }
 
     #[test]
     fn names_have_a_family_and_a_subject() {

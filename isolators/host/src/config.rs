@@ -26,6 +26,8 @@ pub struct Config {
     pub directories: Vec<PathBuf>,
     /// The plugins, by the names of their isolators.
     pub isolators: BTreeMap<String, Settings>,
+    /// The first key that the section of an isolator has beside `options`.
+    keys: BTreeMap<String, &'static str>,
 }
 
 /// How a plugin is loaded and called.
@@ -47,6 +49,8 @@ pub struct Settings {
     pub writable: Vec<PathBuf>,
     /// Whether it may start programs. What they leave running ends with the plugin's process.
     pub programs: bool,
+    /// Whether it may set limits in the cgroups of the container that it acts on.
+    pub cgroups: bool,
     /// Whether it may make sockets: to speak to a service, over the network, to the kernel's interfaces.
     pub sockets: bool,
     /// Whether it may add hooks, which run with the runtime's rights.
@@ -101,6 +105,7 @@ impl Config {
             config.isolators.extend(document.isolator);
         }
         for (name, settings) in &mut config.isolators {
+            config.keys.extend(settings.key_beside_options().map(|key| (name.clone(), key)));
             settings.deadline = settings.deadline.or(deadline);
             settings.check().map_err(|e| e.at(format!("isolator.{name:?}")))?;
         }
@@ -108,6 +113,23 @@ impl Config {
             config.directories = vec!["/usr/local/lib/coracle".into(), "/usr/lib/coracle".into()];
         }
         Ok(config)
+    }
+
+    /// The options of the isolator `name`, which is built in; none where it has no section, or one that puts a plugin in its
+    /// place.
+    ///
+    /// # Errors
+    /// Naming what else its section says, which nobody would heed.
+    pub fn built_in_options(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
+        let Some(settings) = self.isolators.get(name).filter(|settings| settings.file.is_none()) else {
+            return Ok(None);
+        };
+        match self.keys.get(name) {
+            None => Ok(Some(&settings.options)),
+            Some(key) => Err(Error::new(format!("{name} is built in, and `{key}` is for plugins"))
+                .at(format!("isolator.{name:?}.{key}"))
+                .with_hint("leave it out, or name the `file` of a plugin that takes its place")),
+        }
     }
 
     /// Opens the file of the isolator `name`, and returns its path with it.
@@ -152,6 +174,23 @@ impl Settings {
                 name.parse().map_err(|_| Error::new(format!("{name:?} is no capability")))?;
             Ok(mask | capability.bitmask())
         })
+    }
+
+    fn key_beside_options(&self) -> Option<&'static str> {
+        let keys = [
+            ("file", self.file.is_some()),
+            ("optional", self.optional),
+            ("deadline", self.deadline.is_some()),
+            ("inline", self.inline),
+            ("capabilities", !self.capabilities.is_empty()),
+            ("writable", !self.writable.is_empty()),
+            ("programs", self.programs),
+            ("cgroups", self.cgroups),
+            ("sockets", self.sockets),
+            ("hooks", self.hooks),
+            ("tell_only", self.tell_only),
+        ];
+        keys.into_iter().find(|(_, is_said)| *is_said).map(|(key, _)| key)
     }
 
     fn check(&self) -> Result<()> {
@@ -244,6 +283,24 @@ mod tests {
             let error = read(&[("config.toml", text)]).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_built_in_isolator_has_options_and_nothing_else() {
+        let config = read(&[(
+            "config.toml",
+            "deadline = 2\n[isolator.\"a/b\"]\noptions = { size = 5 }\n[isolator.\"c/d\"]\noptional = true\n\
+             [isolator.\"e/f\"]\nfile = \"e.so\"\nsockets = true\n",
+        )])
+        .unwrap();
+        assert_eq!(config.built_in_options("a/b").unwrap().unwrap()["size"], 5);
+        assert_eq!(config.built_in_options("e/f").unwrap(), None);
+        assert_eq!(config.built_in_options("g/h").unwrap(), None);
+        assert_eq!(
+            config.built_in_options("c/d").unwrap_err().to_string(),
+            "isolator.\"c/d\".optional: c/d is built in, and `optional` is for plugins; leave it out, or name the `file` of \
+             a plugin that takes its place"
+        );
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use coracle_isolator::{Adjustment, Error, Result};
 
+use crate::wire::plain;
+
 /// Who set which field, by JSON pointer.
 #[derive(Debug, Default)]
 pub(crate) struct Owners<'a>(BTreeMap<String, &'a str>);
@@ -14,7 +16,10 @@ impl<'a> Owners<'a> {
         for field in adjustment.fields() {
             let owner = *self.0.entry(field.clone()).or_insert(isolator);
             if owner != isolator {
-                return Err(Error::new(format!("isolators {owner} and {isolator} both set {field}")));
+                return Err(Error::new(format!(
+                    "isolators {owner} and {isolator} both set {}",
+                    plain(&field)
+                )));
             }
         }
         Ok(())

@@ -10,14 +10,15 @@ use coracle_isolator::{
     Status, Usage,
 };
 use coracle_isolator_abi::Verb;
+use coracle_sys::{descriptor, file};
 use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Spec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::about::About;
 use crate::config::{self, Settings};
-use crate::process::Process;
-use crate::wire::{Asked, OPEN, Reply};
+use crate::process::{Process, failed};
+use crate::wire::{Asked, OPEN, Reply, plain};
 
 /// An isolator that is loaded from a file, in a process that it has to itself, or shares with those that are inline.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(crate) struct Host {
     granted: Option<Settings>,
     files: Vec<PluginFile>,
     process: Option<Process>,
+    /// The directories of the cgroups whose limits the process may set: those of the container that it last acted on.
+    cgroups: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -111,7 +114,7 @@ pub fn lone(file: OwnedFd, path: &Path, settings: Settings, place: &Place) -> Re
 impl Host {
     fn new(place: &Place, settings: &Settings) -> Self {
         let granted = (!settings.inline).then(|| settings.clone());
-        Self { place: place.clone(), granted, files: Vec::new(), process: None }
+        Self { place: place.clone(), granted, files: Vec::new(), process: None, cgroups: Vec::new() }
     }
 
     fn add(&mut self, file: OwnedFd, path: PathBuf, settings: &Settings) -> Result<usize> {
@@ -127,9 +130,24 @@ impl Host {
         }
         if self.process.is_none() {
             self.files.iter_mut().for_each(|file| file.stage = Stage::Unasked);
-            self.process = Some(Process::start(&self.place.program, self.granted.as_ref())?);
+            let cgroups: Vec<BorrowedFd<'_>> = self.cgroups.iter().map(AsFd::as_fd).collect();
+            self.process = Some(Process::start(&self.place.program, self.granted.as_ref(), &cgroups)?);
         }
         self.process.as_mut().ok_or_else(|| Error::new("there is no process"))
+    }
+
+    /// Has a process of its own act on the container whose cgroups have the directories `dirs`, where that is granted: what a
+    /// process may write is settled before it loads anything.
+    fn turn_to(&mut self, dirs: &[BorrowedFd<'_>]) -> Result<()> {
+        let before: Vec<BorrowedFd<'_>> = self.cgroups.iter().map(AsFd::as_fd).collect();
+        let is_granted = self.granted.as_ref().is_some_and(|granted| granted.cgroups);
+        if !is_granted || identities(&before)? == identities(dirs)? {
+            return Ok(());
+        }
+        let copies = dirs.iter().map(|dir| descriptor::duplicate(*dir));
+        self.cgroups = copies.collect::<coracle_sys::Result<_>>().map_err(failed)?;
+        self.process = None;
+        Ok(())
     }
 
     /// The files that plugins are loaded from.
@@ -137,9 +155,9 @@ impl Host {
         self.files.iter().map(|file| file.file.as_raw_fd())
     }
 
-    /// Forgets the process, which is another's: there is a new one for the next call.
+    /// Forgets the process, which is another's, with what was open for it: there is a new one for the next call.
     pub(crate) fn forget_process(&mut self) {
-        std::mem::forget(self.process.take());
+        std::mem::forget((self.process.take(), std::mem::take(&mut self.cgroups)));
     }
 
     /// Asks the process to load a plugin.
@@ -258,8 +276,21 @@ impl Plugin {
             CgroupVersion::V2 => 2,
         };
         let (texts, fds): (Vec<&str>, Vec<BorrowedFd<'_>>) = (texts.collect(), fds.collect());
+        if ACTING.contains(&verb) {
+            let dirs: Vec<BorrowedFd<'_>> = container.cgroup.dirs().map(|(_, dir)| dir).collect();
+            self.host.borrow_mut().turn_to(&dirs)?;
+        }
         self.call(verb, Asked { cgroup_version, texts: &texts, fds: &fds, ..Asked::default() })
     }
+}
+
+/// The calls in which limits are set; the others tell something.
+const ACTING: [Verb; 5] = [Verb::Isolate, Verb::Join, Verb::Watch, Verb::Update, Verb::UpdateIntelRdt];
+
+/// What directories are, whatever descriptors they are open at.
+fn identities(dirs: &[BorrowedFd<'_>]) -> Result<Vec<(u64, u64)>> {
+    let identity = |dir: &BorrowedFd<'_>| file::stat(*dir).map(|stat| (stat.st_dev, stat.st_ino));
+    dirs.iter().map(identity).collect::<coracle_sys::Result<_>>().map_err(failed)
 }
 
 /// The reply, of a call that succeeded.
@@ -268,7 +299,7 @@ fn succeeded(reply: Reply) -> Result<Reply> {
         return Ok(reply);
     }
     let errno = (reply.errno != 0).then(|| Errno::from_raw(reply.errno));
-    let words = String::from_utf8_lossy(&reply.text).trim().to_owned();
+    let words = plain(String::from_utf8_lossy(&reply.text).trim());
     Err(match errno {
         Some(errno) if words.is_empty() => Error::failed("it failed", errno),
         _ if words.is_empty() => Error::new("it failed without a word"),
@@ -286,7 +317,15 @@ fn document<T: DeserializeOwned + Default>(reply: &Reply, what: &str) -> Result<
         return Ok(T::default());
     }
     let text = str::from_utf8(&reply.text).map_err(|_| Error::new(format!("its {what} is no UTF-8")))?;
-    serde_json::from_str(text).map_err(|e| Error::new(format!("its {what} is malformed: {e}")))
+    let malformed = |e: serde_json::Error| format!("its {what} is malformed: {}", plain(&e.to_string()));
+    serde_json::from_str(text).map_err(|e| Error::new(malformed(e)))
+}
+
+/// The adjustment that a call returned, with words that people may be shown.
+fn adjustment(reply: &Reply) -> Result<Adjustment> {
+    let mut adjustment: Adjustment = document(reply, "adjustment")?;
+    adjustment.warnings.iter_mut().for_each(|warning| *warning = plain(warning));
+    Ok(adjustment)
 }
 
 impl Isolator for Plugin {
@@ -311,8 +350,7 @@ impl Isolator for Plugin {
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
-        let adjustment: Adjustment =
-            document(&self.call_with_document(Verb::Prepare, config)?, "adjustment")?;
+        let adjustment = adjustment(&self.call_with_document(Verb::Prepare, config)?)?;
         if !adjustment.hooks.is_empty() && !self.settings.inline && !self.settings.hooks {
             return Err(Error::new("it may not add hooks, which run with the runtime's rights")
                 .at("/hooks")
@@ -322,7 +360,7 @@ impl Isolator for Plugin {
     }
 
     fn process(&self, config: &Config<'_>) -> Result<Adjustment> {
-        document(&self.call_with_document(Verb::Process, config)?, "adjustment")
+        adjustment(&self.call_with_document(Verb::Process, config)?)
     }
 
     fn validate(&self, spec: &Spec) -> Result<()> {
@@ -346,7 +384,13 @@ impl Isolator for Plugin {
     }
 
     fn limitation(&self, container: &Handles<'_>) -> Result<Option<Limitation>> {
-        document(&self.call_with_container(Verb::Limitation, container, "")?, "limitation")
+        let found: Option<Limitation> =
+            document(&self.call_with_container(Verb::Limitation, container, "")?, "limitation")?;
+        Ok(found.map(|found| Limitation {
+            message: plain(&found.message),
+            reason: plain(&found.reason),
+            ..found
+        }))
     }
 
     fn update(&self, container: &Handles<'_>, resources: &LinuxResources) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The process of one or more plugins, seen from the runtime.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -30,13 +30,18 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `program`, confined to what `granted` grants; unconfined without.
-    pub(crate) fn start(program: &Path, granted: Option<&Settings>) -> Result<Self> {
+    /// Starts `program`, confined to what `granted` grants, and the limits of the cgroups whose directories are `cgroups`;
+    /// unconfined without.
+    pub(crate) fn start(
+        program: &Path,
+        granted: Option<&Settings>,
+        cgroups: &[BorrowedFd<'_>],
+    ) -> Result<Self> {
         let (ours, theirs) = socket::stream_pair().map_err(failed)?;
         let (words, their_words) = descriptor::pipe().map_err(failed)?;
         let nothing = file::open(file::CWD, "/dev/null", libc::O_RDONLY, 0, Resolve::Host).map_err(failed)?;
         let path = c_string(program.as_os_str().as_bytes())?;
-        let args = arguments(&path, theirs.as_raw_fd(), granted)?;
+        let args = arguments(&path, theirs.as_raw_fd(), granted, cgroups)?;
         // What it leaves running ends with the first process of a PID namespace.
         let own_pids = granted.is_some_and(|granted| granted.programs) && identity::caller() == 0;
         let child = process::spawn(if own_pids { libc::CLONE_NEWPID } else { 0 }, None, || {
@@ -44,6 +49,7 @@ impl Process {
                 .and_then(|()| descriptor::set_stream(their_words.as_fd(), 1))
                 .and_then(|()| descriptor::set_stream(their_words.as_fd(), 2))
                 .and_then(|()| descriptor::keep_on_exec(theirs.as_raw_fd()))
+                .and_then(|()| cgroups.iter().try_for_each(|dir| descriptor::keep_on_exec(dir.as_raw_fd())))
                 // Signals of the caller's terminal are not for it.
                 .and_then(|()| process::new_session())
                 .and_then(|()| signal::reset_signals())
@@ -144,7 +150,12 @@ impl Drop for Process {
     }
 }
 
-fn arguments(program: &CString, socket: i32, granted: Option<&Settings>) -> Result<Vec<CString>> {
+fn arguments(
+    program: &CString,
+    socket: i32,
+    granted: Option<&Settings>,
+    cgroups: &[BorrowedFd<'_>],
+) -> Result<Vec<CString>> {
     let mut args = vec![program.clone(), c_string(b"--socket")?, c_string(socket.to_string().as_bytes())?];
     let Some(granted) = granted else {
         args.push(c_string(b"--unconfined")?);
@@ -156,6 +167,9 @@ fn arguments(program: &CString, socket: i32, granted: Option<&Settings>) -> Resu
     }
     for path in &granted.writable {
         args.extend([c_string(b"--writable")?, c_string(path.as_os_str().as_bytes())?]);
+    }
+    for dir in cgroups {
+        args.extend([c_string(b"--cgroup")?, c_string(dir.as_raw_fd().to_string().as_bytes())?]);
     }
     for (is_granted, option) in
         [(granted.programs, b"--programs".as_slice()), (granted.sockets, b"--sockets")]

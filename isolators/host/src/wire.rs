@@ -104,6 +104,11 @@ impl Request {
     }
 }
 
+/// What comes from a plugin for people, without what a terminal could take for commands, and on one line.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 impl Channel {
     /// The end `socket` of a stream.
     pub fn new(socket: OwnedFd) -> Self {
@@ -303,6 +308,11 @@ mod tests {
             host.send(header, b"", &[], None).unwrap();
             assert!(matches!(runtime.reply(None), Err(Broken::Garbled(_))), "{header:?}");
         }
+    }
+
+    #[test]
+    fn words_hold_nothing_that_a_terminal_obeys() {
+        assert_eq!(plain("bad \x1b]0;x\x07\nné\u{9b}1\x7f"), "bad  ]0;x  né 1 ");
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn told(listed: &Listed<'_>) -> Value {
         told["deadline"] = json!(settings.deadline().as_secs_f64());
         told["granted"] = json!({
             "capabilities": settings.capabilities, "writable": settings.writable, "programs": settings.programs,
-            "sockets": settings.sockets, "hooks": settings.hooks,
+            "cgroups": settings.cgroups, "sockets": settings.sockets, "hooks": settings.hooks,
         });
         told["options"] = json!(settings.options);
     }

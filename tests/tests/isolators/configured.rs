@@ -62,6 +62,18 @@ fn a_configuration_that_is_malformed_is_refused_with_its_place() {
 }
 
 #[test]
+fn a_section_of_a_built_in_isolator_that_says_more_than_options_is_refused() {
+    privileged(|host| {
+        let wrong =
+            host.configured("[isolator.\"linux/nnp\"]\noptional = true\noptions = { always = true }\n");
+        wrong.bundle(echo()).run().fails_with(&[
+            "isolator.\"linux/nnp\".optional: linux/nnp is built in, and `optional` is for plugins",
+            "leave it out, or name the `file` of a plugin",
+        ]);
+    });
+}
+
+#[test]
 fn a_plugin_is_found_by_its_isolators_name() {
     privileged(|host| {
         let object = plugin::compiled(host, HOSTILE, &[]);

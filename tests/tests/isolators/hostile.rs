@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Instant;
 
-use coracle_tests::{Container, Host, Outcome, Spec, command, privileged};
+use coracle_tests::{Container, Host, Outcome, Spec, cgroup, command, privileged};
 
 use super::{NAME, hostile, spoiled};
 
@@ -182,6 +182,41 @@ fn a_plugin_is_confined_to_what_it_is_granted() {
         fails_in(granted("sockets = true"), "isolate", &["it could make a socket"]);
         fails_in(granted("inline = true"), "isolate", &["it could write a file"]);
         fs::remove_file("/run/escaped").unwrap();
+    });
+}
+
+/// Who writes to the file of processes moves any of the host's into a cgroup, whose limits then hold for it and whose end
+/// is its own.
+#[test]
+fn a_plugin_moves_no_process_and_sets_limits_where_it_may_only() {
+    privileged(|host| {
+        let spoiled = |call, what, settings| {
+            spoiled(host, &[&format!("-DIN={call:?}"), &format!("-DDO={what}")], settings)
+        };
+        assert_eq!(run(&spoiled("isolate", "moves", "")).succeeds().text(), "ran");
+        fails_in(run(&spoiled("isolate", "limits", "")), "isolate", &["it can't write pids.max"]);
+        for what in ["moves", "limits"] {
+            assert_eq!(run(&spoiled("isolate", what, "cgroups = true")).succeeds().text(), "ran", "{what}");
+        }
+        // Nor where there are cgroups below the container's.
+        let granted = spoiled("update", "moves", "cgroups = true");
+        let container = granted.sleeper();
+        let below: Vec<_> = cgroup::hierarchies_of(&format!("/{}", container.id()));
+        below.iter().for_each(|directory| fs::create_dir(directory.join("below")).unwrap());
+        container.verb_with("update", &["--pids-limit", "9"]).succeeds();
+        below.iter().for_each(|directory| fs::remove_dir(directory.join("below")).unwrap());
+        container.remove();
+    });
+}
+
+#[test]
+fn what_a_plugin_says_is_on_one_line_and_commands_no_terminal() {
+    privileged(|host| {
+        let outcome = run(&hostile(host, "prepare", "rings"));
+        fails_in(outcome, "prepare", &["could not prepare: red  [31m line two  1m"]);
+        let warned = run(&hostile(host, "prepare", "warns")).succeeds();
+        assert!(warned.stderr.contains("test/hostile: red  [31m line two"), "{:?}", warned.stderr);
+        assert!(!warned.stderr.contains('\u{1b}'), "{:?}", warned.stderr);
     });
 }
 

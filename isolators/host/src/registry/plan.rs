@@ -6,6 +6,7 @@ use oci_spec::runtime::Spec;
 use super::Registry;
 use crate::apply;
 use crate::owners::Owners;
+use crate::wire::plain;
 
 /// A plan after all isolators have had their say.
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl Registry {
             let adjustment = isolator.process(config)?;
             let hooks = (!adjustment.hooks.is_empty()).then(|| "/hooks".to_owned());
             if let Some(field) = hooks.iter().chain(&adjustment.container_fields()).next() {
-                return Err(Error::new(format!("{field} is not a field of a process")));
+                return Err(Error::new(format!("{} is not a field of a process", plain(field))));
             }
             owners.claim(isolator.name(), &adjustment)?;
             adjusted.apply(isolator.name(), adjustment);

@@ -1,17 +1,23 @@
 //! What plugins watch of a running container, and what is done about it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use coracle_isolator::Handles;
 use coracle_isolator_host::Watched;
-use coracle_sys::{Errno, descriptor, file, process};
+use coracle_sys::{Errno, descriptor, event, file, process};
 
 use crate::error::Result;
+
+/// For how long nobody is asked again who had nothing to tell.
+const REST: Duration = Duration::from_millis(100);
 
 /// What plugins watch of a container. Each limitation is told once; one that ends the container kills its first process.
 pub struct Limits<'a> {
     /// None in the place of one that watches no more.
     watched: Vec<Option<Watched<'a>>>,
+    /// A timer in the place of one that rests: a descriptor that is always readable must not keep a processor busy.
+    resting: Vec<Option<OwnedFd>>,
     container: Option<&'a Handles<'a>>,
     /// Where is written why the container is ended, for those who follow it.
     note: Option<BorrowedFd<'a>>,
@@ -23,7 +29,14 @@ pub struct Limits<'a> {
 impl<'a> Limits<'a> {
     /// For a container that no plugin watches.
     pub fn none() -> Self {
-        Self { watched: Vec::new(), container: None, note: None, tell: &|_| {}, failure: String::new() }
+        Self {
+            watched: Vec::new(),
+            resting: Vec::new(),
+            container: None,
+            note: None,
+            tell: &|_| {},
+            failure: String::new(),
+        }
     }
 
     /// What `watched` watch of `container`; `tell` tells people.
@@ -40,6 +53,7 @@ impl<'a> Limits<'a> {
             descriptor::set_nonblocking(one.fd.as_fd())?;
         }
         Ok(Self {
+            resting: watched.iter().map(|_| None).collect(),
             watched: watched.into_iter().map(Some).collect(),
             container: Some(container),
             note: None,
@@ -53,10 +67,13 @@ impl<'a> Limits<'a> {
         Self { note, ..self }
     }
 
-    /// The descriptors to wait for, each with its index.
+    /// The descriptors to wait for, each with its index; the timer of one that rests.
     pub(super) fn fds(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        let all = self.watched.iter().enumerate();
-        all.filter_map(|(index, watched)| Some((index, watched.as_ref()?.fd.as_fd())))
+        let all = self.watched.iter().zip(&self.resting).enumerate();
+        all.filter_map(|(index, (watched, resting))| {
+            let fd = &watched.as_ref()?.fd;
+            Some((index, resting.as_ref().unwrap_or(fd).as_fd()))
+        })
     }
 
     /// Looks at what the descriptor at `index` became readable for.
@@ -64,6 +81,9 @@ impl<'a> Limits<'a> {
         let (Some(Some(watched)), Some(container)) = (self.watched.get(index), self.container) else {
             return;
         };
+        if self.resting.get_mut(index).and_then(Option::take).is_some() {
+            return;
+        }
         let is_over = is_at_its_end(watched.fd.as_fd());
         let done = match watched.limitation(container) {
             Ok(None) => is_over,
@@ -93,6 +113,8 @@ impl<'a> Limits<'a> {
         };
         if done {
             self.watched[index] = None;
+        } else {
+            self.resting[index] = event::timer(REST).ok();
         }
     }
 }
@@ -111,7 +133,46 @@ fn is_at_its_end(fd: BorrowedFd<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use coracle_isolator::{Cgroup, CgroupVersion, Isolator};
+    use coracle_isolator_host::Registry;
+    use oci_spec::runtime::Spec;
+
     use super::*;
+
+    /// Its descriptor is always readable, and there is never a limit.
+    struct Restless;
+
+    impl Isolator for Restless {
+        fn name(&self) -> &str {
+            "test/restless"
+        }
+        fn enforces(&self, _: &Spec) -> bool {
+            true
+        }
+        fn watch(&self, _: &Handles<'_>) -> coracle_isolator::Result<Option<OwnedFd>> {
+            Ok(file::open(file::CWD, "/dev/zero", libc::O_RDONLY, 0, file::Resolve::Host).ok())
+        }
+    }
+
+    #[test]
+    fn who_had_nothing_to_tell_is_asked_again_after_a_rest() {
+        let registry = Registry::new(vec![Box::new(Restless)]).unwrap();
+        let cgroup = Cgroup::new(CgroupVersion::V2, Vec::new());
+        let spec = Spec::default();
+        let handles = Handles { id: "c", pidfd: None, cgroup: &cgroup, spec: &spec };
+        let mut limits = Limits::new(&handles, registry.watch_to_end(&handles).unwrap(), &|_| {}).unwrap();
+        let is_readable = |limits: &Limits<'_>, limit| {
+            let fds: Vec<BorrowedFd<'_>> = limits.fds().map(|(_, fd)| fd).collect();
+            event::readable(&fds, Some(limit)).unwrap() == [true]
+        };
+        for _ in 0..2 {
+            assert!(is_readable(&limits, Duration::ZERO));
+            limits.look(0);
+            assert!(!is_readable(&limits, Duration::ZERO));
+            assert!(is_readable(&limits, Duration::from_secs(5)));
+            limits.look(0);
+        }
+    }
 
     #[test]
     fn a_file_that_was_read_may_change_again_and_a_pipe_without_a_writer_may_not() {

@@ -8,6 +8,8 @@
 
 mod call;
 mod confine;
+mod files;
+mod filter;
 mod table;
 
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -26,9 +28,11 @@ fn main() -> ExitCode {
     // SAFETY: the runtime says that this descriptor is the socket, and nothing else here knows it.
     let channel = Channel::new(unsafe { OwnedFd::from_raw_fd(socket) });
     // What a caller of the runtime left open is none of a plugin's business.
-    let confined = descriptor::close_all_but(&[socket])
+    let cgroups = grants.iter().flat_map(|grants| &grants.cgroups).copied();
+    let confined = descriptor::close_all_but(&cgroups.chain([socket]).collect::<Vec<_>>())
         .and_then(|()| identity::set_limit("RLIMIT_CORE", 0, 0))
-        .and_then(|()| grants.map_or(Ok(()), |grants| confine::confine(&grants)));
+        .and_then(|()| grants.map_or(Ok(()), |grants| confine::confine(&grants)))
+        .and_then(|()| descriptor::close_all_but(&[socket]));
     let refused = confined.err().map(|e| format!("confining the plugin: {e}"));
     match serve(&channel, refused.as_deref()) {
         Err(Broken::Ended) => ExitCode::SUCCESS,
@@ -36,7 +40,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// `--socket N`, and unless `--unconfined` what is granted: `--capabilities MASK`, `--writable PATH` …, `--programs`, `--sockets`.
+/// `--socket N`, and unless `--unconfined` what is granted: `--capabilities MASK`, `--writable PATH` …, `--cgroup N` …,
+/// `--programs`, `--sockets`.
 fn parse(mut args: impl Iterator<Item = String>) -> Option<(i32, Option<Grants>)> {
     let (mut socket, mut grants) = (None, Some(Grants::default()));
     while let Some(arg) = args.next() {
@@ -46,6 +51,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Option<(i32, Option<Grants>)
             ("--programs", Some(grants)) => grants.programs = true,
             ("--sockets", Some(grants)) => grants.sockets = true,
             ("--capabilities", Some(grants)) => grants.capabilities = args.next()?.parse().ok()?,
+            ("--cgroup", Some(grants)) => grants.cgroups.push(args.next()?.parse().ok()?),
             ("--writable", Some(grants)) => grants.writable.push(PathBuf::from(args.next()?)),
             _ => return None,
         }
