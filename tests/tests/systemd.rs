@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_tests::command::{eventually, tool};
 use coracle_tests::host::runtime_path;
 use coracle_tests::pod::Pods;
-use coracle_tests::{Host, Outcome, Spec, privileged, with_systemd};
+use coracle_tests::{Container, Host, Outcome, Spec, cgroup, privileged, with_systemd};
 use serde_json::json;
 
 /// What systemd says of a unit's property.
@@ -17,8 +17,18 @@ fn property(unit: &str, name: &str) -> String {
     tool("systemctl", &["show", "--value", "--property", name, unit]).trim().to_owned()
 }
 
-fn cgroup(unit: &str) -> PathBuf {
-    Path::new("/sys/fs/cgroup").join(property(unit, "ControlGroup").trim_start_matches('/'))
+/// The unit's cgroup, from the root of each hierarchy.
+fn group(unit: &str) -> String {
+    property(unit, "ControlGroup")
+}
+
+/// What a file of it holds, by its name on version 2.
+fn limit(cgroup: &str, file: &str) -> String {
+    let file = match file {
+        "memory.max" if !cgroup::is_unified() => "memory.limit_in_bytes",
+        file => file,
+    };
+    cgroup::read(cgroup, file).unwrap_or_else(|| panic!("{file} of {cgroup}"))
 }
 
 fn is_forgotten(unit: &str) -> bool {
@@ -43,8 +53,8 @@ fn a_container_is_a_scope_with_its_limits_and_goes_with_it() {
         assert_eq!(property(unit, "Delegate"), "yes");
         assert_eq!(property(unit, "TasksMax"), "20");
         assert_eq!(property(unit, "CPUQuotaPerSecUSec"), "500ms");
-        assert!(cgroup(unit).ends_with("coracle.slice/coracle-test.slice/x-limits.scope"));
-        let processes = fs::read_to_string(cgroup(unit).join("cgroup.procs")).unwrap();
+        assert!(group(unit).ends_with("coracle.slice/coracle-test.slice/x-limits.scope"));
+        let processes = limit(&group(unit), "cgroup.procs");
         assert_eq!(processes.lines().count(), 1, "the holder is gone, the container there: {processes:?}");
         host.call(&["delete", "--force", container.id()]).succeeds();
         assert!(is_forgotten(unit));
@@ -75,14 +85,42 @@ fn limits_outlive_a_reload_of_systemd_and_new_ones_are_told_to_it() {
     with_systemd(|host| {
         let container = host.bundle(sleeper("reload")).start();
         let unit = "x-reload.scope";
-        let files = cgroup(unit);
-        let pids = || fs::read_to_string(files.join("pids.max")).unwrap();
+        let files = group(unit);
+        let pids = || limit(&files, "pids.max");
         tool("systemctl", &["daemon-reload"]);
-        assert_eq!(pids(), "20\n");
+        assert_eq!(pids(), "20");
         host.call(&["update", "--pids-limit", "30", container.id()]).succeeds();
         tool("systemctl", &["daemon-reload"]);
-        assert_eq!((pids().as_str(), property(unit, "TasksMax").as_str()), ("30\n", "30"));
+        assert_eq!((pids().as_str(), property(unit, "TasksMax").as_str()), ("30", "30"));
         host.call(&["delete", "--force", container.id()]).succeeds();
+    });
+}
+
+/// On version 1 systemd allows again what it was not told of.
+#[test]
+fn devices_stay_out_of_reach_when_systemd_is_reloaded() {
+    with_systemd(|host| {
+        let script = "mknod /dev/kmsg c 1 11 && echo ready && sleep 1000";
+        let kmsg = json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"});
+        let allowed = sleeper("open").set("/linux/resources/devices", json!([kmsg]));
+        let [without, with] =
+            [sleeper("closed"), allowed].map(|spec| host.bundle(spec.script(script)).start());
+        let open =
+            |container: &Container<'_>| host.call(&["exec", container.id(), "sh", "-c", "exec 3</dev/kmsg"]);
+        let refused = ["/dev/kmsg", "Operation not permitted"];
+        eventually("the node is there", || open(&with).code == 0);
+        open(&without).fails_with(&refused);
+        tool("systemctl", &["daemon-reload"]);
+        open(&with).succeeds();
+        open(&without).fails_with(&refused);
+
+        let file = host.directory().join("resources.json");
+        let other = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
+        fs::write(&file, json!({"devices": [other]}).to_string()).unwrap();
+        host.call(&["update", "--resources", file.to_str().unwrap(), with.id()]).succeeds();
+        tool("systemctl", &["daemon-reload"]);
+        open(&with).fails_with(&refused);
+        [without, with].iter().for_each(Container::remove);
     });
 }
 
@@ -109,7 +147,7 @@ fn limits_that_systemd_can_not_be_told_of_stay_as_they_were() {
         let words = ["systemd", "no-such-coracle.scope"];
         assert!(words.iter().any(|word| update.stderr.contains(word)), "{}", update.stderr);
         fs::write(&record, own).unwrap();
-        let pids = coracle_tests::cgroup::read(&format!("/{}", container.id()), "pids.max");
+        let pids = cgroup::read(&format!("/{}", container.id()), "pids.max");
         assert_eq!(pids.as_deref(), Some("20"));
         assert_eq!(fs::read_to_string(&config).unwrap(), kept);
         container.remove();
@@ -123,8 +161,13 @@ fn an_update_of_a_part_of_a_limit_is_reckoned_with_the_rest() {
         let container = host.bundle(sleeper("parts").set("/linux/resources", limits)).start();
         host.call(&["update", "--cpu-quota", "40001", container.id()]).succeeds();
         assert_eq!(property("x-parts.scope", "CPUQuotaPerSecUSec"), "810ms");
-        let files = cgroup("x-parts.scope");
-        assert_eq!(fs::read_to_string(files.join("cpu.max")).unwrap(), "40001 50000\n");
+        let files = group("x-parts.scope");
+        if cgroup::is_unified() {
+            assert_eq!(limit(&files, "cpu.max"), "40001 50000");
+        } else {
+            let parts = ["cpu.cfs_quota_us", "cpu.cfs_period_us"].map(|file| limit(&files, file));
+            assert_eq!(parts, ["40001", "50000"]);
+        }
         host.call(&["delete", "--force", container.id()]).succeeds();
     });
 }
@@ -201,6 +244,9 @@ impl Session<'_> {
 
 /// Starts the user's systemd for the test, and stops it afterwards.
 fn with_session(host: &Host, test: impl FnOnce(&Session<'_>)) {
+    if !cgroup::is_unified() {
+        return host.skip("users' systemds are given no controller of version 1");
+    }
     let session = Session { host, user: Session::id(host, "-u"), group: Session::id(host, "-g") };
     let unit = format!("user@{}.service", session.user);
     tool("systemctl", &["start", "--no-block", &unit]);
@@ -310,12 +356,12 @@ fn a_pod_is_a_scope_in_the_slice_of_its_node_and_goes_with_it() {
         host.call(&[&["--systemd-cgroup"], &run[..]].concat()).succeeds();
         let unit = "web.pod.scope";
         assert_eq!((property(unit, "TasksMax").as_str(), property(unit, "Delegate").as_str()), ("50", "yes"));
-        let scope = cgroup(unit);
+        let scope = group(unit);
         assert!(scope.ends_with("coracle-org-team\\x2da.slice/web.pod.scope"), "{scope:?}");
-        let read = |name: &str| fs::read_to_string(scope.join(name)).unwrap();
-        assert_eq!(read("main/memory.max"), "67108864\n");
+        let main = format!("{scope}/main");
+        assert_eq!(limit(&main, "memory.max"), "67108864");
         tool("systemctl", &["daemon-reload"]);
-        assert_eq!((read("pids.max").as_str(), read("main/memory.max").as_str()), ("50\n", "67108864\n"));
+        assert_eq!([limit(&scope, "pids.max"), limit(&main, "memory.max")], ["50", "67108864"]);
         pods.exec("web/main", &["true"]).succeeds();
         pods.call(&["kill", "web/main", "KILL"]).succeeds();
         pods.becomes("web", "main", "restarts", 1);

@@ -35,6 +35,7 @@ mod testing;
 
 use coracle_isolator::Isolator;
 pub use cpu::weight as cpu_weight;
+pub use devices::{Access, access};
 use limit::Limits;
 
 /// The isolators of this family.

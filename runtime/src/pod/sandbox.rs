@@ -125,7 +125,8 @@ fn sysctls(plan: &Plan, isolators: &Registry) -> Result<Vec<(String, String)>> {
 fn make_cgroup(record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<Option<Holder>> {
     let Some(place) = &mut record.cgroup else { return Ok(None) };
     let limits = spec::parse_resources(plan.resources.to_string().as_bytes())?;
-    let (tree, holder) = place.make(&Wanted { resources: Some(&limits), annotations: None })?;
+    let (tree, holder) =
+        place.make(&Wanted { resources: Some(&limits), devices: None, annotations: None })?;
     limit(&plan.name, tree.into_handles(), &plan.resources, isolators)?;
     Ok(holder)
 }

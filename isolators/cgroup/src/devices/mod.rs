@@ -57,6 +57,24 @@ impl Isolator for Devices {
     }
 }
 
+/// Which devices a container may make and open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    /// Whether all but the exceptions; else only they.
+    pub all: bool,
+    /// The exceptions, as version 1's files show and take them: `c 1:3 rwm`. No two are about the same devices.
+    pub exceptions: Vec<String>,
+}
+
+/// What `rules` come to, those about what every container has among them.
+///
+/// # Errors
+/// For a rule that is none, by its pointer.
+pub fn access(rules: &[LinuxDeviceCgroup]) -> Result<Access> {
+    let policy = Policy::new(rules)?;
+    Ok(Access { all: policy.allow, exceptions: policy.entries() })
+}
+
 /// Whether a group has its first policy, or one that others depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {

@@ -26,6 +26,7 @@ pub(super) enum Value {
     Long(i64),
     Real(f64),
     Texts(Vec<String>),
+    Pairs(Vec<(String, String)>),
     Bytes(Vec<u8>),
     Pids(Vec<u32>),
 }
@@ -41,6 +42,7 @@ impl Value {
             Self::Long(_) => "x",
             Self::Real(_) => "d",
             Self::Texts(_) => "as",
+            Self::Pairs(_) => "a(ss)",
             Self::Bytes(_) => "ay",
             Self::Pids(_) => "au",
         }
@@ -110,6 +112,12 @@ impl Writer {
             Value::Texts(texts) => self.array(4, |w| {
                 texts.iter().for_each(|text| {
                     w.text(text);
+                });
+            }),
+            Value::Pairs(pairs) => self.array(8, |w| {
+                pairs.iter().for_each(|(one, other)| {
+                    w.align(8);
+                    w.text(one).text(other);
                 });
             }),
             Value::Bytes(bytes) => self.array(1, |w| w.bytes.extend(bytes)),
@@ -370,14 +378,17 @@ pub(super) mod tests {
     #[cfg(target_endian = "little")]
     fn values_stand_at_multiples_of_their_own_size() {
         let mut writer = Writer::default();
-        for value in [Value::Signed(-1), Value::Real(1.0), Value::Texts(vec!["a".to_owned(), "b".to_owned()])]
-        {
+        let [a, b] = ["a", "b"].map(str::to_owned);
+        let (texts, pairs) =
+            (Value::Texts(vec![a.clone(), b.clone()]), Value::Pairs(vec![(a.clone(), b), (a.clone(), a)]));
+        for value in [Value::Signed(-1), Value::Real(1.0), texts, pairs] {
             writer.variant(&value);
         }
         let expected = [
             &b"\x01i\0\0\xff\xff\xff\xff"[..],
             b"\x01d\0\0\0\0\0\0\0\0\0\0\0\0\xf0\x3f",
-            b"\x02as\0\x0e\0\0\0\x01\0\0\0a\0\0\0\x01\0\0\0b\0",
+            b"\x02as\0\x0e\0\0\0\x01\0\0\0a\0\0\0\x01\0\0\0b\0\x05a(ss)\0\0\0\0",
+            b"\x1e\0\0\0\0\0\0\0\x01\0\0\0a\0\0\0\x01\0\0\0b\0\0\0\x01\0\0\0a\0\0\0\x01\0\0\0a\0",
         ];
         assert_eq!(writer.bytes.escape_ascii().to_string(), expected.concat().escape_ascii().to_string());
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_sys::process;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use self::bus::Bus;
@@ -42,6 +42,8 @@ pub struct Unit {
 pub struct Wanted<'a> {
     /// The container's limits.
     pub resources: Option<&'a LinuxResources>,
+    /// The rules about devices that hold in it; none where anything may be opened.
+    pub devices: Option<&'a [LinuxDeviceCgroup]>,
     /// The container's annotations: `org.systemd.property.NAME` sets the property of that name.
     pub annotations: Option<&'a HashMap<String, String>>,
 }
@@ -110,6 +112,7 @@ impl Unit {
     /// `Exists` where there is such a unit, `Unsupported` where there is no systemd, `System` where it refuses.
     pub(super) fn start(&self, wanted: &Wanted<'_>, version: Version) -> Result<Holder> {
         let limits = wanted.resources.map(|r| properties::properties(r, version)).transpose()?;
+        let devices = wanted.devices.map(|rules| self.devices(rules, version)).transpose()?;
         let asked = wanted.annotations.map(annotations::properties).transpose()?.unwrap_or_default();
         let mut bus = Bus::connect(self.user.is_some())?;
         let holder = Holder(process::spawn(0, None, hold).context(|| "starting the holder of a scope")?);
@@ -124,7 +127,7 @@ impl Unit {
             ("TasksAccounting", Value::Truth(true)),
             (if version == Version::V2 { "IOAccounting" } else { "BlockIOAccounting" }, Value::Truth(true)),
         ];
-        properties.extend(limits.into_iter().flatten());
+        properties.extend(limits.into_iter().chain(devices).flatten());
         let mut properties: Vec<(Cow<'_, str>, Value)> =
             properties.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).chain(asked).collect();
         // Else systemd ends the whole scope when the kernel kills one of its processes for want of memory.
@@ -162,12 +165,25 @@ impl Unit {
         }
     }
 
+    /// The properties that say what `rules` say about devices, where systemd would else write that there are none: on
+    /// version 1, if it may. On version 2 the isolator's program stays beside systemd's.
+    fn devices(&self, rules: &[LinuxDeviceCgroup], version: Version) -> Result<Vec<(&'static str, Value)>> {
+        if version == Version::V2 || self.user.is_some() {
+            return Ok(Vec::new());
+        }
+        properties::devices(rules)
+    }
+
     /// Tells systemd of new limits.
     ///
     /// # Errors
     /// `System` where it refuses.
     pub fn set(&self, resources: &LinuxResources, version: Version) -> Result<()> {
-        self.set_properties(&properties::properties(resources, version)?)
+        let mut properties = properties::properties(resources, version)?;
+        if let Some(rules) = resources.devices() {
+            properties.extend(self.devices(rules, version)?);
+        }
+        self.set_properties(&properties)
     }
 
     /// Tells systemd, which was told of the limits `new`, of the limits `old` again.
@@ -175,7 +191,11 @@ impl Unit {
     /// # Errors
     /// `System` where it refuses.
     pub fn set_back(&self, new: &LinuxResources, old: &LinuxResources, version: Version) -> Result<()> {
-        self.set_properties(&properties::reverted(new, old, version)?)
+        let mut properties = properties::reverted(new, old, version)?;
+        if new.devices().is_some() {
+            properties.extend(self.devices(old.devices().as_deref().unwrap_or_default(), version)?);
+        }
+        self.set_properties(&properties)
     }
 
     fn set_properties(&self, properties: &[(&str, Value)]) -> Result<()> {

@@ -3,7 +3,7 @@
 //! The isolators write the limits into the cgroup themselves, to the byte. systemd must know of them too: it writes
 //! its own idea of a unit into the unit's cgroup again whenever it is reloaded.
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
 use super::super::Version;
 use super::message::Value;
@@ -60,6 +60,43 @@ pub(super) fn properties(resources: &LinuxResources, version: Version) -> Result
         }
     }
     Ok(found)
+}
+
+/// The properties that say what `rules` say about devices. An entry of a list that is set is added to what there is; an empty
+/// list takes all away. What systemd has no words for, one minor number of all majors, is the isolator's alone.
+///
+/// # Errors
+/// `InvalidSpec` for what is no rule; `Unsupported` for all devices but some, which systemd can't be told.
+pub(super) fn devices(rules: &[LinuxDeviceCgroup]) -> Result<Vec<(&'static str, Value)>> {
+    let access = coracle_isolator_cgroup::access(rules)?;
+    let none = ("DeviceAllow", Value::Pairs(Vec::new()));
+    if !access.all {
+        let allowed = access.exceptions.iter().filter_map(|entry| device(entry)).collect();
+        let strict = ("DevicePolicy", Value::Text("strict".to_owned()));
+        return Ok(vec![strict, none, ("DeviceAllow", Value::Pairs(allowed))]);
+    }
+    match access.exceptions.first() {
+        None => Ok(vec![("DevicePolicy", Value::Text("auto".to_owned())), none]),
+        Some(denied) => Err(Error::new(
+            Code::Unsupported,
+            format!("/linux/resources/devices allows all but {denied:?}, and systemd would allow that, too, when it is reloaded"),
+        )
+        .hint("deny all, then allow those that are wanted")),
+    }
+}
+
+/// `c 1:3 rwm` as systemd has it (`DeviceAllow=` of systemd.resource-control(5)): a node, or all of a major number. That is
+/// told as a number, since drivers may share a name.
+fn device(entry: &str) -> Option<(String, String)> {
+    let (class, rest) = entry.split_once(' ')?;
+    let (number, access) = rest.split_once(' ')?;
+    let class = if class == "c" { "char" } else { "block" };
+    let node = match number.split_once(':')? {
+        (major, "*") => format!("{class}-{major}"),
+        ("*", _) => return None,
+        _ => format!("/dev/{class}/{number}"),
+    };
+    Some((node, access.to_owned()))
 }
 
 /// The properties that `new` sets, as `old` sets them, or as they are where nobody has.
@@ -182,6 +219,41 @@ mod tests {
             ("AllowedCPUs", Value::Bytes(Vec::new())),
         ];
         assert_eq!(reverted, wanted);
+    }
+
+    fn of_devices(rules: serde_json::Value) -> Result<Vec<(&'static str, Value)>> {
+        devices(&serde_json::from_value::<Vec<LinuxDeviceCgroup>>(rules).unwrap())
+    }
+
+    #[test]
+    fn rules_about_devices_are_a_list_of_what_is_allowed() {
+        let rules = json!([
+            {"allow": true, "type": "b", "major": 8, "access": "r"},
+            {"allow": true, "type": "c", "major": 10, "minor": 200, "access": "rwm"},
+            {"allow": true, "type": "c", "minor": 7, "access": "r"},
+        ]);
+        let told = of_devices(rules).unwrap();
+        assert_eq!(told[0], ("DevicePolicy", Value::Text("strict".to_owned())));
+        assert_eq!(told[1], ("DeviceAllow", Value::Pairs(Vec::new())), "what was told before is forgotten");
+        let ("DeviceAllow", Value::Pairs(allowed)) = &told[2] else { panic!("{told:?}") };
+        let allowed: Vec<String> = allowed.iter().map(|(node, access)| format!("{node} {access}")).collect();
+        for wanted in ["char-* m", "/dev/char/1:3 rwm", "char-136 rwm", "block-8 r", "/dev/char/10:200 rwm"] {
+            assert!(allowed.iter().any(|entry| entry == wanted), "{wanted} in {allowed:?}");
+        }
+        assert!(!allowed.iter().any(|entry| entry.contains('7') && entry.ends_with(" r")), "{allowed:?}");
+    }
+
+    #[test]
+    fn all_devices_are_told_of_and_all_but_some_can_not_be() {
+        let all = json!({"allow": true, "access": "rwm"});
+        assert_eq!(of_devices(json!([all])).unwrap()[0], ("DevicePolicy", Value::Text("auto".to_owned())));
+        let but = json!({"allow": false, "type": "b", "major": 8, "access": "rwm"});
+        let error = of_devices(json!([all, but])).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "/linux/resources/devices allows all but \"b 8:* rwm\", and systemd would allow that, too, when it is \
+             reloaded; deny all, then allow those that are wanted"
+        );
     }
 
     #[test]

@@ -114,7 +114,9 @@ pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, doo
 pub fn make_cgroups(container: &mut Container) -> Result<(Tree, Option<Holder>)> {
     let Some(place) = &mut container.record.cgroup else { return Ok((Tree::none(), None)) };
     let resources = container.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let made = place.make(&Wanted { resources, annotations: container.spec.annotations().as_ref() });
+    let devices = resources.and_then(|resources| resources.devices().as_deref());
+    let annotations = container.spec.annotations().as_ref();
+    let made = place.make(&Wanted { resources, devices: Some(devices.unwrap_or_default()), annotations });
     if made.is_err() {
         container.save()?;
     } else if place.at.is_empty() {
