@@ -77,7 +77,7 @@ pub fn store(given: Option<&Path>) -> PathBuf {
 /// `NotFound` where the store has no such image.
 pub fn make_bundle(store: &Path, id: Known<'_>, wanted: &ImageRun) -> Result<Bundle> {
     let name = state::name(id.id);
-    bundle_of(store, wanted, |store, image| {
+    bundle_of(store, wanted, unpack, |store, image| {
         bundle::make_for(store, image, (&name, Some(id.by)), &wanted.options)
     })
 }
@@ -94,7 +94,7 @@ pub fn compose_bundle(
     owners: Option<Owners<'_>>,
 ) -> Result<Bundle> {
     let name = state::name(id.id);
-    bundle_of(store, wanted, |store, image| {
+    bundle_of(store, wanted, unpack_silently, |store, image| {
         bundle::compose(store, image, (&name, Some(id.by)), (&wanted.options, owners))
     })
 }
@@ -102,6 +102,7 @@ pub fn compose_bundle(
 fn bundle_of(
     store: &Path,
     wanted: &ImageRun,
+    unpack: fn(&Path, &str) -> Result<()>,
     make: impl Fn(&Store, &str) -> coracle_image::Result<Bundle>,
 ) -> Result<Bundle> {
     let attempt = |name: &str| make(&Store::open(store)?, name);
@@ -152,7 +153,7 @@ pub fn mount_volume(store: &Path, id: Known<'_>, reference: &str, owners: Option
     };
     let mounted = match attempt() {
         Err(e) if e.kind() == coracle_image::Kind::NotUnpacked => {
-            unpack(store, reference)?;
+            unpack_silently(store, reference)?;
             attempt()
         }
         other => other,
@@ -218,6 +219,11 @@ fn quiet(store: &Path, args: &[&str]) -> Result<String> {
 
 fn unpack(store: &Path, reference: &str) -> Result<()> {
     tool(store, "unpack", reference)
+}
+
+/// The same where the standard streams are a container's.
+fn unpack_silently(store: &Path, reference: &str) -> Result<()> {
+    quiet(store, &["unpack", reference]).map(drop)
 }
 
 /// Unpacking takes threads and decompressors, and fetching a network client, which the runtime doesn't link: the image

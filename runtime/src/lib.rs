@@ -29,6 +29,17 @@ pub mod time;
 /// Writes `text`, whole lines, to the standard output. Returns whether there is somebody to read it: that nobody is left
 /// is no failure of ours, but who prints again and again must end then, as no signal does it (Rust ignores SIGPIPE).
 pub(crate) fn print(text: &str) -> bool {
-    use std::io::Write;
-    std::io::stdout().lock().write_all(text.as_bytes()).is_ok()
+    use std::io::{ErrorKind, Write};
+    let written = std::io::stdout().lock().write_all(text.as_bytes());
+    written.map_err(|e| e.kind() == ErrorKind::BrokenPipe || UNWRITTEN.set(e).is_ok()).is_ok()
+}
+
+/// Why something could not be written to the standard output, though somebody may wait for it.
+static UNWRITTEN: std::sync::OnceLock<std::io::Error> = std::sync::OnceLock::new();
+
+/// What went wrong with the standard output, if anything did: for the end of a command.
+#[must_use]
+pub fn unwritten() -> Option<error::Error> {
+    let why = UNWRITTEN.get()?;
+    Some(error::Error::system(why).doing("writing to the standard output"))
 }

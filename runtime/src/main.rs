@@ -20,7 +20,8 @@ fn main() -> ExitCode {
         Ok(Command::Exec(_)) => |_| 255,
         _ => |_| 1,
     };
-    match command.and_then(|command| commands::execute(&global, command)) {
+    let done = command.and_then(|command| commands::execute(&global, command));
+    match done.and_then(|code| coracle::unwritten().map_or(Ok(code), Err)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             global.tell(&error);

@@ -292,3 +292,22 @@ fn lines_come_from_a_terminal_as_the_program_wrote_them() {
         assert_eq!(run.stdout, b"one line\n");
     });
 }
+
+#[test]
+fn a_list_of_users_that_is_no_file_names_no_home() {
+    privileged(|host| {
+        let spec = Spec::new().bind("/dev/null", "/etc/passwd", &[]).script("echo $HOME");
+        let spec = spec.set("/process/env", json!(["PATH=/bin"]));
+        assert_eq!(host.bundle(spec).run().succeeds().text(), "/");
+    });
+}
+
+#[test]
+fn output_that_can_not_be_written_is_told() {
+    privileged(|host| {
+        if host.needs_coracle("what runc prints and forgets") {
+            let list = host.shell("$RUNTIME list >/dev/full");
+            list.fails_with(&["writing to the standard output", "No space left"]);
+        }
+    });
+}

@@ -1,7 +1,7 @@
 //! `exec`: one more process in a running container.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
 
 use coracle_tests::{Spec, cgroup, command, privileged};
@@ -327,6 +327,36 @@ fn additional_groups_and_no_new_privileges_are_set() {
         let script = "id -G; grep NoNewPrivs /proc/self/status";
         let told = container.exec_with(&options, &["sh", "-c", script]).succeeds().lines();
         assert_eq!(told, ["1000 2000 3000", "NoNewPrivs:\t1"]);
+        container.remove();
+    });
+}
+
+#[test]
+fn what_a_process_document_does_not_say_is_as_the_container_has_it() {
+    privileged(|host| {
+        let spec = Spec::new().set("/process/oomScoreAdj", 100).args(["sleep", "1000"]);
+        let container = host.bundle(spec).start();
+        let file = host.directory().join("process.json");
+        let of =
+            |pid: &str| format!("grep ^Cap /proc/{pid}/status; ulimit -n; cat /proc/{pid}/oom_score_adj");
+        let process = json!({"args": ["sh", "-c", of("self")], "env": ["PATH=/bin"], "cwd": "/"});
+        fs::write(&file, process.to_string()).unwrap();
+        let run = host.call(&["exec", "--process", file.to_str().unwrap(), container.id()]).succeeds();
+        let first = container.exec(&["sh", "-c", &of("1")]).succeeds();
+        assert_eq!(run.lines(), first.lines());
+        container.remove();
+    });
+}
+
+#[test]
+fn a_fifo_of_the_host_keeps_its_owner() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let fifo = host.directory().join("fifo");
+        let path = fifo.display();
+        let exec = format!("$RUNTIME exec --user 1000 {} true", container.id());
+        host.shell(&format!("mkfifo {path} && {{ : >{path} & {exec} <{path}; }}")).succeeds();
+        assert_eq!(fs::metadata(&fifo).unwrap().uid(), 0);
         container.remove();
     });
 }

@@ -372,3 +372,15 @@ fn pid_of(pidfd: &OwnedFd) -> i32 {
     let line = told.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
     line.trim().parse().unwrap()
 }
+
+#[test]
+fn an_id_may_be_as_long_as_a_name_of_a_file() {
+    privileged(|host| {
+        if !host.needs_coracle("another name than the test's own") {
+            return;
+        }
+        let (bundle, id) = (host.bundle(Spec::new().args(["true"])), "x".repeat(255));
+        host.call(&["run", "--bundle", bundle.directory().to_str().unwrap(), &id]).succeeds();
+        assert_eq!(host.call(&["state", &id]).code, 1, "nothing is left of it");
+    });
+}

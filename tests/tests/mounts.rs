@@ -401,3 +401,31 @@ fn an_unknown_file_system_is_named() {
         host.bundle(spec).run().fails_with(&["/mnt"]);
     });
 }
+
+#[test]
+fn a_read_only_path_can_be_the_root_itself() {
+    privileged(|host| {
+        for path in ["/", "/tmp/.."] {
+            let spec = Spec::new().set("/linux/readonlyPaths", json!([path]));
+            let run = host.bundle(spec.script("echo x >/new || echo refused")).run().succeeds();
+            assert_eq!(run.text(), "refused", "{path}");
+        }
+        let masked = host.bundle(Spec::new().set("/linux/maskedPaths", json!(["/"]))).try_create();
+        masked.fails_with(&["/linux/maskedPaths", "the root, which can't be masked"]);
+    });
+}
+
+#[test]
+fn a_mount_below_the_read_only_hierarchies_of_cgroups_has_a_new_place_there() {
+    privileged(|host| {
+        if coracle_tests::cgroup::is_unified() {
+            return host.skip("one hierarchy has no room for other directories");
+        }
+        let source = source(host);
+        let spec = Spec::new()
+            .mount("/sys/fs/cgroup", "cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"])
+            .bind(&source, "/sys/fs/cgroup/extra", &[])
+            .script("ls -d /sys/fs/cgroup/extra; mkdir /sys/fs/cgroup/new || echo refused");
+        assert_eq!(host.bundle(spec).run().succeeds().lines(), ["/sys/fs/cgroup/extra", "refused"]);
+    });
+}

@@ -257,3 +257,13 @@ fn a_call_newer_than_the_profile_is_not_implemented() {
         assert_eq!(number(&profile(json!({"defaultErrnoRet": 13})), "437"), 38);
     });
 }
+
+#[test]
+fn a_filter_that_allows_nothing_ends_the_process() {
+    privileged(|host| {
+        if host.needs_coracle("the end by a signal") {
+            let run = host.bundle(Spec::new().seccomp("SCMP_ACT_ERRNO", &json!([])).args(["true"])).run();
+            assert!(run.code > 128, "{run:?}");
+        }
+    });
+}

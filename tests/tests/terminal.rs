@@ -304,3 +304,19 @@ fn a_terminal_that_only_shows_gives_its_size_too() {
         assert!(shown.contains("31 71"), "{shown}");
     });
 }
+
+/// A shell that reads letter by letter loses what came before it took the terminal for itself.
+#[test]
+fn the_end_of_the_input_ends_a_shell_whenever_it_comes() {
+    privileged(|host| {
+        if !host.needs_coracle("input of a terminal that ends at once") {
+            return;
+        }
+        let container = host.sleeper();
+        for _ in 0..3 {
+            let exec = format!("timeout 20 $RUNTIME exec --tty {} sh </dev/null", container.id());
+            host.shell(&exec).succeeds();
+        }
+        container.remove();
+    });
+}

@@ -211,3 +211,17 @@ fn a_container_that_wants_new_limits_checked_has_those_of_options_checked() {
         container.remove();
     });
 }
+
+#[test]
+fn limits_of_tasks_that_say_nothing_change_nothing() {
+    privileged(|host| {
+        let spec = Spec::new().set("/linux/resources/pids", json!({})).args(["sleep", "1000"]);
+        let container = host.bundle(spec).start();
+        assert_eq!(pids(&container), "max");
+        let file = host.directory().join("resources.json");
+        fs::write(&file, r#"{"pids": {}}"#).unwrap();
+        update(&container, &["--resources", file.to_str().unwrap()]).succeeds();
+        assert_eq!(pids(&container), "max");
+        container.remove();
+    });
+}

@@ -39,14 +39,14 @@ pub(crate) fn look_up(root: BorrowedFd<'_>, text: &str) -> Result<Identity> {
 }
 
 /// The home directory of the user with ID `uid`; `/` where nobody has it, or the list is a link that leads nowhere or to itself,
-/// as with runc.
+/// or no regular file (`/dev/null` over it), as with runc.
 ///
 /// # Errors
 /// As [`look_up`].
 pub(crate) fn home(root: BorrowedFd<'_>, uid: u32) -> Result<String> {
     let looking = || format!("looking up user {uid} in the image");
     let passwd = match read(root, "etc/passwd") {
-        Err(e) if e.errno() == Some(Errno::ELOOP) => String::new(),
+        Err(e) if e.errno() == Some(Errno::ELOOP) || e.kind() == Kind::Malformed => String::new(),
         read => read.context(looking)?,
     };
     Ok(identity(&uid.to_string(), &passwd, "").context(looking)?.home)

@@ -14,10 +14,16 @@ pub fn number(states: &Path, id: &str) -> u64 {
 /// The directory of states whose containers' IDs are names on disk as they are: root's, where nothing else is said.
 const DEFAULT_STATES: &str = "/run/coracle";
 
+/// The longest name of a file that is an ID as it is, in bytes: of the 255 that a name may have some are its users' own.
+const LONGEST: usize = 200;
+
 /// What the container `id` whose state lies in the directory `states` is called in names of files.
 #[must_use]
 pub fn file_name(states: &Path, id: &str) -> String {
     let name = id.replace('/', "~");
+    if let Some(beginning) = name.get(..LONGEST) {
+        return format!("{:016x}-{beginning}", number(states, id));
+    }
     if states == Path::new(DEFAULT_STATES) || states.as_os_str().is_empty() {
         return name;
     }
@@ -52,6 +58,8 @@ mod tests {
         let names = ["/run/coracle", ""].map(|states| file_name(Path::new(states), "web/debug-1"));
         assert_eq!(names, ["web~debug-1", "web~debug-1"]);
         assert_eq!(file_name(Path::new("/run/other"), "web-1"), "366af9f3aa6a53a5-web-1");
+        let [one, other] = ["a", "b"].map(|end| file_name(Path::new(""), &("x".repeat(254) + end)));
+        assert!(one != other && one.len() < 220, "{one}");
     }
 
     #[test]

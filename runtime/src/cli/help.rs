@@ -9,12 +9,20 @@ const OWN: [&str; 15] = [
     "recover", "complete", "help", "version",
 ];
 
-/// Whether help is asked for before the first word that is no option: what comes later can belong to a program.
-pub(super) fn is_wanted(parser: &mut lexopt::Parser) -> bool {
+/// The commands that have verbs, and the verb of one that has some, too.
+const WITH_VERBS: [&str; 5] = ["pod", "volume", "network", "isolator", "node"];
+
+/// Whether help is asked for before the first word that is neither a verb of `command` nor an option: what comes later can
+/// belong to a program.
+pub(super) fn is_wanted(parser: &mut lexopt::Parser, command: &str) -> bool {
     let args = parser.try_raw_args();
+    let mut has_verb = WITH_VERBS.contains(&command);
     let options = args.iter().flat_map(|args| args.as_slice()).take_while(|arg| {
         let bytes = arg.as_encoded_bytes();
-        bytes.starts_with(b"-") && bytes != b"--"
+        let is_option = bytes.starts_with(b"-") && bytes != b"--";
+        let is_verb =
+            !is_option && std::mem::replace(&mut has_verb, WITH_VERBS.iter().any(|verb| *arg == verb));
+        is_option || is_verb
     });
     options.into_iter().any(|arg| arg == "-h" || arg == "--help" || arg == "-?")
 }
@@ -86,7 +94,12 @@ mod tests {
     }
 
     #[test]
-    fn help_is_wanted_before_the_first_word_only() {
+    fn help_is_wanted_before_the_first_word_that_is_no_verb() {
+        let ask = |command, line: &str| is_wanted(&mut lexopt::Parser::from_args(line.split(' ')), command);
+        for line in ["--help", "run --help", "node create -h", "exec -i --help"] {
+            assert!(ask("pod", line), "{line}");
+        }
+        assert!(!ask("pod", "exec web ls --help"));
         for (line, wanted) in [
             ("--help", true),
             ("-h", true),
@@ -95,7 +108,7 @@ mod tests {
             ("-- --help", false),
             ("web", false),
         ] {
-            assert_eq!(is_wanted(&mut lexopt::Parser::from_args(line.split(' '))), wanted, "{line}");
+            assert_eq!(ask("exec", line), wanted, "{line}");
         }
     }
 }

@@ -210,7 +210,7 @@ fn parse_command(parser: &mut lexopt::Parser, global: &mut Global) -> Result<Com
 }
 
 fn parse_options(command: &str, parser: &mut lexopt::Parser) -> Result<Command> {
-    if help::is_wanted(parser) {
+    if help::is_wanted(parser, command) {
         let none = || usage(format!("No help topic for '{command}'")).hint("see coracle help");
         return help::of(command).map(Command::Print).ok_or_else(none);
     }

@@ -47,7 +47,10 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
     }
     let mut spec = spec::kept(state)?;
     let (process, warnings) = match &options.process {
-        Some(path) => spec::load_process(path)?,
+        Some(path) => {
+            let (process, warnings) = spec::load_process(path)?;
+            (completed(process, &spec), warnings)
+        }
         None => process(options, &spec)?,
     };
     global.warn(warnings);
@@ -101,6 +104,27 @@ fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) 
     process.adjust(&mut adjusted);
     seccomp_agent::check(spec, &process)?;
     Ok(Launch { namespaces: Namespaces::default(), inside: None, process })
+}
+
+/// The process of a document, which has from the container's own what runc gives it where the document says nothing.
+fn completed(mut process: Process, spec: &Spec) -> Process {
+    let Some(own) = spec.process() else { return process };
+    if process.capabilities().is_none() {
+        process.set_capabilities(own.capabilities().clone());
+    }
+    if process.apparmor_profile().is_none() {
+        process.set_apparmor_profile(own.apparmor_profile().clone());
+    }
+    if process.selinux_label().is_none() {
+        process.set_selinux_label(own.selinux_label().clone());
+    }
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(own.oom_score_adj());
+    }
+    if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
+        process.set_rlimits(own.rlimits().clone());
+    }
+    process
 }
 
 /// The process to run, the container's own with what the options change; and what of these is passed over.

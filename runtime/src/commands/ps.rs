@@ -33,6 +33,13 @@ fn table(args: &[String], pids: &[i32]) -> Result<String> {
     let output = Command::new("ps").args(args).output();
     let output = output
         .map_err(|e| Error::new(Code::System, format!("ps can't be run: {e}")).hint("use --format json"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    // It fails, too, where it found nobody to list.
+    if let Some(first) =
+        said.lines().find(|line| !line.trim().is_empty()).filter(|_| !output.status.success())
+    {
+        return Err(Error::new(Code::Usage, format!("ps: {}", first.trim())));
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines = text.lines();
     let header = lines.next().unwrap_or_default();

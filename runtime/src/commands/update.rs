@@ -57,6 +57,9 @@ fn asked(options: &cli::Update) -> Result<Value> {
         }
     };
     merge(&mut asked, options.limits.clone());
+    if asked.pointer("/pids/limit").is_none_or(Value::is_null) {
+        asked.as_object_mut().map(|asked| asked.remove("pids"));
+    }
     // No list of device rules is no wish to deny all devices.
     if asked["devices"].as_array().is_some_and(Vec::is_empty) {
         asked["devices"] = Value::Null;

@@ -16,7 +16,7 @@ const SAFE: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
 /// For a container without cgroups of its own: it shows those of the runtime's caller, in which it lives, and lets nobody
 /// change them.
-pub(super) fn mount_callers(root: &Root, plan: &MountPlan) -> Result<()> {
+pub(super) fn mount_callers(root: &Root, plan: &MountPlan) -> Result<OwnedFd> {
     let attributes = Attributes { set: plan.attributes.set | attr::RDONLY, ..plan.attributes };
     mount(root, &MountPlan { attributes, ..plan.clone() }, &Place::callers()?)
 }
@@ -25,14 +25,16 @@ pub(super) fn mount_callers(root: &Root, plan: &MountPlan) -> Result<()> {
 /// else a directory each. Each shows the container's own cgroup as its root, by binding that directory alone. In a cgroup
 /// namespace a mount of its own would show no more (both are views of the host's one file system, and mountinfo(5) names
 /// the same root), but for each hierarchy the kernel would look at every cgroup of the machine (`cgroup1_get_tree`).
-pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<()> {
+/// The directory that holds several becomes read-only when the mount points in it are made.
+pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<OwnedFd> {
     let top = root.target(&plan.target, true)?;
     let read_only = (plan.attributes.set | plan.recursive.set) & attr::RDONLY;
     let all: Vec<_> = place.paths().collect();
     let is_alone = plan.source == Source::Cgroups { unified: true } || all.len() == 1;
     if let Some((_, path)) = all.iter().find(|(hierarchy, _)| is_alone && hierarchy.unified) {
         let made = bound(path, SAFE | read_only)?;
-        return attach(made.as_fd(), top.as_fd(), plan.attributes, plan.recursive);
+        attach(made.as_fd(), top.as_fd(), plan.attributes, plan.recursive)?;
+        return Ok(made);
     }
     if plan.source == (Source::Cgroups { unified: true }) {
         return Err(Error::new(Code::Unsupported, "this host has no unified hierarchy of cgroups")
@@ -51,8 +53,9 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<()> 
         made.and_then(|made| one(tmpfs.as_fd(), hierarchy, &made))
             .context(|| format!("mounting cgroup hierarchy {:?}", hierarchy.name))?;
     }
-    let attributes = Attributes { set: read_only, ..plan.attributes };
-    Ok(mount::set_attributes(tmpfs.as_fd(), attributes, false)?)
+    let attributes = Attributes { set: 0, ..plan.attributes };
+    mount::set_attributes(tmpfs.as_fd(), attributes, false)?;
+    Ok(tmpfs)
 }
 
 fn one(tmpfs: BorrowedFd<'_>, hierarchy: &Hierarchy, made: &OwnedFd) -> Result<()> {

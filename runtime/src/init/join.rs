@@ -102,7 +102,13 @@ fn set_oom_score(adjustment: i32) -> Result<()> {
     if is_lent {
         process::undumpable()?;
     }
-    written.map_err(|e| Error::from(e).hint("without privilege it can only be raised above the caller's own"))
+    written.map_err(|e| match e.errno() {
+        Errno::EACCES => {
+            Error::from(e).hint("without privilege it can only be raised above the caller's own")
+        }
+        Errno::EINVAL => Error::from(e).hint(format!("{adjustment} is not between -1000 and 1000")),
+        _ => e.into(),
+    })
 }
 
 /// Makes a time namespace, sets its clocks while nobody is in it, and enters it.

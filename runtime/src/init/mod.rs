@@ -86,6 +86,15 @@ impl Sources {
     }
 }
 
+impl Birth<'_> {
+    /// The numbers of the descriptors that the child needs up to its program, or beyond; with its ends of the conversation.
+    pub fn descriptors(&self, word: &Waiting, door: Option<&OwnedFd>) -> impl Iterator<Item = i32> {
+        let opened = door.into_iter().chain(&self.terminal).chain(self.sources.opened());
+        let given: Vec<i32> = opened.map(AsRawFd::as_raw_fd).chain([word.descriptor()]).collect();
+        self.options.preserve_fds.iter().copied().chain(given)
+    }
+}
+
 /// The child's life. Returns the exit code of a child that did not become the user's program.
 pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<OwnedFd>) -> i32 {
     let labels = match enter(launch, birth, &word, door.as_ref()) {
@@ -116,10 +125,7 @@ pub fn run(launch: &Launch, birth: &Birth<'_>, word: Waiting, door: Option<Owned
 /// Leaves what is the parent's, and enters what is the container's.
 fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&OwnedFd>) -> Result<Labels> {
     process::die_with_parent(true)?;
-    let preserved = birth.options.preserve_fds.iter().copied();
-    let sources = birth.sources.opened();
-    let given = door.into_iter().chain(&birth.terminal).chain(sources).map(AsRawFd::as_raw_fd);
-    let kept: Vec<i32> = preserved.chain(given).chain([word.descriptor()]).collect();
+    let kept: Vec<i32> = birth.descriptors(word, door).collect();
     let host = birth.host.iter().flat_map(Host::descriptors);
     let for_now = host.chain(birth.mounts_of.iter().map(|joined| joined.fd.as_raw_fd()));
     descriptor::close_all_but(&kept.iter().copied().chain(for_now).collect::<Vec<_>>())?;

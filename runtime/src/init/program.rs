@@ -50,7 +50,9 @@ pub(super) fn find(plan: &ProcessPlan, is_there: bool) -> Result<Vec<CString>> {
     for candidate in &candidates {
         match executable(candidate) {
             Ok(()) => found.push(c_string(candidate.as_os_str().as_bytes())?),
-            Err(Errno::EACCES | Errno::EISDIR) => denied = true,
+            Err(Errno::EACCES) => denied = true,
+            // One on the way is passed over, as a shell does.
+            Err(Errno::EISDIR) => denied |= name.contains('/'),
             Err(_) => {}
         }
     }
@@ -100,7 +102,7 @@ pub(super) fn explain(name: &str, error: coracle_sys::Error) -> Error {
     explained.doing(format!("executing {name:?}"))
 }
 
-/// Gives pipes among the standard streams to the user, who could not open `/dev/stdout` else. Nothing else: a file or
+/// Gives pipes among the standard streams to the user, who could not open `/dev/stdout` else. Nothing else: a file, FIFO or
 /// device of the host keeps its owner (CVE-2026-88265), and so does the caller's terminal, which the host's user of that
 /// number could read from then on. The container's own terminal is the user's already.
 pub(super) fn own_streams(plan: &ProcessPlan) -> Result<()> {
@@ -109,7 +111,7 @@ pub(super) fn own_streams(plan: &ProcessPlan) -> Result<()> {
     }
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
-        if file::stat(stream)?.st_mode & libc::S_IFMT == libc::S_IFIFO {
+        if file::file_system(stream)? == PIPEFS_MAGIC {
             match file::chown(stream, plan.uid, u32::MAX) {
                 Err(e) if !matches!(e.errno(), Errno::EPERM | Errno::EINVAL | Errno::EROFS) => {
                     return Err(e).context(|| "giving the standard streams to the user");
@@ -120,6 +122,9 @@ pub(super) fn own_streams(plan: &ProcessPlan) -> Result<()> {
     }
     Ok(())
 }
+
+/// Where pipes without a name are (linux/magic.h).
+const PIPEFS_MAGIC: file::FsType = file::FsType(0x5049_5045);
 
 /// The environment of the process: what the configuration says, and `HOME` where it says nothing or leaves it empty,
 /// as runc's users have it. With `listen_fds` sockets to listen on, what sd_listen_fds(3) asks for.

@@ -48,11 +48,8 @@ impl Root {
     pub(super) fn way<'a>(&self, path: &'a Path) -> (BorrowedFd<'_>, &'a Path) {
         let kernel = self.kept.iter().filter(|kept| kept.shows_kernel);
         let mut ways = kernel.filter_map(|kept| Some((&kept.fd, path.strip_prefix(&kept.path).ok()?)));
-        match ways.next_back() {
-            Some((fd, rest)) if rest == Path::new("") => (fd.as_fd(), Path::new(".")),
-            Some((fd, rest)) => (fd.as_fd(), rest),
-            None => (self.fd.as_fd(), path),
-        }
+        let (fd, rest) = ways.next_back().unwrap_or((&self.fd, path));
+        (fd.as_fd(), if rest == Path::new("") { Path::new(".") } else { rest })
     }
 
     /// The file or directory `path`, or `None` where there is none.

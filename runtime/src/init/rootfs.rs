@@ -123,6 +123,12 @@ pub(super) fn make_dir(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
 pub(super) fn mask(root: &Root, inside: &Inside) -> Result<()> {
     for path in &inside.readonly_paths {
         let Some(target) = existing(root, path)? else { continue };
+        if is_root(root, target.as_fd())? {
+            // What is mounted over a root directory is not seen from there.
+            mount::set_attributes(root.as_fd(), READ_ONLY, true)
+                .context(|| "making the root read-only (/linux/readonlyPaths)")?;
+            continue;
+        }
         let tree = mount::clone_tree(target.as_fd(), Path::new(""), true);
         let covered = tree.and_then(|tree| {
             mount::set_attributes(tree.as_fd(), READ_ONLY, true)?;
@@ -133,9 +139,24 @@ pub(super) fn mask(root: &Root, inside: &Inside) -> Result<()> {
     let mut covers = Covers { label: inside.mount_label.as_deref(), null: None, empty: None };
     for path in &inside.masked_paths {
         let Some(target) = existing(root, path)? else { continue };
+        if is_root(root, target.as_fd())? {
+            let why = format!(
+                "/linux/maskedPaths: {:?} is the root, which can't be masked",
+                Path::new("/").join(path)
+            );
+            return Err(Error::new(Code::InvalidSpec, why));
+        }
         covers.cover(target.as_fd()).context(|| format!("masking {path:?} (/linux/maskedPaths)"))?;
     }
     Ok(())
+}
+
+/// Whether `target` is the root directory itself, and no other mount of it.
+fn is_root(root: &Root, target: BorrowedFd<'_>) -> Result<bool> {
+    let [own, other] = [root.as_fd(), target].map(file::stat);
+    let (own, other) = (own?, other?);
+    let is_same = (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino);
+    Ok(is_same && file::mount_id(root.as_fd())? == file::mount_id(target)?)
 }
 
 /// The file or directory `path`, or `None` where there is none: only then there is nothing to protect.

@@ -113,7 +113,8 @@ pub(super) fn reaped(child: &Child, error: Error) -> Error {
         return error;
     }
     match process::wait(child.pidfd.as_fd()) {
-        Ok(Exit::Signal(libc::SIGKILL)) => error.hint("it was killed: is a memory limit too low?"),
+        Ok(Exit::Signal(libc::SIGKILL)) => error
+            .hint("it was killed: by the kernel, for a memory limit that is too low, or by the container"),
         Ok(Exit::Signal(signal)) => error.hint(format!("it ended by signal {signal}")),
         _ => error,
     }

@@ -207,3 +207,48 @@ fn no_variable_of_the_callers_names_a_program_to_become() {
         assert!(!evil.join("was-run").exists());
     });
 }
+
+/// Of a process in the container whoever may trace reads what its root directory is, and its descriptors lead to. Slowed
+/// down, so that there is time to see it.
+#[test]
+fn an_executed_process_comes_into_sight_with_nothing_of_the_host() {
+    privileged(|host| {
+        if !host.needs_coracle("what strace(1) slows down") || !host.needs_program("strace") {
+            return;
+        }
+        let secret = host.directory().join("secret");
+        fs::write(&secret, "").unwrap();
+        let script = format!(
+            "while :; do for p in /proc/[0-9]*; do for way in $p/root $p/cwd $p/fd/*; do
+                [ -e $way/../../../../../../../..{} ] && echo $way >>/seen; done; done; done",
+            secret.display()
+        );
+        let spec = Spec::new().capabilities(&["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"]).script(&script);
+        let container = host.bundle(spec).start();
+        for call in ["setns", "close_range", "prctl"] {
+            let slowly = format!("strace -f -qq -o /dev/null -e inject={call}:delay_enter=100000");
+            host.shell(&format!("{slowly} $RUNTIME exec {} true", container.id())).succeeds();
+        }
+        let seen = fs::read_to_string(container.bundle().rootfs().join("seen"));
+        assert!(seen.is_err(), "ways to the host: {}", seen.unwrap());
+        container.remove();
+    });
+}
+
+#[test]
+fn an_executed_process_shows_nobody_the_operators_command_line() {
+    privileged(|host| {
+        if !host.needs_coracle("what strace(1) slows down") || !host.needs_program("strace") {
+            return;
+        }
+        let script = "while :; do grep -l 'hunter[2]' /proc/[0-9]*/cmdline >>/seen 2>/dev/null; done";
+        let container = host.bundle(Spec::new().script(script)).start();
+        for call in ["setns", "close_range", "prctl"] {
+            let slowly = format!("strace -f -qq -o /dev/null -e inject={call}:delay_enter=100000");
+            let exec = format!("{slowly} $RUNTIME exec --env PASSWORD=hunter2 {} true", container.id());
+            host.shell(&exec).succeeds();
+        }
+        assert_eq!(fs::read_to_string(container.bundle().rootfs().join("seen")).unwrap(), "");
+        container.remove();
+    });
+}

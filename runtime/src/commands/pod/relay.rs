@@ -106,7 +106,10 @@ pub(super) fn relay(
         let mut moved = false;
         for index in stepped.iter().zip(&ready).filter(|(_, ready)| **ready).filter_map(|(index, _)| *index) {
             ways[index].step();
-            moved |= ways[index].counts;
+            if ways[index].counts {
+                moved = true;
+                ways.iter_mut().filter(|way| way.end == End::Typed).for_each(|way| way.flow.type_end_again());
+            }
         }
         if is_last && !moved {
             return Ok(());

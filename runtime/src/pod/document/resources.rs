@@ -55,18 +55,22 @@ pub enum Quantity {
 }
 
 /// What each suffix multiplies by. Two letters stand before one, which is the end of some.
-const SUFFIXES: [(&str, f64); 12] = [
+const SUFFIXES: [(&str, f64); 16] = [
     ("Ki", 1024.0),
     ("Mi", 1048576.0),
     ("Gi", 1073741824.0),
     ("Ti", 1099511627776.0),
     ("Pi", 1125899906842624.0),
+    ("Ei", 1152921504606846976.0),
+    ("n", 1e-9),
+    ("u", 1e-6),
     ("m", 0.001),
     ("k", 1e3),
     ("M", 1e6),
     ("G", 1e9),
     ("T", 1e12),
     ("P", 1e15),
+    ("E", 1e18),
     ("", 1.0),
 ];
 
@@ -77,10 +81,16 @@ impl Quantity {
             Self::Number(number) => return Some(*number).filter(|n| n.is_finite() && *n >= 0.0),
             Self::Text(text) => text,
         };
-        let (digits, factor) =
+        let (number, factor) =
             SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
-        let is_plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        digits.parse::<f64>().ok().filter(|_| is_plain).map(|number| number * factor)
+        let (digits, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+        let digits = digits.strip_prefix('+').unwrap_or(digits);
+        let power = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+        let is_plain = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+            && power.bytes().all(|b| b.is_ascii_digit())
+            // A suffix or an exponent (Kubernetes, "Quantity").
+            && (*factor == 1.0 || exponent == "0");
+        number.parse::<f64>().ok().filter(|n| is_plain && n.is_finite()).map(|number| number * factor)
     }
 
     /// The amount as a whole number, rounded up.
@@ -102,11 +112,17 @@ mod tests {
             (text("1.5Gi"), 1610612736.0),
             (text("2k"), 2000.0),
             (text("7"), 7.0),
+            (text("+7"), 7.0),
+            (text("1e3"), 1000.0),
+            (text("12E6"), 12e6),
+            (text("1e-1"), 0.1),
+            (text("1E"), 1e18),
+            (text("500000u"), 0.5),
             (Quantity::Number(0.25), 0.25),
         ] {
             assert_eq!(quantity.amount(), Some(amount));
         }
-        for bad in ["", "m", "-1", "1e3", "1 Mi", "inf", "1Xi"] {
+        for bad in ["", "m", "-1", "1e", "e3", "1e3Mi", "1e1e1", "1 Mi", "inf", "1Xi"] {
             assert_eq!(text(bad).amount(), None, "{bad}");
         }
     }

@@ -319,11 +319,15 @@ fn exit_of(running: &Running) -> Option<Exit> {
     if let Ok(exit) = process::wait(pidfd) {
         return Some(exit);
     }
-    // It is known once whoever inherited the process has awaited it: init does that at once.
+    // Procfs tells it until whoever inherited the process has awaited it, the descriptor from then on; in between it is asked
+    // for again.
     for _ in 0..500 {
         match process::exit_of(pidfd) {
-            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-            known => return known.ok().flatten(),
+            Ok(Some(exit)) => return Some(exit),
+            asked => match process::exit_of_zombie(running.pid, pidfd) {
+                None if asked.is_ok() => std::thread::sleep(Duration::from_millis(2)),
+                exit => return exit,
+            },
         }
     }
     None

@@ -68,6 +68,10 @@ fn runnable(process: &Process) -> Result<()> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(invalid("/process/args is empty").hint("name the program"));
     }
+    let mut env = process.env().iter().flatten().enumerate();
+    if let Some((at, odd)) = env.find(|(_, variable)| !variable.contains('=')) {
+        return Err(invalid(format!("/process/env/{at} is {odd:?}")).hint("write NAME=value"));
+    }
     absolute(process.cwd(), || "/process/cwd".to_owned())
 }
 

@@ -59,7 +59,8 @@ impl MountPlan {
     pub fn is_filled_later(&self) -> bool {
         let is_read_only = (self.attributes.set | self.recursive.set) & attr::RDONLY != 0;
         let is_new = matches!(self.source, Source::New { .. });
-        is_read_only && (self.is_new("tmpfs") || is_new && self.target == Path::new("dev"))
+        let is_filled = self.is_new("tmpfs") || is_new && self.target == Path::new("dev");
+        is_read_only && (is_filled || matches!(self.source, Source::Cgroups { .. }))
     }
 
     /// The same mount after the mounts `earlier`, in a container whose root is at `rootfs`.

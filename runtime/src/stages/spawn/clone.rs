@@ -1,10 +1,10 @@
 //! Cloning the process: straight into its namespaces, or through a go-between.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process::{self, Child};
-use coracle_sys::{identity, namespace, scheduling, signal, socket};
+use coracle_sys::{descriptor, identity, namespace, scheduling, signal, socket};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{self, Cloned, Waiting};
@@ -34,7 +34,7 @@ pub(super) fn clone_child(
         // The child may be born into its cgroup, so its parent goes there first.
         scheduling::set_affinity(processors).context(|| "setting /process/execCPUAffinity/initial")?;
     }
-    let child = if needs_go_between(&launch.namespaces, host) {
+    let child = if needs_go_between(launch, host) {
         through_go_between(launch, birth, host, (inside, door))
     } else {
         straight(launch, birth, Host { joined: FOR_CHILDREN, ..host }, (inside, door))
@@ -45,11 +45,17 @@ pub(super) fn clone_child(
 /// Whether joining must come before cloning, in a process that never comes back: new namespaces of a user namespace
 /// that is joined, a new user namespace in which nothing else could be joined any more, or a caller that gets the
 /// right to join a PID namespace only by joining the user namespace first, or could not return from it.
-fn needs_go_between(namespaces: &Namespaces, host: Host<'_>) -> bool {
+///
+/// And whoever in a PID namespace has `CAP_SYS_PTRACE` reaches, by procfs, the root directory and the descriptors of all
+/// who are born there, so these must not be the host's any more. Of a process with a label the module that the label is
+/// for keeps others away, and it is the host's procfs that the label is applied by.
+fn needs_go_between(launch: &Launch, host: Host<'_>) -> bool {
+    let namespaces: &Namespaces = &launch.namespaces;
     let joins = |kinds| host.joins.iter().any(|joined| joined.kinds & kinds != 0);
+    let is_seen = joins(libc::CLONE_NEWNS) && !launch.process.is_labelled();
     joins(libc::CLONE_NEWUSER) && namespaces.new != 0
         || namespaces.new_user() && !host.joins.is_empty()
-        || joins(FOR_CHILDREN) && identity::is_rootless()
+        || joins(FOR_CHILDREN) && (is_seen || identity::is_rootless())
 }
 
 /// A PID namespace that is joined is entered by children only: the runtime joins it for its next child, and takes
@@ -80,7 +86,8 @@ fn straight(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -> 
 fn through_go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -> Result<Child> {
     let (mine, theirs) = socket::pair()?;
     let body = move || {
-        let cloned = go_between(launch, birth, host, given).map_err(|e| e.cut(handshake::LONGEST_TEXT));
+        let cloned = go_between(launch, birth, host, given, theirs.as_raw_fd())
+            .map_err(|e| e.cut(handshake::LONGEST_TEXT));
         let told = serde_json::to_vec(&cloned).unwrap_or_default();
         i32::from(socket::send(theirs.as_fd(), &told, &[]).is_err())
     };
@@ -100,15 +107,24 @@ fn through_go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: 
     Ok(Child { pid, pidfd: process::pidfd(pid)? })
 }
 
-fn go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -> Result<i32> {
+/// Leaves the host, and everything that leads back to it but `told`, the socket to the runtime; then clones the process.
+fn go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given, told: i32) -> Result<i32> {
     process::die_with_parent(true)?;
     if launch.inside.is_none() && launch.process.is_labelled() {
         // The process could open only what the container shows it as procfs.
         let why = "/process/apparmorProfile or selinuxLabel can't be applied to a process of this container";
         return Err(Error::new(Code::Unsupported, why).hint("execute it as the host's root"));
     }
+    if host.joins.iter().any(|joined| joined.kinds & FOR_CHILDREN != 0) {
+        // Everybody in a PID namespace can read them.
+        process::hide_arguments().context(|| "hiding the command line")?;
+    }
     host.leave(launch)?;
     let (word, door) = given;
+    let mounts_of = birth.mounts_of.iter().map(|joined| joined.fd.as_raw_fd());
+    descriptor::close_all_but(
+        &birth.descriptors(&word, door.as_ref()).chain(mounts_of).chain([told]).collect::<Vec<_>>(),
+    )?;
     let clone =
         || process::spawn_sibling(launch.namespaces.new, move || init::run(launch, &birth, word, door));
     mappable(launch, clone).context(|| "cloning the container's process")

@@ -70,7 +70,7 @@ pub fn load(bundle: &Path, config: Option<&Path>) -> Result<Loaded> {
         }
         other => other.map_err(Error::from).map_err(|e| e.code_is(Code::InvalidSpec))?,
     };
-    let (spec, warnings) = json::read(&text, "").context(|| format!("reading {path:?}"))?;
+    let (spec, warnings) = read(&text).context(|| format!("reading {path:?}"))?;
     Ok(Loaded { bundle, spec, text, warnings })
 }
 
@@ -79,7 +79,20 @@ pub fn load(bundle: &Path, config: Option<&Path>) -> Result<Loaded> {
 /// # Errors
 /// `InvalidSpec` with the JSON pointer, line and column of what is malformed.
 pub fn parse(text: &[u8]) -> Result<Spec> {
-    Ok(json::read(text, "")?.0)
+    Ok(read(text)?.0)
+}
+
+/// The same, and what is passed over in it.
+fn read(text: &[u8]) -> Result<(Spec, Vec<String>)> {
+    let (mut spec, warnings) = json::read::<Spec>(text, "")?;
+    let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
+    if let Some(resources) = resources
+        && resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0)
+        && !repair::limits_tasks(text)
+    {
+        resources.set_pids(None);
+    }
+    Ok((spec, warnings))
 }
 
 /// The configuration that the container of `state` was created with.

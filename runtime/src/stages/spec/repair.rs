@@ -9,7 +9,8 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 /// The document `text`, which a whole configuration would have at the pointer `base`, with the scheduler's flags renamed
-/// to what oci-spec expects, with root for a user that is not named, and without capabilities that nobody knows: those
+/// to what oci-spec expects, with root for a user that is not named, without a limit of tasks that is null, and without
+/// capabilities that nobody knows: those
 /// "MUST be logged as a warning" (runtime-spec 1.3, config.md, "Linux Process"), which comes with it. `None` where there
 /// is nothing of that.
 pub(super) fn repaired(text: &[u8], base: &str) -> Option<(Vec<u8>, Vec<String>)> {
@@ -18,16 +19,33 @@ pub(super) fn repaired(text: &[u8], base: &str) -> Option<(Vec<u8>, Vec<String>)
     let before: Value = serde_json::from_slice(text).ok()?;
     let mut document = before.clone();
     let at = if base == "/process" { "" } else { "/process" };
-    let process = document.pointer_mut(at).filter(|process| process.is_object())?;
-    name_user(process);
-    rename_flags(process);
-    let unknown: Vec<String> = take_unknown(process).into_iter().collect();
+    let mut unknown = BTreeSet::new();
+    if let Some(process) = document.pointer_mut(at).filter(|process| process.is_object()) {
+        name_user(process);
+        rename_flags(process);
+        unknown = take_unknown(process);
+    }
+    let pids = PIDS.strip_prefix(base).and_then(|at| document.pointer_mut(at)).and_then(Value::as_object_mut);
+    if let Some(pids) = pids.filter(|pids| pids.get("limit").is_some_and(Value::is_null)) {
+        pids.remove("limit");
+    }
     if document == before {
         return None;
     }
+    let unknown: Vec<String> = unknown.into_iter().collect();
     let warning = format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" "));
     let warnings = if unknown.is_empty() { Vec::new() } else { vec![warning] };
     Some((document.to_string().into_bytes(), warnings))
+}
+
+/// Where the limit of tasks is.
+const PIDS: &str = "/linux/resources/pids";
+
+/// Whether the configuration `text` has a limit of tasks: without one oci-spec reads 0, which is a limit (runtime-spec 1.3,
+/// config-linux.md, "PIDs").
+pub(super) fn limits_tasks(text: &[u8]) -> bool {
+    let document: Value = serde_json::from_slice(text).unwrap_or_default();
+    document.pointer(PIDS).and_then(|pids| pids.get("limit")).is_some_and(|limit| !limit.is_null())
 }
 
 /// Any document in which no name stands twice in one object.
@@ -87,11 +105,12 @@ impl<'de> Visitor<'de> for Unique {
 }
 
 fn name_user(process: &mut Value) {
-    if process.get("user").is_none() {
+    let is_absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
+    if is_absent(process.get("user")) {
         process["user"] = Value::Object(serde_json::Map::new());
     }
     for id in ["uid", "gid"] {
-        if process["user"].is_object() && process["user"].get(id).is_none() {
+        if process["user"].is_object() && is_absent(process["user"].get(id)) {
             process["user"][id] = 0.into();
         }
     }
@@ -131,9 +150,22 @@ mod tests {
     fn who_names_no_user_means_root() {
         let (process, _) = read::<Process>(br#"{"cwd": "/", "args": ["true"]}"#, "/process").unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
-        let text = br#"{"ociVersion": "1.2.0", "process": {"cwd": "/", "user": {"gid": 7}}}"#;
+        let (process, _) = read::<Process>(br#"{"cwd": "/", "user": null}"#, "/process").unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
+        let text = br#"{"ociVersion": "1.2.0", "process": {"cwd": "/", "user": {"uid": null, "gid": 7}}}"#;
         let user = read::<Spec>(text, "").unwrap().0.process().clone().unwrap().user().clone();
         assert_eq!((user.uid(), user.gid()), (0, 7));
+    }
+
+    #[test]
+    fn no_limit_of_tasks_is_none_and_zero_is_one() {
+        let limit = |pids: &str| {
+            let text = format!(r#"{{"ociVersion": "1.2.0", "linux": {{"resources": {{"pids": {pids}}}}}}}"#);
+            let spec = super::super::parse(text.as_bytes()).unwrap();
+            let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
+            resources.pids().as_ref().map(|pids| pids.limit())
+        };
+        assert_eq!(["{}", r#"{"limit": null}"#, r#"{"limit": 0}"#].map(limit), [None, None, Some(0)]);
     }
 
     #[test]

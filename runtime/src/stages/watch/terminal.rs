@@ -2,6 +2,7 @@
 //! say, holds nobody up but itself.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use coracle_sys::{Errno, socket, tty};
 use nix::poll::PollFlags;
@@ -89,6 +90,9 @@ impl Terminal {
         match side {
             Side::Master => {
                 self.shown.read(self.master.as_fd());
+                if self.shown.writes() {
+                    self.typed.type_end_again();
+                }
                 let _ = self.typed.write(self.master.as_fd());
             }
             // Whoever gave it to another job has settings of their own for it.
@@ -129,6 +133,8 @@ pub struct Flow {
     open: bool,
     /// Whether what was typed last ends no line.
     is_in_line: bool,
+    /// How often, and when last, the end of what is typed was told.
+    told_end: (u32, Option<Instant>),
 }
 
 /// How many bytes are taken at once: as many as a pipe that is ready takes without blocking (`PIPE_BUF`, pipe(7)).
@@ -136,7 +142,7 @@ const CHUNK: usize = 4096;
 
 impl Default for Flow {
     fn default() -> Self {
-        Self { waiting: Vec::with_capacity(CHUNK), open: true, is_in_line: false }
+        Self { waiting: Vec::with_capacity(CHUNK), open: true, is_in_line: false, told_end: (0, None) }
     }
 }
 
@@ -182,6 +188,19 @@ impl Flow {
         }
         if !self.open {
             self.waiting.extend(if self.is_in_line { &[4, 4][..] } else { &[4] });
+            self.told_end = (1, Some(Instant::now()));
+        }
+    }
+
+    /// Tells the end of what is typed again, for the program has shown something since: a shell loses what came before it took the
+    /// terminal for itself, and other programs ask more than once. But not for ever what only echoes it.
+    pub fn type_end_again(&mut self) {
+        const AT_ONCE: u32 = 16;
+        const PAUSE: Duration = Duration::from_millis(100);
+        let (times, Some(last)) = self.told_end else { return };
+        if self.waiting.is_empty() && (times < AT_ONCE || last.elapsed() >= PAUSE) {
+            self.waiting.push(4);
+            self.told_end = (times + 1, Some(Instant::now()));
         }
     }
 

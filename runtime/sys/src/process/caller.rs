@@ -1,6 +1,8 @@
 //! What the calling process asks of the kernel for itself.
 
-use crate::error::{Result, check, named};
+use nix::errno::Errno;
+
+use crate::error::{Error, Result, check, named};
 use crate::file::{self, CWD, Resolve};
 
 /// Asks for `SIGKILL` when the parent ends, or with `false` takes that back (`PR_SET_PDEATHSIG`).
@@ -52,6 +54,35 @@ pub fn dumpable() -> Result<()> {
 /// None that a kernel is known to give.
 pub fn is_dumpable() -> Result<bool> {
     prctl(libc::PR_GET_DUMPABLE, 0, 0).map(|state| state == 1)
+}
+
+/// Writes `coracle init` over the caller's command line, which everybody in its PID namespace can read
+/// (`/proc/PID/cmdline`, proc_pid_cmdline(5)). `/proc` has to be the caller's still.
+///
+/// # Errors
+/// `EINVAL` where procfs does not say where it is.
+pub fn hide_arguments() -> Result<()> {
+    const SHOWN: &[u8] = b"coracle\0init\0";
+    let stat = file::read(CWD, "/proc/self/stat", 4096, Resolve::Host)?;
+    let (start, end) =
+        arguments(&stat).ok_or_else(|| Error::new("read(\"/proc/self/stat\")", Errno::EINVAL))?;
+    // SAFETY: the kernel put the arguments there at execve(2), in memory of the stack that is the process's for good and that
+    // no reference leads to; who reads them again finds strings that end in the same place or before it.
+    let arguments = unsafe {
+        std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut::<u8>(start), end - start)
+    };
+    arguments.fill(0);
+    arguments.iter_mut().zip(SHOWN).for_each(|(byte, shown)| *byte = *shown);
+    Ok(())
+}
+
+/// Where the arguments begin and end: the fields 48 and 49 of `stat` (proc_pid_stat(5)), counted from the name's end, the
+/// second.
+fn arguments(stat: &[u8]) -> Option<(usize, usize)> {
+    let text = String::from_utf8_lossy(stat);
+    let mut fields = text.rsplit_once(") ")?.1.split_ascii_whitespace().skip(45).map(str::parse);
+    let (start, end): (usize, usize) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    (start != 0 && start < end).then_some((start, end))
 }
 
 /// Lets go of the pages of the caller's own image (madvise(2)): those that it still needs come back one by one, and

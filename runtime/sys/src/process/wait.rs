@@ -4,7 +4,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
+use super::pidfd;
 use crate::error::{Error, Result, check, show};
+use crate::file::{self, CWD, Resolve};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,12 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// Of the status that wait(2) tells.
+    fn of_status(status: i32) -> Self {
+        let (signal, code) = (status & 0x7f, status >> 8 & 0xff);
+        if signal == 0 { Self::Code(code) } else { Self::Signal(signal) }
+    }
+
     /// The status as shells and Docker report it: 128 more than the signal's number for a killed process.
     pub fn code(self) -> u8 {
         let code = match self {
@@ -69,9 +77,19 @@ pub fn exit_of(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
     };
     // One that is reaped in the midst of the answer is not found. How it ended was noted before: the next one tells.
     ask().or_else(|error| if error.errno() == Errno::ESRCH { ask() } else { Err(error) })?;
-    let (signal, code) = (info.exit_code & 0x7f, info.exit_code >> 8 & 0xff);
-    let exit = if signal == 0 { Exit::Code(code) } else { Exit::Signal(signal) };
-    Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(exit))
+    Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(Exit::of_status(info.exit_code)))
+}
+
+/// How the process `pid` of `pidfd` ended that nobody has awaited yet, for those who may trace it (the last field of
+/// `/proc/PID/stat`, proc_pid_stat(5)); `None` where it lives or is gone.
+pub fn exit_of_zombie(pid: i32, pidfd: BorrowedFd<'_>) -> Option<Exit> {
+    let stat = file::read(CWD, format!("/proc/{pid}/stat"), 4096, Resolve::Host).ok()?;
+    let text = String::from_utf8_lossy(&stat);
+    let fields = text.rsplit_once(") ")?.1;
+    let status = fields.split_ascii_whitespace().nth(49)?.parse().ok()?;
+    // The number was its own then, if it is so still.
+    let is_its_own = || pidfd::signal(pidfd, 0).is_ok();
+    (fields.starts_with('Z') && is_its_own()).then(|| Exit::of_status(status))
 }
 
 /// Reaps every child that has ended, without waiting (waitpid(2)).
