@@ -384,7 +384,7 @@ fn keep(kept: &[(&Path, File)]) -> Result<(), (String, Errno)> {
     for (path, file) in kept {
         let _ = fs::create_dir(path);
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        mount(Some(source.as_str()), *path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        mount(Some(source.as_str()), *path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
             .map_err(|errno| (path.display().to_string(), errno))?;
     }
     Ok(())
