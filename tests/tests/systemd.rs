@@ -100,14 +100,15 @@ fn limits_outlive_a_reload_of_systemd_and_new_ones_are_told_to_it() {
 #[test]
 fn devices_stay_out_of_reach_when_systemd_is_reloaded() {
     with_systemd(|host| {
-        let script = "mknod /dev/kmsg c 1 11 && echo ready && sleep 1000";
-        let kmsg = json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"});
-        let allowed = sleeper("open").set("/linux/resources/devices", json!([kmsg]));
-        let [without, with] =
-            [sleeper("closed"), allowed].map(|spec| host.bundle(spec.script(script)).start());
-        let open =
-            |container: &Container<'_>| host.call(&["exec", container.id(), "sh", "-c", "exec 3</dev/kmsg"]);
-        let refused = ["/dev/kmsg", "Operation not permitted"];
+        let script = "mknod /dev/opened c 10 229 && sleep 1000";
+        let fuse = json!({"allow": true, "type": "c", "major": 10, "minor": 229, "access": "r"});
+        let allowed = sleeper("open").set("/linux/resources/devices", json!([fuse]));
+        let start = |spec: Spec| host.bundle(spec.script(script).capabilities(&["CAP_MKNOD"])).start();
+        let [without, with] = [sleeper("closed"), allowed].map(start);
+        let open = |container: &Container<'_>| {
+            host.call(&["exec", container.id(), "sh", "-c", "exec 3</dev/opened"])
+        };
+        let refused = ["/dev/opened", "Operation not permitted"];
         eventually("the node is there", || open(&with).code == 0);
         open(&without).fails_with(&refused);
         tool("systemctl", &["daemon-reload"]);
