@@ -26,12 +26,18 @@ pub mod criu;
 pub mod prometheus;
 pub mod time;
 
-/// Writes `text`, whole lines, to the standard output. Returns whether there is somebody to read it: that nobody is left
-/// is no failure of ours, but who prints again and again must end then, as no signal does it (Rust ignores SIGPIPE).
+/// Writes `text`, whole lines, to the standard output. Returns whether it could: that nobody is left to read it is
+/// no failure of ours, but who prints again and again must end then, as no signal does it (Rust ignores SIGPIPE). Any other
+/// failure is [`unwritten`]'s to tell.
 pub(crate) fn print(text: &str) -> bool {
     use std::io::{ErrorKind, Write};
-    let written = std::io::stdout().lock().write_all(text.as_bytes());
-    written.map_err(|e| e.kind() == ErrorKind::BrokenPipe || UNWRITTEN.set(e).is_ok()).is_ok()
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => return true,
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
+        // Of several the first is told.
+        Err(e) => drop(UNWRITTEN.set(e)),
+    }
+    false
 }
 
 /// Why something could not be written to the standard output, though somebody may wait for it.

@@ -360,8 +360,11 @@ fn a_container_without_cgroups_sees_its_callers_and_can_not_change_them() {
         if !host.needs_coracle("containers without cgroups") {
             return;
         }
-        for spec in [Spec::new(), Spec::new().without_namespace("cgroup")] {
-            let script = "ls /sys/fs/cgroup | grep -q . && ! mkdir $(dirname $(find /sys/fs/cgroup -name cgroup.procs | head -n 1))/x";
+        let asked = Spec::new().without_mount("/sys/fs/cgroup");
+        let writable = asked.mount("/sys/fs/cgroup", "cgroup", "cgroup", &[]);
+        for spec in [Spec::new(), Spec::new().without_namespace("cgroup"), writable] {
+            let script = "ls /sys/fs/cgroup | grep -q . && ! mkdir /sys/fs/cgroup/new && \
+                          ! mkdir $(dirname $(find /sys/fs/cgroup -name cgroup.procs | head -n 1))/x";
             let bundle = host.bundle(spec.set("/linux/resources", json!({})).script(script));
             let directory = bundle.directory().to_str().unwrap();
             let run = ["--cgroup-manager", "disabled", "run", "--bundle", directory, bundle.id()];

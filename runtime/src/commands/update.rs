@@ -57,6 +57,7 @@ fn asked(options: &cli::Update) -> Result<Value> {
         }
     };
     merge(&mut asked, options.limits.clone());
+    // No limit of tasks is no wish to change it, and oci-spec would read 0.
     if asked.pointer("/pids/limit").is_none_or(Value::is_null) {
         asked.as_object_mut().map(|asked| asked.remove("pids"));
     }

@@ -16,17 +16,23 @@ const SAFE: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
 /// For a container without cgroups of its own: it shows those of the runtime's caller, in which it lives, and lets nobody
 /// change them.
-pub(super) fn mount_callers(root: &Root, plan: &MountPlan) -> Result<OwnedFd> {
+pub(super) fn mount_callers(root: &Root, plan: &MountPlan) -> Result<Option<OwnedFd>> {
     let attributes = Attributes { set: plan.attributes.set | attr::RDONLY, ..plan.attributes };
-    mount(root, &MountPlan { attributes, ..plan.clone() }, &Place::callers()?)
+    let made = mount(root, &MountPlan { attributes, ..plan.clone() }, &Place::callers()?)?;
+    // The configuration may not ask for it, and then nobody makes it so later.
+    if let Some(made) = &made {
+        let read_only = Attributes { set: attr::RDONLY, ..Attributes::default() };
+        mount::set_attributes(made.as_fd(), read_only, false)?;
+    }
+    Ok(made)
 }
 
 /// Mounts the hierarchies as the host has them: the unified tree alone on version 2 and where only it is asked for,
 /// else a directory each. Each shows the container's own cgroup as its root, by binding that directory alone. In a cgroup
 /// namespace a mount of its own would show no more (both are views of the host's one file system, and mountinfo(5) names
 /// the same root), but for each hierarchy the kernel would look at every cgroup of the machine (`cgroup1_get_tree`).
-/// The directory that holds several becomes read-only when the mount points in it are made.
-pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<OwnedFd> {
+/// The directory that holds several is returned: it becomes read-only when the mount points in it are made.
+pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<Option<OwnedFd>> {
     let top = root.target(&plan.target, true)?;
     let read_only = (plan.attributes.set | plan.recursive.set) & attr::RDONLY;
     let all: Vec<_> = place.paths().collect();
@@ -34,7 +40,7 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<Owne
     if let Some((_, path)) = all.iter().find(|(hierarchy, _)| is_alone && hierarchy.unified) {
         let made = bound(path, SAFE | read_only)?;
         attach(made.as_fd(), top.as_fd(), plan.attributes, plan.recursive)?;
-        return Ok(made);
+        return Ok(None);
     }
     if plan.source == (Source::Cgroups { unified: true }) {
         return Err(Error::new(Code::Unsupported, "this host has no unified hierarchy of cgroups")
@@ -55,7 +61,7 @@ pub(super) fn mount(root: &Root, plan: &MountPlan, place: &Place) -> Result<Owne
     }
     let attributes = Attributes { set: 0, ..plan.attributes };
     mount::set_attributes(tmpfs.as_fd(), attributes, false)?;
-    Ok(tmpfs)
+    Ok(Some(tmpfs))
 }
 
 fn one(tmpfs: BorrowedFd<'_>, hierarchy: &Hierarchy, made: &OwnedFd) -> Result<()> {

@@ -79,8 +79,8 @@ pub(super) fn mount(
             .map(Some),
         (Source::New { .. }, None) => new(root, plan).or_else(|e| hosts(root, plan, birth, e)).map(Some),
         (Source::Cgroups { .. }, _) => match birth.place {
-            Some(place) => cgroups::mount(root, plan, place).map(Some),
-            None => cgroups::mount_callers(root, plan).map(Some),
+            Some(place) => cgroups::mount(root, plan, place),
+            None => cgroups::mount_callers(root, plan),
         },
         (Source::Present, _) => change(root, plan).map(|()| None),
     };
