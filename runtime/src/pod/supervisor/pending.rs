@@ -31,7 +31,7 @@ pub(super) struct Client {
 /// What a caller waits for.
 #[derive(Debug)]
 pub(super) enum Pending {
-    /// That every container has had its turn, or the pod has failed.
+    /// That every container has had its turn, or the pod has failed and is over.
     Start,
     /// That the pod is over.
     Stop,
@@ -79,7 +79,11 @@ impl Supervisor {
     /// What is to be said to who waits for `pending`, once it can be said.
     fn reply_to(&self, pending: &Pending) -> Option<Result<Value>> {
         match pending {
-            Pending::Start if self.failure.is_some() => self.failure.clone().map(Err),
+            // What was made is gone by then, so that it can be tried again at once.
+            Pending::Start if self.failure.is_some() => {
+                let is_left = !self.is_over() && self.trouble.is_none();
+                self.failure.clone().filter(|_| !is_left).map(Err)
+            }
             Pending::Start => self.has_settled().then(|| Ok(self.told())),
             Pending::Stop => self.is_over().then(|| Ok(self.told())),
             Pending::Wait(None) => {
