@@ -27,7 +27,7 @@ DEMO_NEEDS := $(BUILD_NEEDS) /bin/busybox:busybox-static ps:procps
 TEST_WANTS := /usr/lib/cni/bridge:containernetworking-plugins /usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs sqlite3:sqlite3 iptables:iptables ip:iproute2 curl:curl strace:strace newuidmap:uidmap umoci:umoci podman:podman criu:criu script:bsdutils docker-registry:docker-registry htpasswd:apache2-utils openssl:openssl skopeo:skopeo
 FAULTS_WANTS := /usr/lib/cni/bridge:containernetworking-plugins iptables:iptables ip:iproute2 /usr/sbin/mkfs.ext4:e2fsprogs python3:python3-minimal
 VM_NEEDS := $(DEMO_NEEDS) newuidmap:uidmap qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
-	/usr/sbin/depmod:kmod xz:xz-utils strace:strace \
+	/usr/sbin/depmod:kmod xz:xz-utils strace:strace /usr/sbin/apparmor_parser:apparmor \
 	/usr/sbin/mkfs.ext4:e2fsprogs /usr/sbin/mkfs.xfs:xfsprogs
 VM_CRATES = $(if $(PARTS),--workspace,-p coracle-tests -p coracle-isolator-cgroup)
 # Unpacked for as long as their tests run; nothing is installed, no daemon of the machine is started.

@@ -6,7 +6,8 @@ use std::fs;
 use std::process::Command;
 
 use coracle_tests::command::{eventually, tool};
-use coracle_tests::{Host, Spec, privileged};
+use coracle_tests::user::USER;
+use coracle_tests::{Host, Spec, privileged, unprivileged};
 use serde_json::json;
 
 fn has_apparmor() -> bool {
@@ -103,6 +104,64 @@ fn c02_a_mount_over_proc_does_not_keep_the_profile_from_being_applied() {
             assert_eq!(fs::read_to_string(fake.join(file)).unwrap(), "");
         }
         container.remove();
+    });
+}
+
+/// Nor does the procfs by which it gets its label show it what is masked elsewhere.
+#[test]
+fn an_executed_process_with_a_label_comes_into_sight_with_nothing_of_the_host() {
+    privileged(|host| {
+        let name = "coracle-test-seen";
+        let Some(_profile) = Profile::load(host, name) else { return };
+        if !host.needs_coracle("what strace(1) slows down") || !host.needs_program("strace") {
+            return;
+        }
+        let secret = host.directory().join("secret");
+        fs::write(&secret, "").unwrap();
+        let script = format!(
+            "while :; do for p in /proc/[0-9]*; do for way in $p/root $p/cwd $p/fd/*; do
+                [ -e $way/../../../../../../../..{} ] || [ -e $way/../../sysrq-trigger ] && echo $way >>/seen
+            done; done; done",
+            secret.display()
+        );
+        let spec = Spec::new().capabilities(&["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"]).script(&script);
+        let container = host.bundle(spec).start();
+        for call in ["setns", "fsmount", "readlinkat", "close_range"] {
+            let slowly =
+                format!("strace -f -qq -o /dev/null -e inject={call}:delay_enter=100000:delay_exit=100000");
+            let exec = format!(
+                "{slowly} $RUNTIME exec --apparmor {name} {} cat /proc/self/attr/current",
+                container.id()
+            );
+            assert_eq!(host.shell(&exec).succeeds().text(), "coracle-test-seen (enforce)");
+        }
+        let seen = fs::read_to_string(container.bundle().rootfs().join("seen"));
+        assert!(seen.is_err(), "ways to the host: {}", seen.unwrap());
+        container.remove();
+    });
+}
+
+/// It may make no procfs of its own, and opens the container's, where that is one.
+#[test]
+fn a_process_that_a_user_without_privilege_executes_gets_its_label() {
+    unprivileged(|host| {
+        let name = "coracle-test-rootless";
+        let Some(_profile) = Profile::load(host, name) else { return };
+        let own = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
+        let spec = || {
+            let spec = Spec::new().namespace("user").without_mount("/dev/pts").args(["sleep", "1000"]);
+            spec.set("/linux/uidMappings", own.clone()).set("/linux/gidMappings", own.clone())
+        };
+        let container = host.bundle(spec()).start();
+        let run = container.exec_with(&["--apparmor", name], &["cat", "/proc/self/attr/current"]);
+        assert_eq!(run.succeeds().text(), "coracle-test-rootless (enforce)");
+        container.remove();
+        let covered =
+            host.bundle(spec().without_mount("/proc").mount("/proc", "tmpfs", "tmpfs", &[])).start();
+        let run = covered.exec_with(&["--apparmor", name], &["echo", "unconfined"]);
+        let why = "opening what labels are written to (/process/apparmorProfile";
+        run.fails_with(&[why, "is no procfs"]);
+        covered.remove();
     });
 }
 

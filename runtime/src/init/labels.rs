@@ -1,13 +1,15 @@
 //! The labels under which security modules confine the program.
 //!
 //! They are written to files of procfs that only the process itself may write. Those are opened while the host's
-//! procfs is still the one that is seen, and verified: what is at `/proc` of a container, its image or a mount of its
-//! configuration may have put there (CVE-2019-16884, CVE-2025-52881).
+//! procfs is still the one that is seen, or in one that nobody else sees, and verified: what is at `/proc` of a container,
+//! its image or a mount of its configuration may have put there (CVE-2019-16884, CVE-2025-52881).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::mount::{self, attr};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::plan::process::ProcessPlan;
@@ -26,12 +28,15 @@ struct Selinux {
 }
 
 impl Labels {
-    /// Opens what `plan` needs.
-    pub(super) fn open(plan: &ProcessPlan) -> Result<Self> {
+    /// Opens what `plan` needs; `is_inside` tells whether the process has left the host's mounts.
+    pub(super) fn open(plan: &ProcessPlan, is_inside: bool) -> Result<Self> {
         if plan.apparmor_profile.is_none() && plan.selinux_label.is_none() {
             return Ok(Self::default());
         }
-        let attributes = super::host_proc("self/attr")?;
+        let attributes = if is_inside { own_attributes() } else { super::host_proc("self/attr") };
+        let attributes = attributes.context(
+            || "opening what labels are written to (/process/apparmorProfile, /process/selinuxLabel)",
+        )?;
         let apparmor = plan.apparmor_profile.as_ref().map(|_| apparmor(attributes.as_fd()));
         let selinux = plan.selinux_label.as_ref().map(|_| {
             let (program, keys) = (open(attributes.as_fd(), "exec")?, open(attributes.as_fd(), "keycreate")?);
@@ -83,8 +88,38 @@ fn apparmor(attributes: BorrowedFd<'_>) -> Result<OwnedFd> {
     }
 }
 
+/// The process's own attributes in a procfs of its PID namespace that shows nothing but processes: whoever looks over its
+/// descriptors finds no `/proc/sys` there.
+fn own_attributes() -> Result<OwnedFd> {
+    let procfs = match new_procfs() {
+        // In a user namespace the kernel makes none for who sees none as a whole.
+        Err(e) if e.errno() == Errno::EPERM => procfs_of_container()?,
+        made => made?,
+    };
+    let own = file::read_link(procfs.as_fd(), "self")?;
+    let path = Path::new(&own).join("attr");
+    Ok(file::open(procfs.as_fd(), path, libc::O_DIRECTORY | libc::O_RDONLY, 0, Resolve::SameMount)?)
+}
+
+fn new_procfs() -> coracle_sys::Result<OwnedFd> {
+    let procfs = mount::Context::open("proc")?;
+    procfs.set("subset", b"pid")?;
+    procfs.mount(attr::NOSUID | attr::NODEV | attr::NOEXEC)
+}
+
+/// Its root, whatever led there. Nothing that was mounted in it is entered, and only the process itself may write its labels.
+fn procfs_of_container() -> Result<OwnedFd> {
+    /// The inode of the root of every procfs.
+    const ROOT: u64 = 1;
+    let dir = super::host_proc("")?;
+    if file::stat(dir.as_fd())?.st_ino != ROOT {
+        return Err(Error::new(Code::System, "the container's /proc is no procfs"));
+    }
+    Ok(dir)
+}
+
 fn open(attributes: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    let file = file::open(attributes, name, libc::O_WRONLY, 0, Resolve::BeneathNoLinks)?;
+    let file = file::open(attributes, name, libc::O_WRONLY, 0, Resolve::SameMount)?;
     if file::file_system(file.as_fd())? != nix::sys::statfs::PROC_SUPER_MAGIC {
         return Err(Error::new(Code::System, format!("/proc/self/attr/{name} is no file of procfs")));
     }

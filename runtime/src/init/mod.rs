@@ -129,7 +129,8 @@ fn enter(launch: &Launch, birth: &Birth<'_>, word: &Waiting, door: Option<&Owned
     let host = birth.host.iter().flat_map(Host::descriptors);
     let for_now = host.chain(birth.mounts_of.iter().map(|joined| joined.fd.as_raw_fd()));
     descriptor::close_all_but(&kept.iter().copied().chain(for_now).collect::<Vec<_>>())?;
-    let labels = Labels::open(&launch.process)?;
+    let has_left = birth.host.is_none() && birth.mounts_of.is_none() && launch.inside.is_none();
+    let labels = Labels::open(&launch.process, has_left)?;
     if let Some(host) = &birth.host {
         host.leave(launch)?;
     }

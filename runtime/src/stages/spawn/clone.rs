@@ -47,12 +47,13 @@ pub(super) fn clone_child(
 /// right to join a PID namespace only by joining the user namespace first, or could not return from it.
 ///
 /// And whoever in a PID namespace has `CAP_SYS_PTRACE` reaches, by procfs, the root directory and the descriptors of all
-/// who are born there, so these must not be the host's any more. Of a process with a label the module that the label is
-/// for keeps others away, and it is the host's procfs that the label is applied by.
+/// who are born there, so these must not be the host's any more. In a user namespace nobody has it over them before they
+/// join that, and a label had better be applied by the host's procfs.
 fn needs_go_between(launch: &Launch, host: Host<'_>) -> bool {
     let namespaces: &Namespaces = &launch.namespaces;
     let joins = |kinds| host.joins.iter().any(|joined| joined.kinds & kinds != 0);
-    let is_seen = joins(libc::CLONE_NEWNS) && !launch.process.is_labelled();
+    let is_beyond_reach = launch.process.is_labelled() && joins(libc::CLONE_NEWUSER);
+    let is_seen = joins(libc::CLONE_NEWNS) && !is_beyond_reach;
     joins(libc::CLONE_NEWUSER) && namespaces.new != 0
         || namespaces.new_user() && !host.joins.is_empty()
         || joins(FOR_CHILDREN) && (is_seen || identity::is_rootless())
@@ -110,11 +111,6 @@ fn through_go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: 
 /// Leaves the host, and everything that leads back to it but `told`, the socket to the runtime; then clones the process.
 fn go_between(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given, told: i32) -> Result<i32> {
     process::die_with_parent(true)?;
-    if launch.inside.is_none() && launch.process.is_labelled() {
-        // The process could open only what the container shows it as procfs.
-        let why = "/process/apparmorProfile or selinuxLabel can't be applied to a process of this container";
-        return Err(Error::new(Code::Unsupported, why).hint("execute it as the host's root"));
-    }
     if host.joins.iter().any(|joined| joined.kinds & FOR_CHILDREN != 0) {
         // Everybody in a PID namespace can read them.
         process::hide_arguments().context(|| "hiding the command line")?;

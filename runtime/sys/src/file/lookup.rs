@@ -18,6 +18,8 @@ pub enum Resolve {
     Beneath,
     /// Never out of the directory, and no symbolic link anywhere on the way (`ELOOP`).
     BeneathNoLinks,
+    /// Neither that nor into another mount (`EXDEV`).
+    SameMount,
     /// As the host resolves paths: for paths that the operator named, never for one in a container.
     Host,
 }
@@ -48,6 +50,7 @@ pub fn open(
         Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
         Resolve::Beneath => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS,
         Resolve::BeneathNoLinks => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
+        Resolve::SameMount => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
         Resolve::Host => 0,
     };
     // The kernel answers EAGAIN when a rename anywhere on the system raced with a `..`; a bound keeps an
