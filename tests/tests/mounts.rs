@@ -191,6 +191,18 @@ fn a_recursive_bind_brings_the_mounts_below() {
 }
 
 #[test]
+fn a_file_and_a_directory_are_not_mounted_on_each_other() {
+    privileged(|host| {
+        let file = host.directory().join("file");
+        fs::write(&file, "").unwrap();
+        let run = host.bundle(Spec::new().bind(file.to_str().unwrap(), "/tmp", &[])).run();
+        run.fails_with(&["/mounts/", "at \"/tmp\"", "a file can't be mounted on a directory"]);
+        let run = host.bundle(Spec::new().bind("/usr", "/bin/busybox", &[])).run();
+        run.fails_with(&["/mounts/", "at \"/bin/busybox\"", "not a directory"]);
+    });
+}
+
+#[test]
 fn a_missing_source_is_named() {
     privileged(|host| {
         host.bundle(Spec::new().bind("/no/such/source", "/mnt", &[])).run().fails_with(&["/no/such/source"]);

@@ -283,7 +283,11 @@ pub(super) fn attach(
     recursive: Attributes,
 ) -> Result<()> {
     set_attributes(made, attributes, recursive)?;
-    Ok(mount::attach(made, target)?)
+    mount::attach(made, target).map_err(Error::from).or_else(|e| match (is_dir(made)?, is_dir(target)?) {
+        (true, false) => Err(e.hint("a directory can't be mounted on a file")),
+        (false, true) => Err(e.hint("a file can't be mounted on a directory")),
+        _ => Err(e),
+    })
 }
 
 /// Sets the attributes; those of the whole tree come last, as with runc.

@@ -357,7 +357,7 @@ impl Member {
             env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
             // Without the group, which is set where the user is known: the groups that the image gives it stay.
             user: user.map(|uid| uid.to_string()),
-            working_dir: container.working_dir.clone(),
+            working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
             hostname: Some(shared(pod).hostname),
             terminal: container.tty,
             read_only: own.read_only_root_filesystem,

@@ -240,7 +240,7 @@ fn set_raw(fd: BorrowedFd<'_>, raw: &libc::mount_attr, recursive: bool) -> Resul
 /// Attaches the detached mount `mount` on the file or directory `target` (move_mount(2)).
 ///
 /// # Errors
-/// `ENOTDIR` where one is a directory and the other is not.
+/// `EINVAL` where one is a directory and the other is not.
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     const FLAGS: u32 = 0x4 | 0x40; // MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     // SAFETY: both paths are empty C strings.

@@ -311,6 +311,13 @@ fn a_service_tells_what_it_is() {
         assert_eq!(watch["error"], "org.varlink.service.ExpectedMore");
         let unknown = ask("io.coracle.Pod.Fly", "{}");
         assert_eq!(unknown["error"], "org.varlink.service.MethodNotFound");
+        let missing =
+            r#"{"parent": "main", "container": {"name": "n", "image": "IMAGE", "command": ["no-such"]}}"#;
+        let failed = ask("io.coracle.Pod.Launch", &missing.replace("IMAGE", coracle_tests::pod::IMAGE));
+        assert_eq!(failed["parameters"]["code"], "program-not-found", "{failed}");
+        let begun = ask("io.coracle.Pod.Start", "{}");
+        let fields: Vec<&String> = begun["parameters"].as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["containers", "name", "phase"], "as the interface declares");
         let wrong = ask("io.coracle.Pod.Kill", r#"{"container": "main"}"#);
         assert_eq!(wrong["error"], "io.coracle.Pod.Failed");
         assert!(wrong["parameters"]["msg"].as_str().unwrap().contains("/signal: it is missing"), "{wrong}");

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 use super::{
-    Container, EmptyDir, ExecAction, Handler, HttpGet, LOG_FILES, LOG_SIZE, LONGEST, Lifecycle, MOST_LOGGED,
-    MOST_LOGS, Pod, Port, PortRef, Probe, Resources, RestartPolicy, Volume, VolumeMount, Whose,
+    Capabilities, Container, EmptyDir, ExecAction, Handler, HttpGet, LOG_FILES, LOG_SIZE, LONGEST, Lifecycle,
+    MOST_LOGGED, MOST_LOGS, Pod, Port, PortRef, Probe, Quantity, Resources, RestartPolicy, Security, Volume,
+    VolumeMount, Whose,
 };
 use crate::error::{Code, Error, Result};
 use crate::pod::host::HOST_SOCKET;
@@ -237,6 +238,10 @@ pub(super) fn check_container(container: &Container, at: &str, volumes: Option<&
     if container.image.is_empty() {
         return Err(invalid(&format!("{at}/image"), "it is missing"));
     }
+    if container.working_dir.as_ref().is_some_and(|dir| !dir.is_empty() && !dir.starts_with('/')) {
+        return Err(invalid(&format!("{at}/workingDir"), "it is not an absolute path"));
+    }
+    check_security(&container.security_context, &format!("{at}/securityContext"))?;
     check_amounts(&container.resources, &format!("{at}/resources"))?;
     for (index, variable) in container.env.iter().enumerate() {
         if variable.name.is_empty() || variable.name.contains('=') {
@@ -263,6 +268,25 @@ pub(super) fn check_container(container: &Container, at: &str, volumes: Option<&
         handler.as_ref().map_or(Ok(()), |handler| check_handler(handler, &at, container))?;
     }
     Ok(())
+}
+
+fn check_security(security: &Security, at: &str) -> Result<()> {
+    let Capabilities { add, drop } = &security.capabilities;
+    for (list, names) in [("add", add), ("drop", drop)] {
+        let is_known = |name: &str| {
+            name.eq_ignore_ascii_case("all") || caps::to_canonical(name).parse::<caps::Capability>().is_ok()
+        };
+        if let Some(index) = names.iter().position(|name| !is_known(name)) {
+            let why = format!("no capability is named {:?}", names[index]);
+            return Err(invalid(&format!("{at}/capabilities/{list}/{index}"), why));
+        }
+    }
+    match security.allow_privilege_escalation {
+        Some(false) if security.privileged => {
+            Err(invalid(&format!("{at}/allowPrivilegeEscalation"), "privileged excludes false"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_mount(mount: &VolumeMount, at: &str, volumes: Option<&[Volume]>) -> Result<()> {
@@ -327,6 +351,17 @@ pub(super) fn check_amounts(resources: &Resources, at: &str) -> Result<()> {
             }
         }
     }
+    let Resources { limits, requests } = resources;
+    let amount = |quantity: &Option<Quantity>| quantity.as_ref().and_then(Quantity::amount);
+    for (name, limit, request) in
+        [("cpu", &limits.cpu, &requests.cpu), ("memory", &limits.memory, &requests.memory)]
+    {
+        // A limit of zero is none.
+        let limit = amount(limit).filter(|limit| *limit > 0.0);
+        if limit.zip(amount(request)).is_some_and(|(limit, request)| request > limit) {
+            return Err(invalid(&format!("{at}/requests/{name}"), "it is more than the limit"));
+        }
+    }
     Ok(())
 }
 
@@ -343,6 +378,9 @@ fn check_probe(probe: &Probe, at: &str, container: &Container) -> Result<()> {
         check_seconds(number, &format!("{at}/{name}"))?;
     }
     check_seconds(Some(probe.initial_delay_seconds), &format!("{at}/initialDelaySeconds"))?;
+    if !at.ends_with("/readinessProbe") && probe.success_threshold.is_some_and(|times| times != 1) {
+        return Err(invalid(&format!("{at}/successThreshold"), "it must be 1 but for readiness"));
+    }
     let port = probe.http_get.as_ref().map(|get| &get.port);
     check_get(probe.http_get.as_ref(), at)?;
     check_port(port.or(probe.tcp_socket.as_ref().map(|tcp| &tcp.port)), at, container)?;

@@ -193,6 +193,26 @@ mod tests {
                 "/spec/volumes/0/sandbox/path: it lies in that of volume \"w\"",
             ),
             (
+                "  - {name: a, image: i, workingDir: tmp}",
+                "/spec/containers/0/workingDir: it is not an absolute",
+            ),
+            (
+                "  - {name: a, image: i, securityContext: {capabilities: {add: [chown, NOPE]}}}",
+                "/spec/containers/0/securityContext/capabilities/add/1: no capability is named \"NOPE\"",
+            ),
+            (
+                "  - {name: a, image: i, securityContext: {privileged: true, allowPrivilegeEscalation: false}}",
+                "/spec/containers/0/securityContext/allowPrivilegeEscalation: privileged excludes false",
+            ),
+            (
+                "  - {name: a, image: i, resources: {limits: {cpu: 500m}, requests: {cpu: 1}}}",
+                "/spec/containers/0/resources/requests/cpu: it is more than the limit",
+            ),
+            (
+                "  - {name: a, image: i, livenessProbe: {exec: {command: [a]}, successThreshold: 2}}",
+                "/spec/containers/0/livenessProbe/successThreshold: it must be 1 but for readiness",
+            ),
+            (
                 "  - {name: a, image: i, restartPolicy: Always}",
                 "/spec/containers/0/restartPolicy: is for init containers",
             ),

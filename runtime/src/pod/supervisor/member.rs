@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::attach::Attached;
 use super::health::Health;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pod::document::RestartPolicy;
 use crate::pod::job::Job;
 use crate::pod::launch::Streams;
@@ -136,6 +136,8 @@ pub(super) struct Member {
     pub(super) unpulled: u32,
     /// Why that was.
     pub(super) message: Option<String>,
+    /// Why it could not be launched, for who asked for that.
+    pub(super) failure: Option<Error>,
 }
 
 impl Member {
@@ -164,6 +166,7 @@ impl Member {
             is_pulled: false,
             unpulled: 0,
             message: None,
+            failure: None,
         }
     }
 

@@ -384,6 +384,11 @@ impl Supervisor {
         })
     }
 
+    /// What has come of a start or a stop.
+    fn outcome(&self) -> Value {
+        json!({ "name": self.plan.name, "phase": self.phase(), "containers": self.told_members() })
+    }
+
     fn told_members(&self) -> Vec<Value> {
         let planned = self.plan.members.iter().filter_map(|member| self.members.get(member.path.as_str()));
         let nested = self.members.values().filter(|member| member.plan.role == super::plan::Role::Nested);

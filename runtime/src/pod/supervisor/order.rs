@@ -99,8 +99,17 @@ impl Supervisor {
             return self.pull(path);
         }
         if let Err(error) = self.try_launch(path) {
-            self.end_with(path, failed_launch(&error));
+            self.is_not_launched(path, error);
         }
+    }
+
+    /// The container at `path` could not be launched.
+    pub(super) fn is_not_launched(&mut self, path: &Path, error: Error) {
+        let ended = failed_launch(&error);
+        if let Some(member) = self.members.get_mut(path) {
+            member.failure = Some(error);
+        }
+        self.end_with(path, ended);
     }
 
     fn try_launch(&mut self, path: &Path) -> Result<()> {
@@ -139,10 +148,10 @@ impl Supervisor {
                     let taken = terminal.map_or(Ok(()), |master| member.take_terminal(master));
                     match running.and_then(|running| taken.map(|()| running)) {
                         Ok(running) => self.has_begun(path, running),
-                        Err(error) => self.end_with(path, failed_launch(&error)),
+                        Err(error) => self.is_not_launched(path, error),
                     }
                 }
-                Err(error) => self.end_with(path, failed_launch(&error)),
+                Err(error) => self.is_not_launched(path, error),
             },
             Phase::Running(running) => self.has_ended(path, running),
             Phase::Removing(job, ended) => self.is_removed(path, job.finish::<Vec<String>>().err(), ended),
@@ -340,7 +349,7 @@ fn member_runs(launched: &Launched) -> Result<Running> {
     Ok(Running { pid, pidfd, started: time::now(), since: Instant::now(), end: End::No, stop_signal })
 }
 
-pub(super) fn failed_launch(error: &Error) -> Ended {
+fn failed_launch(error: &Error) -> Ended {
     let now = time::now();
     Ended {
         exit_code: Some(i32::from(error.code().of_run())),

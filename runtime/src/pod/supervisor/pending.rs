@@ -84,10 +84,10 @@ impl Supervisor {
                 let is_left = !self.is_over() && self.trouble.is_none();
                 self.failure.clone().filter(|_| !is_left).map(Err)
             }
-            Pending::Start => self.has_settled().then(|| Ok(self.told())),
-            Pending::Stop => self.is_over().then(|| Ok(self.told())),
+            Pending::Start => self.has_settled().then(|| Ok(self.outcome())),
+            Pending::Stop => self.is_over().then(|| Ok(self.outcome())),
             Pending::Wait(None) => {
-                (self.is_over() && self.record.wish == Wish::Stop).then(|| Ok(self.told()))
+                (self.is_over() && self.record.wish == Wish::Stop).then(|| Ok(self.outcome()))
             }
             Pending::Wait(Some(path)) => match self.members.get(path) {
                 None => Some(Err(super::errand::no_container(path))),
@@ -102,7 +102,8 @@ impl Supervisor {
                 }
                 Some(member) if matches!(member.phase, Phase::Over) => Some(match &member.life.ended {
                     Some(ended) if ended.reason == "LaunchFailed" => {
-                        Err(Error::new(Code::System, ended.message.clone()))
+                        let of_another_life = || Error::new(Code::System, ended.message.clone());
+                        Err(member.failure.clone().unwrap_or_else(of_another_life))
                     }
                     _ => Ok(json!({ "container": member.told() })),
                 }),

@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use super::member::{Member, Phase};
-use super::order::failed_launch;
 use super::{Path, Supervisor};
 use crate::error::Error;
 use crate::pod::document::PullPolicy;
@@ -52,7 +51,7 @@ impl Supervisor {
         let bounds = self.plan.back_off;
         let Some(member) = self.members.get_mut(path) else { return };
         if member.plan.role == Role::Nested {
-            return self.end_with(path, failed_launch(error));
+            return self.is_not_launched(path, error.clone());
         }
         let wait = member.back_off_pull(bounds);
         member.message = Some(error.to_string());
