@@ -199,13 +199,14 @@ fn who_asks_a_host_does_not_wait_for_who_drains_it() {
 ";
         pods.run("web", deaf);
         let mut drain = Command::new("python3");
-        let drain = drain.args(["-c", CALLER, SERVICE, "io.coracle.Host.Drain", r#"{"withinSeconds": 10}"#]);
+        let within = format!("{{\"withinSeconds\": {}}}", 10 * command::patience());
+        let drain = drain.args(["-c", CALLER, SERVICE, "io.coracle.Host.Drain", &within]);
         let mut drain = drain.stdout(Stdio::null()).spawn().unwrap();
         pods.is("web", "Stopping");
         let asked = Instant::now();
         let list = caller(host, &[SERVICE, "io.coracle.Host.List", "{}"]).succeeds().json();
         assert_eq!(list["parameters"]["pods"][0]["name"], "web", "{list}");
-        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(5) * command::patience(), "{:?}", asked.elapsed());
         assert!(drain.try_wait().unwrap().is_none(), "it is still waited for");
         assert!(drain.wait().unwrap().success());
         let open = caller(host, &[SERVICE, "io.coracle.Host.Drain", r#"{"off": true}"#]).succeeds().json();
