@@ -105,14 +105,10 @@ pub fn external_mounts(launch: &Launch) -> Vec<(PathBuf, PathBuf)> {
 /// # Errors
 /// `ENOENT` where it is gone.
 pub fn present(mounts: Vec<(PathBuf, PathBuf)>, pid: i32) -> Result<Vec<(PathBuf, PathBuf)>> {
-    let text = file::read(file::CWD, format!("/proc/{pid}/mountinfo"), 16 << 20, Resolve::Host)?;
-    let text = String::from_utf8_lossy(&text);
+    let table = mount::table_of(pid)?;
     let is_there = |place: &Path, source: &Path| {
-        text.lines().any(|line| {
-            let mut fields = line.split(' ').skip(3);
-            let (root, at) = (fields.next(), fields.next());
-            at == place.to_str() && (source != Path::new("/dev/null") || root == Some("/null"))
-        })
+        let is_null = source == Path::new("/dev/null");
+        table.iter().any(|line| line.path == place && (!is_null || line.root == Path::new("/null")))
     };
     Ok(mounts.into_iter().filter(|(place, source)| is_there(place, source)).collect())
 }

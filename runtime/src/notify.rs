@@ -118,7 +118,7 @@ impl Notify {
         if !said.split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
             return Ok(false);
         }
-        let told = format!("{first}READY=1\n");
+        let told = format!("{first}READY=1");
         socket::send_to(&self.host, told.as_bytes()).context(|| format!("telling {VARIABLE}"))?;
         Ok(true)
     }

@@ -6,11 +6,14 @@ use std::fmt::Write;
 use coracle_isolator::{Pressure, Usage};
 use coracle_isolator_metrics::Family;
 
-/// A metric: its kind and help, and its samples, each with what follows the metric's name, and labels.
+/// What follows the metric's name, labels, and the value.
+type Sample = (String, String, f64);
+
+/// A metric: its kind and help, and its samples.
 struct Metric {
     kind: String,
     help: String,
-    samples: Vec<(String, String, f64)>,
+    samples: Vec<Sample>,
 }
 
 /// Metrics of any number of containers, each told once.
@@ -211,18 +214,30 @@ impl Metrics {
         metric.samples.push((suffix.to_owned(), labels.join(","), value));
     }
 
-    /// All of it, metrics by name.
+    /// All of it, metrics by name. A series that was told more than once has the last value: with two of one, a whole answer is
+    /// refused.
     pub fn text(&self) -> String {
+        let samples =
+            self.all.iter().flat_map(|(name, metric)| metric.samples.iter().map(move |s| (name, s)));
+        let mut last: BTreeMap<String, f64> =
+            samples.map(|(name, sample)| (series(name, sample), sample.2)).collect();
         let mut text = String::new();
         for (name, metric) in &self.all {
             let _ = writeln!(text, "# HELP {name} {}\n# TYPE {name} {}", metric.help, metric.kind);
-            for (suffix, labels, value) in &metric.samples {
-                let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-                let _ = writeln!(text, "{name}{suffix}{labels} {value}");
+            for sample in &metric.samples {
+                if let Some((series, value)) = last.remove_entry(&series(name, sample)) {
+                    let _ = writeln!(text, "{series} {value}");
+                }
             }
         }
         text
     }
+}
+
+/// The series of a sample of the metric `name`.
+fn series(name: &str, (suffix, labels, _): &Sample) -> String {
+    let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    format!("{name}{suffix}{labels}")
 }
 
 fn own_label((name, value): (&str, &str)) -> String {
@@ -258,5 +273,16 @@ mod tests {
         assert!(text.contains(&format!("{received}\"odd\\\"name\"}} 7\n")), "{text}");
         assert_eq!(text.matches("# TYPE container_network_receive_bytes_total counter").count(), 1);
         assert!(!text.contains("container_memory"), "{text}");
+    }
+
+    #[test]
+    fn a_series_that_is_told_twice_has_the_last_value() {
+        let mut metrics = Metrics::default();
+        metrics.of("web", None).counter("jobs", "jobs", NONE, 1.0);
+        metrics.gauge("jobs", "jobs", ("state", "done"), 2.0);
+        metrics.gauge("jobs", "jobs", NONE, 3.0);
+        let told =
+            "# HELP jobs jobs\n# TYPE jobs untyped\njobs{id=\"web\"} 3\njobs{id=\"web\",state=\"done\"} 2\n";
+        assert_eq!(metrics.text(), told);
     }
 }

@@ -17,6 +17,7 @@ pub mod bundle;
 pub mod image;
 pub mod registry;
 pub mod storage;
+pub mod silent;
 pub mod lan;
 pub mod tree;
 pub mod terminal;

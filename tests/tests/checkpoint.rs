@@ -120,6 +120,26 @@ fn where_criu_ignores_cgroups_it_runs_in_the_containers() {
     });
 }
 
+#[test]
+fn a_bind_mount_with_a_blank_in_its_place_is_not_criu_s_to_bring_along() {
+    privileged(|host| {
+        let volume = host.directory();
+        let bind = Spec::new().bind(volume.to_str().unwrap(), "/of the host", &["rbind"]);
+        let container = host.bundle(bind.args(["sleep", "1000"])).start();
+        let images = host.directory();
+        let criu = images.join("criu");
+        fs::write(&criu, "#!/bin/sh\nprintf '%s\\n' \"$@\" >\"$3/arguments\"\nexit 1\n").unwrap();
+        fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+        let [criu, path] = [&criu, &images].map(|path| path.to_str().unwrap());
+        host.call(&["--criu", criu, "checkpoint", "--leave-running", "--image-path", path, container.id()])
+            .fails_with(&["criu dump"]);
+        let arguments = fs::read_to_string(images.join("arguments")).unwrap();
+        let is_external = |line: &str| line == "mnt[/of the host]:/of the host";
+        assert!(arguments.lines().any(is_external), "{arguments}");
+        container.remove();
+    });
+}
+
 /// Has CRIU be the shell script `script`, for `restore` of a container called `again`, and kills the runtime meanwhile.
 fn restore_is_killed(host: &Host, (mode, script): (&str, &str)) {
     let (bundle, images) = (host.bundle(Spec::new()), host.directory());

@@ -5,6 +5,7 @@
 use std::fs;
 use std::process::Command;
 
+use coracle_tests::cgroup;
 use coracle_tests::command::{eventually, tool};
 use coracle_tests::storage::{Storage, WORD};
 use coracle_tests::{Outcome, Spec, privileged};
@@ -220,7 +221,7 @@ fn a_container_of_the_same_name_elsewhere_has_no_part_in_a_volume() {
         storage.calls();
         let states = host.directory();
         let elsewhere = |spec: Spec| {
-            let bundle = storage.host().bundle(spec.cgroup("/elsewhere").script("true"));
+            let bundle = storage.host().bundle(spec.cgroup(&cgroup::wanted("elsewhere")).script("true"));
             let (root, directory) = (states.to_str().unwrap(), bundle.directory().to_str().unwrap());
             storage.host().call(&["--root", root, "run", "--bundle", directory, "web"]).succeeds();
         };

@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use coracle_tests::command::tool;
 use coracle_tests::terminal::ConsoleSocket;
 use coracle_tests::{Spec, privileged};
 
@@ -82,6 +83,22 @@ fn a_running_container_can_not_be_started_again() {
         container.call("start").fails_with(&["running"]);
         assert_eq!(container.status(), "running");
         container.remove();
+    });
+}
+
+#[test]
+fn a_start_that_can_not_write_down_what_it_does_can_be_tried_again() {
+    privileged(|host| {
+        tool("mount", &["-t", "tmpfs", "-o", "size=128k", "disk", "/run/coracle"]);
+        let container = host.bundle(sleeping()).create();
+        host.shell("cat /dev/zero >/run/coracle/.filling").exits(1);
+        container.call("start").fails_with(&["writing the record", "no space left on device"]);
+        std::fs::remove_file("/run/coracle/.filling").unwrap();
+        assert_eq!(container.status(), "created");
+        container.call("start").succeeds();
+        assert_eq!(container.status(), "running");
+        container.remove();
+        tool("umount", &["/run/coracle"]);
     });
 }
 

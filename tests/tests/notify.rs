@@ -72,7 +72,7 @@ fn start_waits_until_the_program_is_ready_and_tells_the_caller_its_pid() {
         // What speaks for others is not passed on.
         say(pid, &path, "MAINPID=1\nSTOPPING=1");
         say(pid, &path, "STATUS=up\nREADY=1\n");
-        assert_eq!(heard(&socket), format!("MAINPID={pid}\nREADY=1\n"));
+        assert_eq!(heard(&socket), format!("MAINPID={pid}\nREADY=1"));
         assert!(wait(&mut start, "start").success());
         host.call(&["delete", "--force", &id]).succeeds();
     });
@@ -89,7 +89,7 @@ fn a_run_in_the_foreground_tells_that_the_program_is_ready() {
         let mut run = started(&bundle, "run", &[], &path);
         let pid = pid_of(host, bundle.id());
         say(pid, &path, "READY=1");
-        assert_eq!(heard(&socket), "READY=1\n");
+        assert_eq!(heard(&socket), "READY=1");
         assert!(run.try_wait().unwrap().is_none(), "the container has ended");
         host.call(&["kill", bundle.id(), "KILL"]).succeeds();
         assert_eq!(wait(&mut run, "run").code(), Some(137));

@@ -278,7 +278,11 @@ fn what_needs_a_cgroup_says_so() {
     unprivileged(|host| {
         let container = sleeper(host, single());
         container.call("pause").fails_with(&["no cgroup that can be frozen"]);
-        container.remove();
+        // Its first process is all that is known of it.
+        host.call(&["kill", "--all", container.id(), "KILL"]).succeeds();
+        eventually("it has ended", || container.status() == "stopped");
+        host.call(&["kill", "--all", container.id(), "KILL"]).succeeds();
+        container.call("delete").succeeds();
     });
 }
 

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
 
 use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use coracle_tests::{Container, Host, Outcome, Spec, privileged};
+use coracle_tests::silent::Silent;
+use coracle_tests::{Container, Host, Outcome, Spec, command, privileged};
 use serde_json::{Value, json};
 
 fn mounts(host: &Host, verb: &str, container: &Container<'_>, list: &Value) -> Outcome {
@@ -82,7 +85,7 @@ fn a_link_in_the_container_leads_to_the_container() {
         fs::create_dir(&outside).unwrap();
         let link = format!("ln -s {} /tmp/link; exec sleep 1000", outside.display());
         let container = host.bundle(Spec::new().script(&link)).start();
-        coracle_tests::command::eventually("the link is there", || {
+        command::eventually("the link is there", || {
             container.exec(&["test", "-L", "/tmp/link"]).code == 0
         });
         let list = json!([
@@ -126,5 +129,32 @@ fn what_can_not_be_added_or_removed_is_named() {
         container.becomes("stopped");
         mounts(host, "add", &container, &bind("/")).fails_with(&["container not running"]);
         container.call("delete").succeeds();
+    });
+}
+
+#[test]
+fn a_source_that_does_not_answer_keeps_nobody_who_is_asked_to_end() {
+    privileged(|host| {
+        if !host.needs_coracle("mounts in a running container") {
+            return;
+        }
+        let Some(silent) = Silent::mount(host) else { return };
+        let container = host.sleeper();
+        let list = json!([{"destination": "/tmp/a", "type": "bind", "source": silent.path()}]);
+        let file = host.directory().join("mounts.json");
+        fs::write(&file, list.to_string()).unwrap();
+        let mut add = Command::new(host.runtime());
+        add.args(["mounts", "add", container.id()]).arg(&file).stdin(Stdio::null());
+        let mut add = add.spawn().unwrap();
+        command::eventually("the source is asked", || silent.is_asked());
+        // Until it looks for signals, one just ends it.
+        std::thread::sleep(Duration::from_millis(500) * command::patience());
+        let begun = Instant::now();
+        command::tool("kill", &["-TERM", &add.id().to_string()]);
+        assert!(!command::wait(&mut add, "mounts add").success());
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(5) * command::patience(), "it took {took:?}");
+        drop(silent);
+        container.remove();
     });
 }

@@ -217,11 +217,12 @@ fn limits_of_tasks_that_say_nothing_change_nothing() {
     privileged(|host| {
         let spec = Spec::new().set("/linux/resources/pids", json!({})).args(["sleep", "1000"]);
         let container = host.bundle(spec).start();
-        assert_eq!(pids(&container), "max");
+        let before = pids(&container);
+        assert!(before == "max" || cgroup::is_made_by_systemd(), "{before}: systemd has a default");
         let file = host.directory().join("resources.json");
         fs::write(&file, r#"{"pids": {}}"#).unwrap();
         update(&container, &["--resources", file.to_str().unwrap()]).succeeds();
-        assert_eq!(pids(&container), "max");
+        assert_eq!(pids(&container), before);
         container.remove();
     });
 }

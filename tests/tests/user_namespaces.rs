@@ -42,6 +42,17 @@ fn its_root_is_the_mapped_user_of_the_host() {
     });
 }
 
+/// The host's multiplexer opens nothing for who is in another user namespace.
+#[test]
+fn a_multiplexer_among_the_devices_leaves_the_containers_own() {
+    privileged(|host| {
+        let device = json!([{"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2, "fileMode": 438}]);
+        let spec = mapped(Spec::new()).set("/linux/devices", device);
+        let run = bundle(host, spec.script("exec 3<>/dev/ptmx && readlink /dev/ptmx")).run();
+        assert_eq!(run.succeeds().text(), "pts/ptmx");
+    });
+}
+
 #[test]
 fn several_ranges_are_mapped() {
     privileged(|host| {

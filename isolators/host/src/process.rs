@@ -17,6 +17,9 @@ use crate::wire::{Asked, Broken, Channel, Reply};
 /// The longest that a process whose socket has closed is waited for, to learn how it ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
+/// The longest that a process that was killed is waited for.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
 /// A process that plugins run in. It ends with this.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -110,7 +113,8 @@ impl Process {
         Error::new(words.map_or_else(|| why.clone(), |words| format!("{why}, saying {words:?}")))
     }
 
-    /// Kills the process and what it has made in a PID namespace of its own, and waits for its end.
+    /// Kills the process and what it has made in a PID namespace of its own, and waits for its end. One that waits for the
+    /// kernel, as for a file server that does not answer, dies when it goes on: for that nobody waits.
     fn kill(&mut self) -> Option<Exit> {
         if self.has_ended {
             return None;
@@ -118,7 +122,8 @@ impl Process {
         self.has_ended = true;
         let pidfd = self.child.pidfd.as_fd();
         self.child.kill();
-        process::wait(pidfd).ok()
+        let ended = event::readable(&[pidfd], Some(ENDS_WITHIN)).is_ok_and(|ready| ready == [true]);
+        ended.then(|| process::wait(pidfd).ok()).flatten()
     }
 
     /// Takes what it has written, of which the end is kept; a pipe's length at most, so that who writes on keeps nobody

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use coracle_isolator::known::{self, owner};
 use coracle_isolator::{Error, Isolator, Result};
-use coracle_sys::Errno;
 use coracle_sys::file::{self, CWD, Resolve};
+use coracle_sys::{Errno, mount};
 use oci_spec::runtime::{Mount, Spec};
 use serde_json::{Map, Value};
 
@@ -100,11 +100,9 @@ fn of_type<'s>(spec: &'s Spec, fstype: &'s str) -> impl Iterator<Item = (usize, 
 
 /// Where something is mounted in the directory `place` of the host, itself left out.
 fn mounted_in(place: &Path) -> Result<Option<String>> {
-    const LONGEST: u64 = 64 << 20;
-    let table = file::read(CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host).map_err(failed)?;
-    let table = String::from_utf8_lossy(&table);
-    let mut points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    Ok(points.find(|point| Path::new(point).starts_with(place)).map(str::to_owned))
+    let table = mount::table().map_err(failed)?;
+    let found = table.iter().find(|line| line.path.starts_with(place));
+    Ok(found.map(|line| line.path.display().to_string()))
 }
 
 /// Makes the directory `path` of the host, for its owner alone, and opens it.

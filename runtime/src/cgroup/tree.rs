@@ -9,6 +9,9 @@ use coracle_sys::{Errno, process};
 use super::{Hierarchy, LONGEST, Version};
 use crate::error::{Context, Result};
 
+/// How many processes are held open at once to be signalled.
+const MOST_AT_ONCE: usize = 256;
+
 /// A container's cgroups, open.
 #[derive(Debug)]
 pub struct Tree {
@@ -93,7 +96,7 @@ impl Tree {
         let killed = if let Some(Ok(())) = by_kernel {
             Ok(())
         } else {
-            // Who is frozen neither forks nor ends, so nobody is missed and no number becomes another's.
+            // Who is frozen does not fork, so that nobody is missed.
             self.freeze_to_kill();
             self.signal_each(signal)
         };
@@ -101,11 +104,23 @@ impl Tree {
         killed
     }
 
+    /// A number may become another's between the reading and the signal. Whoever is still listed once its descriptor is open
+    /// is meant.
     fn signal_each(&self, signal: i32) -> Result<()> {
-        for pid in self.processes()? {
-            match process::kill(pid, signal) {
-                Err(e) if e.errno() != Errno::ESRCH => return Err(e.into()),
-                _ => {}
+        for some in self.processes()?.chunks(MOST_AT_ONCE) {
+            let mut opened = Vec::new();
+            for pid in some {
+                match process::pidfd(*pid) {
+                    Err(e) if e.errno() == Errno::ESRCH => {}
+                    pidfd => opened.push((pid, pidfd?)),
+                }
+            }
+            let listed = self.processes()?;
+            for (_, pidfd) in opened.iter().filter(|(pid, _)| listed.binary_search(pid).is_ok()) {
+                match process::signal(pidfd.as_fd(), signal) {
+                    Err(e) if e.errno() != Errno::ESRCH => return Err(e.into()),
+                    _ => {}
+                }
             }
         }
         Ok(())

@@ -38,6 +38,8 @@ pub struct Launch {
     pub detach: bool,
     /// Leave the container's state and cgroups behind when it ends.
     pub keep: bool,
+    /// Whoever launches passes the terminal on to others, as a pod's supervisor does: they show it.
+    pub hands_terminal_on: bool,
 }
 
 impl Launch {

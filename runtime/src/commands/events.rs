@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use coracle_isolator::{Cgroup, CgroupVersion, Handles, IoUsage, Limitation, MemoryUsage, Usage};
 use coracle_isolator_host::Registry;
 use coracle_sys::event;
-use coracle_sys::file::{self, Resolve};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -15,7 +14,8 @@ use crate::cli::{self, Global};
 use crate::error::{Code, Context, Error, Result};
 use crate::isolators;
 use crate::stages::spec;
-use crate::state::{State, Status, WATCHED};
+use crate::stages::watch::Note;
+use crate::state::{State, Status};
 
 /// Prints events until the container ends, or with `--stats` one and is done.
 ///
@@ -103,9 +103,8 @@ impl Told {
 
 /// Prints why the container was ended, where another has found it at a limit before this one could.
 fn print_end(state: &State, id: &str, told: &Told) -> Result<()> {
-    let noted = file::read(state.dir(), WATCHED, 255, Resolve::BeneathNoLinks).unwrap_or_default();
-    let reason = String::from_utf8_lossy(&noted);
-    if !reason.is_empty() && told.0.keys().all(|(_, known)| *known != reason) {
+    let reason = Note::read(state).map(|note| note.reason);
+    if let Some(reason) = reason.filter(|reason| told.0.keys().all(|(_, known)| known != reason)) {
         print(&reason, id, None);
     }
     Ok(())

@@ -78,7 +78,9 @@ pub fn launch(global: &Global, state: &State, options: &cli::Exec) -> Result<rel
     global.debug(|| "nsexec container setup: cloning a process into cgroups and namespaces".to_owned());
     let (born, cgroup) = spawn::spawn_into(&launch, target, &options.launch)?;
     let pidfd = Some(born.child.pidfd.as_fd());
-    isolators.join(&Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec })?;
+    let joined = isolators.join(&Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec });
+    global.warn(isolators.take_warnings());
+    joined?;
     let ready = isolate::go(born)?;
     global.debug(|| format!("child process in init(): PID {} is in the container", ready.child.pid));
     super::announce(&options.launch, &ready.child, "setns")?;

@@ -48,8 +48,15 @@ pub fn kill(global: &Global, options: &Kill) -> Result<u8> {
 }
 
 fn kill_all(record: &Record, signal: i32) -> Result<()> {
-    let place = record.cgroup.as_ref().ok_or_else(Error::not_running)?;
-    place.open()?.signal_all(signal)
+    if let Some(place) = &record.cgroup {
+        return place.open()?.signal_all(signal);
+    }
+    // Without cgroups its first process is all that is known of it.
+    let first = record.process.map_or(Ok(None), |first| first.find())?;
+    match first.map_or(Ok(()), |first| process::signal(first.as_fd(), signal)) {
+        Err(e) if e.errno() == coracle_sys::Errno::ESRCH => Ok(()),
+        signalled => Ok(signalled?),
+    }
 }
 
 /// Whether the container was made with a PID namespace of its own. A configuration that can't be read is taken for

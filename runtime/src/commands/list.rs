@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use coracle_sys::file::{self, Resolve};
+use coracle_sys::users;
 use serde_json::Value;
 
 use crate::cli::{Global, List};
 use crate::error::Error;
 use crate::state::record::Told;
-use crate::state::{self, LONGEST, Record, State};
+use crate::state::{self, Record, State};
 
 const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"];
 
@@ -61,14 +61,7 @@ fn table(states: &[Value]) -> String {
 
 /// The name of user `uid`, or `#uid` where the host has none for it.
 fn user_name(uid: u32) -> String {
-    let passwd = file::read(file::CWD, "/etc/passwd", LONGEST, Resolve::Host).unwrap_or_default();
-    name_in(&String::from_utf8_lossy(&passwd), uid)
-}
-
-fn name_in(passwd: &str, uid: u32) -> String {
-    let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let found = lines.find(|fields| fields.get(2) == Some(&uid.to_string().as_str()));
-    found.map_or_else(|| format!("#{uid}"), |fields| fields[0].to_owned())
+    users::name(uid).unwrap_or_else(|| format!("#{uid}"))
 }
 
 #[cfg(test)]
@@ -89,7 +82,6 @@ mod tests {
 
     #[test]
     fn a_user_without_a_name_is_a_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nbroken\nme:x:1000:1000::/:\n";
-        assert_eq!([0, 1000, 7].map(|uid| name_in(passwd, uid)), ["root", "me", "#7"]);
+        assert_eq!([0, u32::MAX - 7].map(user_name), ["root", "#4294967288"]);
     }
 }

@@ -61,7 +61,8 @@ pub fn recover(global: &Global) -> Result<u8> {
         Ok(ids) => drop(crate::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())),
         Err(error) => failures.push(error.doing("removing snapshots that nobody knows")),
     }
-    for state in cut_off {
+    // Those below others come before these, which would wait for them.
+    for state in cut_off.into_iter().rev() {
         let id = state.id().to_owned();
         match cleanup::remove(state, &isolators, false) {
             Ok(warnings) => {

@@ -63,7 +63,11 @@ fn begin(
         let (tree, holder) = spawn::make_cgroups(&mut container)?;
         let cgroup = tree.into_handles();
         let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &container.spec };
-        isolators.isolate(&handles)?;
+        let isolated = isolators.isolate(&handles);
+        let said = isolators.take_warnings();
+        global.warn(said.iter().cloned());
+        isolated?;
+        container.record.warnings.extend(said);
         let cgroups = container.record.cgroup.as_ref();
         // CRIU makes processes of which nobody knows before it is done.
         container.record.phase = Phase::Restoring;

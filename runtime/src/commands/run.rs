@@ -65,6 +65,7 @@ pub(super) fn wait(
     let container = Handles { id: state.id(), pidfd: Some(pidfd.as_fd()), cgroup: &cgroup, spec: &spec };
     let tell = |words| global.warn([words]);
     let limits = isolators.watch_to_end(&container).map_err(Error::from);
+    global.warn(isolators.take_warnings());
     match limits.and_then(|watched| Limits::new(&container, watched, &tell)) {
         Ok(limits) => watch.watch(running, limits.noting(alone.as_ref().map(AsFd::as_fd))),
         Err(error) => {

@@ -29,7 +29,8 @@ pub fn start(global: &Global, id: &str) -> Result<u8> {
         let word = Ready::resume(door)?;
         let notify = Notify::begin(&state)?;
         let mut container = Container { state, record, spec };
-        let started = release::start(&mut container, word);
+        release::write_down(&mut container)?;
+        let started = release::execute(&container, word);
         container.state.close_door();
         if started.as_ref().is_err_and(|e| e.code() == Code::Hook) {
             // A container whose poststart hook fails is stopped (runtime-spec 1.3, runtime.md, "Lifecycle").

@@ -38,7 +38,10 @@ pub fn update(global: &Global, options: &cli::Update) -> Result<u8> {
         }
         let new = spec::parse_linux(asked.to_string().as_bytes()).context(|| "reading the options")?;
         let keep = || state.keep_config(kept.to_string().as_bytes());
-        apply(&isolators::all(global)?, (&record, place), &spec, &new, keep)
+        let isolators = isolators::all(global)?;
+        let applied = apply(&isolators, (&record, place), &spec, &new, keep);
+        global.warn(isolators.take_warnings());
+        applied
     };
     attempt().context(|| format!("updating container {id:?}"))?;
     Ok(0)

@@ -67,8 +67,8 @@ fn open_pair(
     if let Some((rows, columns)) = callers.or(plan.console_size) {
         tty::set_size(master.as_fd(), rows, columns)?;
     }
-    if is_shown_here && !tty::is_terminal(stdout.as_fd()) {
-        // It is the runtime that shows it, to a file or a pipe, which wants line ends as they were written. The caller's own
+    if is_shown_here && !birth.options.hands_terminal_on && !tty::is_terminal(stdout.as_fd()) {
+        // It is the runtime that shows it, to a file or a pipe, which wants line ends as they were written. A caller's own
         // terminal is raw: programs set this one as they need it, for the whole screen for example.
         tty::keep_line_ends(peer.as_fd())?;
     }

@@ -35,7 +35,8 @@ pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], before: &Made<'_>) 
     }
     let dev = open_dev(root)?;
     let mut bound = before.in_user_namespace;
-    for (index, device) in devices.iter().enumerate() {
+    // Each instance of devpts has a multiplexer of its own, to which the link leads; another's would be none of the container's.
+    for (index, device) in devices.iter().enumerate().filter(|(_, d)| d.target != Path::new("dev/ptmx")) {
         let node = before.nodes.get(index).and_then(Option::as_ref);
         let make = |bound| match node {
             Some(node) => attach(root, device, node),

@@ -34,7 +34,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{Building, Executing, Waiting};
 use crate::hooks;
 use crate::stages::plan::Launch;
-use crate::stages::plan::launch::Inside;
+use crate::stages::plan::launch::{Inside, sysctl_path};
 use join::{Host, Joined};
 use labels::Labels;
 use root::Root;
@@ -194,7 +194,8 @@ fn build_inside(
     (state, word): (&serde_json::Value, &Building),
 ) -> Result<()> {
     name_host(inside)?;
-    set_sysctls(inside)?;
+    let sysctls = inside.sysctl.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    set_sysctls("/linux/sysctl", sysctls)?;
     rootfs::share_events(inside)?;
     let sources = mounts::open_sources(inside, birth.sources)?;
     let mut root = Root::new(rootfs::attach(inside, birth.sources.root.as_ref())?);
@@ -221,16 +222,22 @@ fn name_host(inside: &Inside) -> Result<()> {
     Ok(())
 }
 
-/// Through the host's procfs, whose `/proc/sys` shows the parameters of the namespaces of whoever looks: the
-/// container's own procfs could lead anywhere (CVE-2025-52881).
-fn set_sysctls(inside: &Inside) -> Result<()> {
-    if inside.sysctl.is_empty() {
+/// Sets kernel parameters, each by its name or its path below `/proc/sys`, in the caller's namespaces; `field` is what errors
+/// call them. Through the host's procfs, whose `/proc/sys` shows the parameters of the namespaces of whoever looks: the
+/// container's own procfs could lead anywhere (CVE-2025-52881). What lies elsewhere is never written, whatever the names say.
+///
+/// # Errors
+/// What the kernel says to a value.
+pub fn set_sysctls<'a>(field: &str, sysctls: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<()> {
+    let mut sysctls = sysctls.into_iter().peekable();
+    if sysctls.peek().is_none() {
         return Ok(());
     }
     let parameters = host_proc("sys")?;
-    for (path, value) in &inside.sysctl {
+    for (name, value) in sysctls {
+        let path = sysctl_path(name);
         file::write_to(parameters.as_fd(), path, value.as_bytes(), Resolve::BeneathNoLinks)
-            .context(|| format!("setting /linux/sysctl {path:?}"))?;
+            .context(|| format!("setting {field} {name:?}"))?;
     }
     Ok(())
 }

@@ -35,6 +35,9 @@ const DRAINING: &str = ".draining";
 /// Within which time pods are ended where nobody says.
 pub const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long a pod may take to say whether it is over that has not said so in time.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Gives each pod without a supervisor a new one. Returns their names, and what kept others from it.
 ///
 /// # Errors
@@ -115,7 +118,10 @@ pub fn drain(global: &Global, within: Duration) -> Result<Vec<String>> {
     let left = not_over(ending, patience).into_iter();
     // All of them are asked before one is waited for: another may never end.
     let killed: Vec<_> = left.map(|name| (end(global, &name, json!({ "graceSeconds": 0 })), name)).collect();
-    Ok(not_over(killed, deadline))
+    let left = not_over(killed, deadline);
+    // Who was over long before says so at once, but needs a moment for it.
+    let asked: Vec<_> = left.into_iter().map(|name| (inspect(global, &name), name)).collect();
+    Ok(asked.into_iter().filter_map(|(pod, name)| (!has_ended(pod)).then_some(name)).collect())
 }
 
 /// The names of those among `ending` that are not over at `moment`.
@@ -129,6 +135,20 @@ fn end(global: &Global, name: &str, how: Value) -> Option<client::Client> {
     let dir = Directory::open(&global.root, name).ok()?;
     let mut pod = client::connect(dir.fd(), SOCKET).ok()?;
     pod.begin("io.coracle.Pod.Stop", how, &[], false).map(|()| pod).ok()
+}
+
+/// Asks the pod `name` how far it is.
+fn inspect(global: &Global, name: &str) -> Option<client::Client> {
+    let dir = Directory::open(&global.root, name).ok()?;
+    let mut pod = client::connect_within(dir.fd(), SOCKET, ANSWERED_WITHIN).ok()?;
+    pod.begin("io.coracle.Pod.Inspect", json!({}), &[], false).map(|()| pod).ok()
+}
+
+/// Whether the pod answers that it is over.
+fn has_ended(pod: Option<client::Client>) -> bool {
+    let told = pod.and_then(|mut pod| pod.reply().ok());
+    let is_over = |phase: &Value| phase == "Succeeded" || phase == "Failed";
+    told.is_some_and(|(reply, _)| is_over(&reply.parameters["pod"]["phase"]))
 }
 
 fn is_over_by(pod: &mut client::Client, moment: Instant) -> bool {

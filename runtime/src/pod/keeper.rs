@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Shared;
 use crate::error::{Code, Context, Error, Result};
-use crate::stages::plan::launch::sysctl_path;
+use crate::init;
 
 /// Its socket, in the pod's directory.
 pub const SOCKET: &str = "keeper.sock";
@@ -85,6 +85,8 @@ pub fn start(
 
 /// Makes the namespaces what the pod wants, and gives up everything else.
 fn settle(empty: BorrowedFd<'_>, shared: &Shared, flags: i32) -> Result<()> {
+    // Everybody in a PID namespace can read them.
+    process::hide_arguments().context(|| "hiding the command line")?;
     process::new_session()?;
     descriptor::silence()?;
     if flags & libc::CLONE_NEWUSER != 0 {
@@ -98,27 +100,14 @@ fn settle(empty: BorrowedFd<'_>, shared: &Shared, flags: i32) -> Result<()> {
     if flags & libc::CLONE_NEWNET != 0 {
         net::bring_loopback_up().context(|| "bringing the loopback interface up")?;
     }
-    set_sysctls(&shared.sysctls)?;
+    let sysctls = shared.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    init::set_sysctls("the kernel parameter", sysctls)?;
     namespace::enter(empty)?;
     namespace::chroot_here()?;
     identity::no_new_privileges()?;
     identity::set_capabilities(&identity::Capabilities::default())?;
     // Orphans in a PID namespace are its children: nobody asks for them.
     signal::ignore_children()?;
-    Ok(())
-}
-
-/// What lies elsewhere than below `/proc/sys` is never written, whatever the names say.
-fn set_sysctls(sysctls: &[(String, String)]) -> Result<()> {
-    if sysctls.is_empty() {
-        return Ok(());
-    }
-    let parameters = file::open_dir("/proc/sys")?;
-    for (name, value) in sysctls {
-        let path = sysctl_path(name);
-        file::write_to(parameters.as_fd(), path, value.as_bytes(), file::Resolve::BeneathNoLinks)
-            .context(|| format!("setting the kernel parameter {name:?}"))?;
-    }
     Ok(())
 }
 

@@ -169,7 +169,8 @@ fn launch(
         let mut prepared = prepare::prepare(claimed, isolators)?;
         fs_group::own(order.pod, member, &prepared.container.spec)?;
         let warnings = std::mem::take(&mut prepared.warnings);
-        let waiting = spawn::spawn(prepared, &cli::Launch::default(), false)?;
+        let options = cli::Launch { hands_terminal_on: true, ..cli::Launch::default() };
+        let waiting = spawn::spawn(prepared, &options, false)?;
         let isolated = isolate::isolate(waiting, isolators)?;
         warden::start(&isolated.container, isolated.ready.child.pidfd.as_fd(), isolators, &|_| {})?;
         let running = release::release(isolated)?;

@@ -2,7 +2,8 @@
 //! says that the line goes on in the next entry. Nothing is held back: what comes without a line's end is written as
 //! it is, and part of a line.
 //!
-//! `log` is written to; a log that has grown large enough becomes `log.1` when a line ends, or at twice the size, and so on.
+//! `log` is written to; a log that has grown large enough becomes `log.1` when more comes after the end of a line, or at twice
+//! the size, and so on. Where one file alone is kept, the last words are there until others come.
 //! A disk that is full costs entries, which are counted, and nothing else: neither the container nor who is attached to it waits.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -67,6 +68,7 @@ impl Log {
 
     /// Writes what came on `stream`.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        self.make_room();
         let now = time::now_to_the_nanosecond();
         let mut text = Vec::with_capacity(bytes.len() + 64);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -86,6 +88,10 @@ impl Log {
             return;
         }
         self.size += text.len() as u64;
+    }
+
+    /// Begins a new file where this one is full.
+    fn make_room(&mut self) {
         // A line that does not end, as a prompt does not, puts it off no longer than that.
         let is_between_lines = self.open == [false; 2];
         if self.size >= self.largest && (is_between_lines || self.size / 2 >= self.largest) {
@@ -213,6 +219,17 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&kept)
         );
+    }
+
+    #[test]
+    fn the_last_words_are_there_though_one_file_alone_is_kept_and_they_have_filled_it() {
+        let (scratch, mut log) = log((100, 1));
+        for number in 0..20 {
+            let line = format!("line {number:060}\n");
+            log.write(Stream::Stdout, line.as_bytes());
+            assert_eq!(texts(&scratch), line.as_bytes());
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -186,25 +186,25 @@ fn make(global: &Global, node: Node, isolators: &Registry) -> Result<()> {
     if let (false, Some(place)) = (was_there, &mut record.cgroup) {
         place.make(&Wanted::default())?;
     }
-    limit(&record, isolators)
+    limit(&record, isolators, || Ok(()))
 }
 
-fn limit(record: &Record, isolators: &Registry) -> Result<()> {
-    let Some(place) = &record.cgroup else { return Ok(()) };
+/// Sets the limits of a node and has them kept: all, or none.
+fn limit(record: &Record, isolators: &Registry, keep: impl FnOnce() -> Result<()>) -> Result<()> {
+    let Some(place) = &record.cgroup else { return keep() };
     let limits = plan::resources(&record.node.resources);
-    sandbox::limit(&record.node.name, place.open()?.into_handles(), &limits, isolators)
+    sandbox::limit(&record.node.name, place.open()?.into_handles(), &limits, isolators, keep)
 }
 
 /// Sets limits of a node, over those that it has.
 ///
 /// # Errors
-/// `NotFound`; what an isolator says.
+/// `NotFound`; what an isolator says, and then the limits are as they were.
 pub fn update(global: &Global, name: &str, resources: Resources, isolators: &Registry) -> Result<()> {
     document::check_resources(&resources)?;
     let mut record = found(&global.root, name)?;
     record.node.resources = resources.over(&record.node.resources);
-    limit(&record, isolators).context(|| format!("limiting node {name:?}"))?;
-    write(&global.root, &record)
+    limit(&record, isolators, || write(&global.root, &record)).context(|| format!("limiting node {name:?}"))
 }
 
 /// What all below a node use together.

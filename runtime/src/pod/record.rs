@@ -101,7 +101,8 @@ pub struct Ended {
     /// The signal that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why, in a word: `Completed`, `Error`, `OOMKilled`, `LaunchFailed`, `Lost`.
+    /// Why, in a word: `Completed`, `Error`, `OOMKilled`, `Evicted`, `LaunchFailed`, `DeadlineExceeded`, `Unhealthy`,
+    /// `SandboxLost`, `Lost`.
     pub reason: String,
     /// Why, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -113,9 +114,10 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Whether it did what it should.
+    /// Whether it did what it should: one that was ended for not doing so did not, however politely it went. Of one that lost
+    /// a process for want of memory, the exit code says whether it could do without.
     pub fn is_success(&self) -> bool {
-        self.exit_code == Some(0)
+        self.exit_code == Some(0) && ["Completed", "OOMKilled"].contains(&self.reason.as_str())
     }
 }
 
@@ -384,5 +386,24 @@ pub fn ended(exit: Option<process::Exit>, started: &str) -> Ended {
         message: String::new(),
         started: started.to_owned(),
         finished: crate::time::now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_ended_for_what_it_did_not_do_is_no_success() {
+        let reasons = ["Completed", "OOMKilled", "Unhealthy", "DeadlineExceeded", "Evicted", "SandboxLost"];
+        let ended = |code, reason: &str| {
+            let reason = reason.to_owned();
+            Ended { reason, ..ended(Some(process::Exit::Code(code)), "") }
+        };
+        assert_eq!(
+            reasons.map(|reason| ended(0, reason).is_success()),
+            [true, true, false, false, false, false]
+        );
+        assert!(!ended(1, "Error").is_success() && !super::ended(None, "").is_success());
     }
 }

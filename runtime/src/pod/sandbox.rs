@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use coracle_isolator::{CgroupVersion, Config, Handles};
+use coracle_isolator::{Cgroup, CgroupVersion, Config, Handles};
 use coracle_isolator_host::Registry;
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::process;
-use oci_spec::runtime::Spec;
+use coracle_sys::{Errno, process};
+use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Value, json};
 
 use super::document;
@@ -56,14 +56,17 @@ impl Sandbox {
         Self::open(dir, keeper.pid, keeper.pidfd, plan)
     }
 
-    /// Takes the sandbox over that a former supervisor has made.
+    /// Takes the sandbox over that a former supervisor has made; `None` where its keeper is gone.
     ///
     /// # Errors
-    /// `System` where its keeper is gone.
+    /// Whatever opening it says, but that.
     pub fn adopt(dir: &Directory, record: &Record, plan: &Plan) -> Result<Option<Self>> {
         let Some(keeper) = record.keeper else { return Ok(None) };
         let Some(pidfd) = keeper.find()? else { return Ok(None) };
-        Self::open(dir, keeper.pid, pidfd, plan).map(Some)
+        match Self::open(dir, keeper.pid, pidfd, plan) {
+            Err(error) if is_gone(&error) => Ok(None),
+            opened => opened.map(Some),
+        }
     }
 
     /// The namespaces of the keeper `pid`, which can't have been awaited or has just been found by its start time.
@@ -103,6 +106,12 @@ impl Sandbox {
     }
 }
 
+/// Whether a keeper that was just found has died: the first process of a PID namespace has neither namespaces nor a socket any
+/// more, and is a process still until all others in there are gone.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::ENOENT | Errno::ESRCH | Errno::ECONNREFUSED))
+}
+
 /// The kernel parameters of the pod: what each new namespace gets on this host, and its own, as far as the operator allows.
 /// The containers join its namespaces, and are asked for none.
 fn sysctls(plan: &Plan, isolators: &Registry) -> Result<Vec<(String, String)>> {
@@ -127,25 +136,46 @@ fn make_cgroup(record: &mut Record, plan: &Plan, isolators: &Registry) -> Result
     let limits = spec::parse_resources(plan.resources.to_string().as_bytes())?;
     let (tree, holder) =
         place.make(&Wanted { resources: Some(&limits), devices: None, annotations: None })?;
-    limit(&plan.name, tree.into_handles(), &plan.resources, isolators)?;
+    limit(&plan.name, tree.into_handles(), &plan.resources, isolators, || Ok(()))?;
     Ok(holder)
 }
 
-/// Writes the limits `resources` of the pod `id`.
+/// Sets the limits `resources` of the pod or node `id`, and has them kept: all, or none.
 ///
 /// # Errors
-/// What an isolator says.
+/// As [`set`].
 pub fn limit(
     id: &str,
-    cgroup: coracle_isolator::Cgroup,
+    cgroup: Cgroup,
     resources: &Value,
     isolators: &Registry,
+    keep: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let wanted = spec::parse_resources(resources.to_string().as_bytes())?;
     // The pod has no process of its own: what a container would have, without one.
     let spec = Spec::default();
-    let handles = Handles { id, pidfd: None, cgroup: &cgroup, spec: &spec };
-    isolators.update(&handles, &wanted).map_err(Error::from)
+    let cgroup = cgroup.remembering();
+    set(&Handles { id, pidfd: None, cgroup: &cgroup, spec: &spec }, &wanted, isolators, keep)
+}
+
+/// Sets the limits `wanted` of who has these handles, whose cgroup is [`remembering`](Cgroup::remembering), and has them kept: all,
+/// or none.
+///
+/// # Errors
+/// What an isolator or `keep` says, and then the limits are as they were.
+pub fn set(
+    handles: &Handles<'_>,
+    wanted: &LinuxResources,
+    isolators: &Registry,
+    keep: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let updated = isolators.update(handles, wanted).map_err(Error::from);
+    updated.and_then(|()| keep()).map_err(|failure| match handles.cgroup.put_back() {
+        Ok(()) => failure,
+        Err(left) => {
+            failure.hint(format!("and some limits are new, as the old could not be put back: {left}"))
+        }
+    })
 }
 
 /// Undoes what the record of a pod tells of: the keeper, the cgroups with whoever is in them.

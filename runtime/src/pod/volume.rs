@@ -142,6 +142,8 @@ fn make_empty(
         return Disk::of(from.dir).make_empty(name, group);
     }
     let size = empty.size_limit.as_ref().and_then(super::document::Quantity::whole);
+    // To the kernel zero is no limit; as for Kubernetes, it is as if none were said, and half of all memory then.
+    let size = size.filter(|size| *size > 0);
     mount_memory(volumes, name, (size, "0777"), |memory| {
         let dir = file::open(memory, ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
         let Some(group) = group else { return Ok(()) };
@@ -221,6 +223,7 @@ fn find_host_path(host: &HostPath) -> Result<()> {
         "Directory" => Some(libc::S_IFDIR),
         "File" => Some(libc::S_IFREG),
         "Socket" => Some(libc::S_IFSOCK),
+        // An older runtime may have let the document in.
         other => {
             let why = format!("hostPath/type: {other:?} is not supported");
             let hint = "use Directory, DirectoryOrCreate, File, Socket, or leave it out";
@@ -290,7 +293,7 @@ pub fn mounts(from: From<'_>, member: &Member) -> Result<Mounts> {
         let volume = from.pod.spec.volumes.iter().find(|volume| volume.name == wanted.name);
         let missing = || Error::new(Code::InvalidSpec, format!("there is no volume {:?}", wanted.name));
         let volume = volume.ok_or_else(missing)?;
-        if let Some(mount) = of_isolator(volume, wanted) {
+        if let Some(mount) = of_isolator(from, volume, wanted) {
             mounts.push(mount);
             continue;
         }
@@ -330,7 +333,7 @@ fn source(from: From<'_>, volume: &Volume) -> PathBuf {
 }
 
 /// The mount of a volume that an isolator provides: that of a name, and a directory of the container's own or of the one above.
-fn of_isolator(volume: &Volume, wanted: &VolumeMount) -> Option<Value> {
+fn of_isolator(from: From<'_>, volume: &Volume, wanted: &VolumeMount) -> Option<Value> {
     let (kind, source, option) = match (&volume.persistent_volume_claim, &volume.sandbox) {
         (Some(claim), _) => ("volume", Path::new(&claim.claim_name), claim.read_only.then_some("ro")),
         (_, Some(sandbox)) => {
@@ -339,7 +342,11 @@ fn of_isolator(volume: &Volume, wanted: &VolumeMount) -> Option<Value> {
         _ => return None,
     };
     let options: Vec<&str> = option.into_iter().chain(wanted.read_only.then_some("ro")).collect();
-    Some(json!({ "destination": wanted.mount_path, "type": kind, "source": source, "options": options }))
+    let mut mount =
+        json!({ "destination": wanted.mount_path, "type": kind, "source": source, "options": options });
+    // The isolator sees but a namespace that is joined, and would leave the owners as they are.
+    map_owners(from, &mut mount);
+    Some(mount)
 }
 
 /// Lets what a privileged container has of the host be what it is there: devices, and programs that change users.

@@ -68,7 +68,11 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
     };
     let mut failures: Vec<Error> = Vec::new();
     let mut warnings = Vec::new();
-    for child in if record.has_children { state.children()? } else { Vec::new() } {
+    let children = if record.has_children { state.children() } else { Ok(Vec::new()) };
+    for child in children.unwrap_or_else(|failure| {
+        failures.push(failure);
+        Vec::new()
+    }) {
         match remove(child, isolators, force) {
             Ok(said) => warnings.extend(said),
             Err(failure) => failures.push(failure),
@@ -124,12 +128,13 @@ fn guess(state: &State, unreadable: Error) -> Result<Record> {
 /// Of a container that never had one nobody can be in its cgroups: where a launch found them in use, those who
 /// use them must not notice that it is undone.
 fn kill(record: &Record) -> Result<()> {
-    record.kill_first()?;
+    let first = record.kill_first();
     process::reap_all();
-    match &record.cgroup {
+    let others = match &record.cgroup {
         Some(cgroup) if record.process.is_some() || record.phase != Phase::Creating => cgroup.kill(),
         _ => Ok(()),
-    }
+    };
+    first.and(others)
 }
 
 /// Takes away what was mounted for a container in the runtime's own mount namespace; nothing for others, whose mounts

@@ -33,18 +33,26 @@ pub struct Running {
 /// What the child says went wrong, or a poststart hook.
 pub fn release(isolated: Isolated) -> Result<Running> {
     let Isolated { mut container, ready: ReadyProcess { child, word, console } } = isolated;
-    start(&mut container, word)?;
+    write_down(&mut container)?;
+    execute(&container, word)?;
     Ok(Running { child, console, notify: None, has_beside: container.record.has_beside })
+}
+
+/// Writes down that `container` runs, before it is so: a crash in between must not leave a running container that is taken
+/// for a created one.
+///
+/// # Errors
+/// `ENOSPC`; then it still waits to be started.
+pub fn write_down(container: &mut Container) -> Result<()> {
+    container.record.phase = Phase::Running;
+    container.save()
 }
 
 /// Says Exec to the first process of `container` and runs the hooks that follow.
 ///
 /// # Errors
 /// What the child says went wrong, or a poststart hook.
-pub fn start(container: &mut Container, word: Ready) -> Result<()> {
-    // Before it is so: a crash in between must not leave a running container that is taken for a created one.
-    container.record.phase = Phase::Running;
-    container.save()?;
+pub fn execute(container: &Container, word: Ready) -> Result<()> {
     word.exec(|filter| deliver(container, filter))?;
     let hooks = hooks::of(&container.spec, "poststart");
     if hooks.is_empty() {

@@ -58,21 +58,33 @@ impl State {
     /// `Exists` where the ID is taken.
     pub fn create_below(root: &Path, id: &str) -> Result<Self> {
         check_id(id)?;
-        let root = open_root(root)?;
+        let root = Rc::new(open_root(root)?);
         let name = name(id);
-        match file::mkdir(root.as_fd(), &name, 0o700) {
-            Err(e) if e.errno() == Errno::EEXIST => {
-                return Err(Error::new(Code::Exists, format!("container with id {id:?} already exists"))
-                    .hint("delete it, or choose another id"));
+        loop {
+            match file::mkdir(root.as_fd(), &name, 0o700) {
+                Err(e) if e.errno() == Errno::EEXIST => {
+                    return Err(Error::new(Code::Exists, format!("container with id {id:?} already exists"))
+                        .hint("delete it, or choose another id"));
+                }
+                other => other.context(|| format!("making the state of container {id:?}"))?,
             }
-            other => other.context(|| format!("making the state of container {id:?}"))?,
+            match Self::lock_in(&root, id) {
+                Ok(Some(state)) => return Ok(state),
+                // Before it was locked it looked as if its maker had been cut off, and `recover` took it away.
+                Ok(None) => {}
+                Err(failure) => {
+                    let _ = file::rmdir(root.as_fd(), &name); // an empty state would keep the ID taken
+                    return Err(failure).context(|| format!("taking the state of container {id:?}"));
+                }
+            }
         }
-        match open_locked(root.as_fd(), id) {
-            Ok(dir) => Ok(Self { root: root.into(), dir: dir.into(), id: id.to_owned() }),
-            Err(failure) => {
-                let _ = file::rmdir(root.as_fd(), &name); // an empty state would keep the ID taken
-                Err(failure).context(|| format!("taking the state of container {id:?}"))
-            }
+    }
+
+    /// The state of container `id` in the directory `root`, once nobody else has it; `None` where it has been removed.
+    fn lock_in(root: &Rc<OwnedFd>, id: &str) -> Result<Option<Self>> {
+        match file::open(root.as_fd(), name(id), libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+            Err(e) if e.errno() == Errno::ENOENT => Ok(None),
+            dir => Self { root: Rc::clone(root), dir: Rc::new(dir?), id: id.to_owned() }.locked(),
         }
     }
 
@@ -199,7 +211,7 @@ impl State {
             .context(|| format!("reading the configuration of container {:?}", self.id))
     }
 
-    /// The containers below this one, each once nobody else has it.
+    /// The containers below this one, the deepest first, each once nobody else has it.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -207,13 +219,10 @@ impl State {
         let prefix = name(&self.id) + "~";
         let names = file::list(self.root.as_fd())?;
         let names = names.into_iter().filter_map(|name| name.into_string().ok());
-        let children = names.filter(|name| name.starts_with(&prefix)).map(|name| {
-            let (root, id) = (Rc::clone(&self.root), name.replace('~', "/"));
-            let dir = open_locked(root.as_fd(), &id)?;
-            Ok(Self { root, dir: dir.into(), id })
-        });
-        let is_gone = |e: &Error| e.errno() == Some(Errno::ENOENT);
-        children.filter(|child| !child.as_ref().is_err_and(is_gone)).collect()
+        let mut names: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
+        names.sort_unstable_by(|one, other| other.cmp(one));
+        let children = names.iter().map(|name| Self::lock_in(&self.root, &name.replace('~', "/")));
+        children.filter_map(Result::transpose).collect()
     }
 
     /// Takes the socket away that a container waited on.
@@ -254,12 +263,6 @@ pub fn ids(root: &Path) -> Result<Vec<String>> {
 /// The absolute path of the state of container `id` below `root`.
 pub fn path(root: &Path, id: &str) -> PathBuf {
     std::path::absolute(root).unwrap_or_else(|_| root.to_owned()).join(name(id))
-}
-
-fn open_locked(root: BorrowedFd<'_>, id: &str) -> Result<OwnedFd> {
-    let dir = file::open(root, name(id), libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
-    lock(dir.as_fd(), id)?;
-    Ok(dir)
 }
 
 /// A command may hang for as long as a hook does: whoever comes after it is not to hang, too.
@@ -361,6 +364,18 @@ mod tests {
         assert_eq!(ids(root.path()).unwrap(), ["web/a"]);
         below.remove().unwrap();
         assert!(ids(root.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_deepest_of_those_below_another_come_first() {
+        let root = tempfile::tempdir().unwrap();
+        let web = State::create(root.path(), "web").unwrap();
+        for id in ["web/a", "web/a/b", "web/a/b/c", "web/d", "web2"] {
+            drop(State::create_below(root.path(), id).unwrap());
+        }
+        let children = web.children().unwrap();
+        let ids: Vec<&str> = children.iter().map(State::id).collect();
+        assert_eq!(ids, ["web/d", "web/a/b/c", "web/a/b", "web/a"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::error::{Error, Result, check, named, show};
+use crate::users;
 
 /// Leaves for new namespaces of the kinds `flags` (`CLONE_NEW*`; unshare(2)).
 ///
@@ -50,10 +51,7 @@ pub fn is_initial_user() -> bool {
 /// `EINVAL` where it is not mapped.
 pub fn user_above() -> Result<u32> {
     let own = crate::identity::caller();
-    let above = crate::users::Maps::current()?.users.into_iter().find_map(|line| {
-        let offset = own.checked_sub(line.inside).filter(|offset| *offset < line.count);
-        offset.map(|offset| line.outside + offset)
-    });
+    let above = users::outside(&users::Maps::current()?.users, own);
     above.ok_or_else(|| Error::new("read(\"/proc/self/uid_map\")", nix::errno::Errno::EINVAL))
 }
 

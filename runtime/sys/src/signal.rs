@@ -87,18 +87,39 @@ pub fn unblock() -> Result<()> {
     set_mask(&SigSet::empty())
 }
 
-/// Blocks `SIGWINCH` and returns a descriptor that tells of it: the caller's terminal has another size (signalfd(2)).
+/// Blocks `SIGWINCH`, which says that the caller's terminal has another size, and those signals that would end the caller; returns
+/// a descriptor that tells of them (signalfd(2)). What is ignored, as `SIGHUP` below nohup(1), stays so.
 ///
 /// # Errors
 /// `EMFILE`.
-pub fn resizes() -> Result<nix::sys::signalfd::SignalFd> {
+pub fn resizes_and_endings() -> Result<nix::sys::signalfd::SignalFd> {
+    use nix::sys::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
     use nix::sys::signalfd::{SfdFlags, SignalFd};
-    let mut mask = SigSet::empty();
-    mask.add(nix::sys::signal::SIGWINCH);
+    let endings = [SIGTERM, SIGINT, SIGHUP, SIGQUIT].into_iter().filter(|signal| !is_ignored(*signal));
+    let mask: SigSet = endings.chain([SIGWINCH]).collect();
     set_mask(&mask)?;
     named(SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK), || {
         "signalfd()".to_owned()
     })
+}
+
+/// Whether the caller ignores `signal` (sigaction(2)).
+fn is_ignored(signal: nix::sys::signal::Signal) -> bool {
+    // SAFETY: a sigaction is numbers and addresses, all of which may be 0.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: no action is given; the kernel's goes to `action`, which outlives the call.
+    let ret = unsafe { libc::sigaction(signal as i32, std::ptr::null(), &raw mut action) };
+    ret == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Ends the calling process by `signal`, which it has taken from a descriptor: whoever waits for it sees that. Blocks no signal any
+/// more. Returns where the signal ends nobody, as the first process of a PID namespace.
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn end_by(signal: i32) -> Result<()> {
+    crate::process::kill(std::process::id().cast_signed(), signal)?;
+    unblock()
 }
 
 /// Blocks every signal that can be forwarded and returns a descriptor that tells of them (signalfd(2)).

@@ -54,26 +54,40 @@ pub fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -
 /// How many descriptors [`receive_some`] takes at once.
 pub const MOST_FDS: usize = 64;
 
+/// How many a message can have at all (`SCM_MAX_FD`, unix(7)). There is always room for them: those that the kernel
+/// could not tell of it would have made all the same, and whoever sends could fill the receiver's table.
+const MOST_SENT: usize = 253;
+
 /// Receives what there is of a stream into `buffer`, and the descriptors that came with it. Returns how many bytes;
 /// none at the end (recvmsg(2), `MSG_DONTWAIT`).
 ///
 /// # Errors
-/// `EAGAIN` where there is nothing yet, `ECONNRESET` where the peer is gone.
+/// `EAGAIN` where there is nothing yet, `ECONNRESET` where the peer is gone, `EMSGSIZE` where more than [`MOST_FDS`]
+/// descriptors came.
 pub fn receive_some(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
     let call = || format!("recvmsg({})", show(&socket));
-    let mut space = nix::cmsg_space!([RawFd; MOST_FDS]);
+    let mut space = nix::cmsg_space!([RawFd; MOST_SENT]);
     let mut iov = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let received = nix::sys::socket::recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags);
     let message = named(received, call)?;
+    let fds = descriptors(named(message.cmsgs(), call)?);
+    if fds.len() > MOST_FDS {
+        return Err(Error::new(call(), Errno::EMSGSIZE));
+    }
+    Ok((message.bytes, fds))
+}
+
+/// All descriptors that came with a message.
+fn descriptors(controls: impl Iterator<Item = ControlMessageOwned>) -> Vec<OwnedFd> {
     let mut fds = Vec::new();
-    for control in named(message.cmsgs(), call)? {
+    for control in controls {
         if let ControlMessageOwned::ScmRights(raw) = control {
             // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
             fds.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
         }
     }
-    Ok((message.bytes, fds))
+    fds
 }
 
 /// Sends `bytes` as one message, with descriptors (sendmsg(2)). A peer that is gone is `EPIPE`, no signal.
@@ -105,7 +119,8 @@ pub fn limit_waiting(socket: BorrowedFd<'_>, most: Duration) -> Result<()> {
     named(set, || format!("setsockopt({}, SO_RCVTIMEO)", show(&socket)))
 }
 
-/// Receives one message of at most `most` bytes, with at most one descriptor; none at the end (recvmsg(2)).
+/// Receives one message of at most `most` bytes, with at most one descriptor, the last of several; none at the end
+/// (recvmsg(2)).
 ///
 /// # Errors
 /// `EMSGSIZE` where the message is longer.
@@ -119,9 +134,8 @@ pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Option<(Vec<u8>, O
         }
     };
     let mut bytes = vec![0_u8; length.min(most)];
-    let mut space = nix::cmsg_space!([RawFd; 1]);
-    let mut fd = None;
-    let (length, truncated) = loop {
+    let mut space = nix::cmsg_space!([RawFd; MOST_SENT]);
+    let (length, truncated, fd) = loop {
         let mut iov = [IoSliceMut::new(&mut bytes)];
         let message = nix::sys::socket::recvmsg::<()>(
             socket.as_raw_fd(),
@@ -134,13 +148,8 @@ pub fn receive(socket: BorrowedFd<'_>, most: usize) -> Result<Option<(Vec<u8>, O
             Err(Errno::EINTR | Errno::ECONNRESET) => continue,
             other => named(other, call)?,
         };
-        for control in named(message.cmsgs(), call)? {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
-                fd = fds.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }).next_back().or(fd);
-            }
-        }
-        break (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC));
+        let fd = descriptors(named(message.cmsgs(), call)?).pop();
+        break (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC), fd);
     };
     if truncated {
         return Err(Error::new(call(), Errno::EMSGSIZE));
@@ -309,7 +318,11 @@ pub fn connect_stream(path: &str) -> Result<OwnedFd> {
     connect_stream_within(path, TAKEN_WITHIN)
 }
 
-fn connect_stream_within(path: &str, limit: Duration) -> Result<OwnedFd> {
+/// The same, waiting for room in its queue for `limit` at most.
+///
+/// # Errors
+/// As [`connect_stream`].
+pub fn connect_stream_within(path: &str, limit: Duration) -> Result<OwnedFd> {
     let call = || format!("connect({path:?})");
     let (socket, address) = unconnected(path, SockType::Stream, SockFlag::SOCK_NONBLOCK)?;
     let deadline = Instant::now() + limit;
@@ -348,9 +361,35 @@ pub fn in_dir(dir: BorrowedFd<'_>, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn of_the_descriptors_of_a_message_none_stays_open_that_nobody_gets() {
+        for count in [2, 3, 100] {
+            let (ours, theirs) = pair().unwrap();
+            let (end, sent) = nix::unistd::pipe().unwrap();
+            send(theirs.as_fd(), b"word", &vec![sent.as_fd(); count]).unwrap();
+            drop(sent);
+            let (word, last) = receive(ours.as_fd(), 10).unwrap().unwrap();
+            assert_eq!((&*word, last.is_some()), (&b"word"[..], true), "{count}");
+            drop(last);
+            // While anybody has the other end, this would not end.
+            let mut fds = [nix::poll::PollFd::new(end.as_fd(), nix::poll::PollFlags::POLLIN)];
+            assert_eq!(nix::poll::poll(&mut fds, 0_u8).unwrap(), 1, "{count}: one is still open");
+        }
+    }
+
+    #[test]
+    fn more_descriptors_than_are_taken_are_refused() {
+        let (ours, theirs) = stream_pair().unwrap();
+        let sent = vec![theirs.as_fd(); MOST_FDS + 1];
+        send_some(theirs.as_fd(), b"word", &sent).unwrap();
+        let refused = receive_some(ours.as_fd(), &mut [0; 10]).unwrap_err();
+        assert_eq!(refused.errno(), Errno::EMSGSIZE);
+    }
 
     #[test]
     fn whoever_takes_nobody_from_its_queue_is_not_waited_for_without_end() {

@@ -1,7 +1,7 @@
 //! The maps of user namespaces: who may write one, who helps where the caller may not, and which IDs the caller was
 //! allotted (user_namespaces(7), newuidmap(1), subuid(5)).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::file::{self, Resolve};
 use crate::identity;
 
-/// The longest `/etc/subuid` that is read, in bytes.
+/// The longest `/etc/subuid`, and the longest map, that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
 
 /// A line of an ID map: the first ID inside, the first of whoever made the namespace, and how many.
@@ -66,11 +66,19 @@ impl Maps {
     /// # Errors
     /// Where there is no procfs.
     pub fn current() -> Result<Self> {
-        let read = |path: &str| {
-            let text = file::read(file::CWD, path, 1 << 16, Resolve::Host)?;
-            Ok::<_, Error>(String::from_utf8_lossy(&text).lines().filter_map(line).collect())
+        Self::of(file::open_dir("/proc/self")?.as_fd())
+    }
+
+    /// Those of the process whose directory in procfs is `process`.
+    ///
+    /// # Errors
+    /// `ESRCH` where it is gone.
+    pub fn of(process: BorrowedFd<'_>) -> Result<Self> {
+        let read = |name: &str| {
+            let text = file::read(process, name, LONGEST, Resolve::BeneathNoLinks)?;
+            Ok::<_, Error>(lines(&String::from_utf8_lossy(&text)))
         };
-        Ok(Self { users: read("/proc/self/uid_map")?, groups: read("/proc/self/gid_map")? })
+        Ok(Self { users: read("uid_map")?, groups: read("gid_map")? })
     }
 
     /// Each as [`map`] takes it.
@@ -82,7 +90,30 @@ impl Maps {
     }
 }
 
-/// A line of `/proc/PID/uid_map`.
+/// The lines of a map, as `/proc/PID/uid_map` shows it and [`map`] takes it. Those that are malformed are left out.
+pub fn lines(text: &str) -> Vec<Line> {
+    text.lines().filter_map(line).collect()
+}
+
+/// Who `id` inside is outside, by the lines of a map.
+pub fn outside(map: &[Line], id: u32) -> Option<u32> {
+    translated(map, id, |line| (line.inside, line.outside))
+}
+
+/// Who `id` outside is inside, by the lines of a map.
+pub fn inside(map: &[Line], id: u32) -> Option<u32> {
+    translated(map, id, |line| (line.outside, line.inside))
+}
+
+/// `id` by the first line that has it, of which `ends` tells the first ID on its side, and that on the other.
+fn translated(map: &[Line], id: u32, ends: impl Fn(&Line) -> (u32, u32)) -> Option<u32> {
+    map.iter().find_map(|line| {
+        let (from, to) = ends(line);
+        let offset = id.checked_sub(from).filter(|offset| *offset < line.count)?;
+        to.checked_add(offset)
+    })
+}
+
 fn line(text: &str) -> Option<Line> {
     let mut numbers = text.split_whitespace().map(str::parse);
     let mut next = || numbers.next()?.ok();
@@ -219,11 +250,31 @@ mod tests {
     #[test]
     fn a_map_is_written_as_it_is_read() {
         let text = "0 1000 1\n1 100000 65536\n";
-        let users: Vec<Line> = text.lines().filter_map(line).collect();
+        let users = lines(text);
         assert_eq!(users[1], Line { inside: 1, outside: 100_000, count: 65536 });
-        let maps = Maps { users, groups: line("         0          0 4294967295").into_iter().collect() };
+        let maps = Maps { users, groups: lines("         0          0 4294967295\n") };
         assert_eq!(maps.texts(), [text, "0 0 4294967295\n"]);
-        assert_eq!(line("0 1000"), None);
+        assert!(lines("0 1000\n0 1000 x\n\n").is_empty());
+    }
+
+    #[test]
+    fn an_id_is_told_from_either_side() {
+        let map = lines("0 100000 10\n10 500 1\n20 4294967290 10\n");
+        assert_eq!(
+            [0, 9, 10, 11, 29].map(|id| outside(&map, id)),
+            [Some(100_000), Some(100_009), Some(500), None, None]
+        );
+        assert_eq!(
+            [100_000, 100_009, 500, 501].map(|id| inside(&map, id)),
+            [Some(0), Some(9), Some(10), None]
+        );
+        assert_eq!((outside(&[], 0), inside(&[], 0)), (None, None));
+    }
+
+    #[test]
+    fn the_callers_maps_have_the_caller() {
+        let maps = Maps::current().unwrap();
+        assert!(outside(&maps.users, identity::caller()).is_some());
     }
 
     #[test]

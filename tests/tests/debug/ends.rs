@@ -1,8 +1,9 @@
 //! How a session ends, and that nothing of it is left: the oracle looks at that after each of these.
 
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use coracle_tests::{Spec, command, privileged, unprivileged};
+use coracle_tests::{Spec, command, plugin, privileged, unprivileged};
 
 use crate::{Session, can_debug, debug, sessions};
 
@@ -75,6 +76,32 @@ fn it_ends_with_its_client_however_that_ends() {
 }
 
 #[test]
+fn who_undoes_a_session_keeps_off_the_next_that_has_its_name() {
+    privileged(|host| {
+        if !can_debug(host) {
+            return;
+        }
+        // Whoever loads it takes two seconds, as the monitor does before it looks for what its client has left.
+        let options = ["-DIN=\"configure\"", "-DDO=nap"];
+        let object = plugin::compiled(host, "fixtures/plugins/hostile.c", &options);
+        let slow = host.with_plugin("test/hostile", &object, "");
+        let target = host.sleeper();
+        let mut first = Session::start(&slow, &[], target.id(), "sleep 1000");
+        first.kill_client();
+        let name = format!("{}/debug-1", target.id());
+        host.call(&["delete", "--force", &name]).succeeds();
+        let mut second = Session::start(host, &[], target.id(), "sleep 1001");
+        assert_eq!(sessions(host), [&*name]);
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(sessions(host), [&*name]);
+        assert_eq!(host.call(&["state", &name]).succeeds().json()["status"], "running");
+        assert_eq!(host.call(&["debug", "--rm-all"]).succeeds().text(), name);
+        assert_eq!(second.code(), 137);
+        target.remove();
+    });
+}
+
+#[test]
 fn a_signal_for_the_client_is_the_programs() {
     privileged(|host| {
         if !can_debug(host) {
@@ -141,6 +168,24 @@ fn it_goes_before_its_target_does() {
 }
 
 #[test]
+fn a_session_below_a_session_goes_with_their_target_at_once() {
+    privileged(|host| {
+        if !can_debug(host) {
+            return;
+        }
+        let target = host.sleeper();
+        let mut first = Session::start(host, &[], target.id(), "sleep 1000");
+        let mut second = Session::start(host, &[], &format!("{}/debug-1", target.id()), "sleep 1000");
+        let begun = Instant::now();
+        host.call(&["delete", "--force", target.id()]).succeeds();
+        // A command waits so long for another that has the same container.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert_eq!((first.code(), second.code()), (137, 137));
+        assert!(sessions(host).is_empty());
+    });
+}
+
+#[test]
 fn recover_removes_what_nobody_is_left_to_remove() {
     privileged(|host| {
         if !can_debug(host) {
@@ -172,7 +217,7 @@ fn a_client_that_is_killed_at_any_moment_leaves_nothing() {
             let mut command = Command::new(host.runtime());
             command.args(["debug", target.id(), "--", "sleep", "1000"]).stdin(Stdio::null());
             let mut client = command.spawn().unwrap();
-            std::thread::sleep(std::time::Duration::from_micros(delay * 400));
+            std::thread::sleep(Duration::from_micros(delay * 400));
             client.kill().unwrap();
             client.wait().unwrap();
         }

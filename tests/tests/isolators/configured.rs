@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use coracle_tests::{Spec, plugin, privileged};
+use coracle_tests::{Outcome, Spec, plugin, privileged};
 
 use super::{HOSTILE, NAME, spoiled};
 
@@ -29,6 +29,42 @@ fn an_optional_plugin_that_fails_is_a_warning_in_the_state() {
         assert_eq!(outcome.text(), "ran");
         assert!(outcome.stderr.contains("there is no /gone.so"), "{}", outcome.stderr);
     });
+}
+
+#[test]
+fn an_optional_plugin_that_fails_for_a_container_that_runs_is_a_warning_of_the_command() {
+    privileged(|host| {
+        for call in ["update", "join"] {
+            let host = spoiled(host, &[&format!("-DIN=\"{call}\""), "-DDO=fails"], "optional = true");
+            let container = host.sleeper();
+            let outcome = match call {
+                "update" => container.verb_with("update", &["--pids-limit", "30"]),
+                _ => container.exec(&["true"]),
+            };
+            warns_of(&outcome.succeeds(), call);
+            container.remove();
+        }
+    });
+}
+
+#[test]
+fn an_optional_plugin_that_can_not_isolate_what_is_restored_is_a_warning() {
+    privileged(|host| {
+        let host = spoiled(host, &["-DIN=\"isolate\"", "-DDO=fails"], "optional = true");
+        let (bundle, images) = (host.bundle(Spec::new()), host.directory());
+        fs::write(images.join("descriptors.json"), "[]").unwrap();
+        let [directory, images] = [bundle.directory(), &images].map(|path| path.to_str().unwrap());
+        let restore = ["--criu", "/bin/false", "restore", "--bundle", directory, "--image-path", images];
+        let outcome = host.call(&[&restore[..], &["again"]].concat());
+        assert!(outcome.code != 0 && outcome.stderr.contains("criu restore"), "{}", outcome.stderr);
+        warns_of(&outcome, "isolate");
+    });
+}
+
+fn warns_of(outcome: &Outcome, call: &str) {
+    let wanted = format!("warning: isolator {NAME} could not {call}: it does not want to");
+    let line = outcome.stderr.lines().find(|line| line.contains(&wanted));
+    assert!(line.is_some_and(|line| line.ends_with("it is optional, and left out")), "{}", outcome.stderr);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Plugins that do wrong: each gives one error that names it and the call; nobody else is hurt, and nothing is left.
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use coracle_tests::silent::Silent;
 use coracle_tests::{Container, Host, Outcome, Spec, cgroup, command, privileged};
 
 use super::{NAME, hostile, spoiled};
@@ -249,7 +250,7 @@ fn a_cleanup_that_fails_is_told_and_can_be_forced() {
 }
 
 #[test]
-fn usage_status_update_join_and_watch_fail_by_name_and_leave_the_container_alone() {
+fn usage_status_update_and_join_fail_by_name_and_leave_the_container_alone() {
     privileged(|host| {
         for (call, verb) in
             [("usage", &["stats"][..]), ("update", &["update", "--pids-limit", "9"]), ("join", &["exec"])]
@@ -262,10 +263,18 @@ fn usage_status_update_join_and_watch_fail_by_name_and_leave_the_container_alone
             assert_eq!(container.status(), "running");
             container.remove();
         }
+    });
+}
+
+#[test]
+fn a_container_that_a_plugin_should_watch_and_can_not_is_ended() {
+    privileged(|host| {
         let closed = spoiled(host, &["-DIN=\"watch-closed\""], "");
-        let container = closed.sleeper();
-        container.call("events").fails_with(&[NAME, "could not watch", "descriptor 77, which is not open"]);
-        container.remove();
+        let words = [NAME, "could not watch", "descriptor 77, which is not open"];
+        closed.bundle(Spec::new().args(["sleep", "1000"])).run().fails_with(&words);
+        let container = closed.bundle(Spec::new().args(["sleep", "1000"])).create();
+        command::eventually("nobody looks after it, and it ends", || container.status() == "stopped");
+        closed.call(&["delete", container.id()]).succeeds();
     });
 }
 
@@ -276,7 +285,7 @@ fn the_runtime_may_be_killed_during_any_call() {
             let host = hostile(host, call, "hang");
             let bundle = host.bundle(Spec::new().args(["echo", "ran"]));
             let mut runtime = bundle.command("run").spawn().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
             runtime.kill().unwrap();
             command::wait(&mut runtime, "run");
             host.call(&["delete", "--force", bundle.id()]).succeeds();
@@ -289,5 +298,18 @@ fn a_kind_that_a_plugin_does_not_support_is_refused() {
     privileged(|host| {
         run(&spoiled(host, &["-DNESTED_ONLY"], ""))
             .fails_with(&[&format!("isolator {NAME} does not support OCI containers")]);
+    });
+}
+
+#[test]
+fn a_plugin_that_waits_for_a_file_server_and_can_not_be_killed_keeps_nobody() {
+    privileged(|host| {
+        let Some(silent) = Silent::mount(host) else { return };
+        let asked = format!("-DASKED={:?}", silent.path());
+        let host = spoiled(host, &["-DIN=\"prepare\"", "-DDO=asks", &asked], "deadline = 1");
+        let begun = Instant::now();
+        fails_in(run(&host), "prepare", &["no answer within 1 s"]);
+        assert!(silent.is_asked());
+        assert!(begun.elapsed() < Duration::from_secs(20) * command::patience(), "{:?}", begun.elapsed());
     });
 }

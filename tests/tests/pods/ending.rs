@@ -152,3 +152,71 @@ fn a_pod_that_does_not_answer_keeps_no_other_from_being_ended_by_a_drain() {
         }
     });
 }
+
+#[test]
+fn a_container_that_is_ended_at_a_limit_of_its_files_says_so() {
+    privileged(|host| {
+        let state = host.directory();
+        let often = format!("[isolator.\"disk/du\"]\noptions = {{ state = {state:?}, interval = 0.1 }}\n");
+        let host = host.configured(&often);
+        let Some(pods) = Pods::new(&host) else { return };
+        let spec = "
+  restartPolicy: Never
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, 'sleep 0.5; head -c 2000000 /dev/zero >/v/file; sleep 1000']
+    volumeMounts: [{name: v, mountPath: /v, subPath: part}]
+";
+        let metadata = "  annotations: {io.coracle.disk: '{\"/v\": \"1m\"}'}\n";
+        pods.make_with("run", "web", metadata, spec).succeeds();
+        pods.call(&["wait", "web/main"]).exits(137);
+        let exit = pods.container("web", "main")["exit"].clone();
+        assert_eq!(exit["reason"], "Evicted", "{exit}");
+        assert!(exit["message"].as_str().unwrap().contains("its files in /v"), "{exit}");
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_supervisor_that_stands_still_keeps_nobody_from_the_other_pods() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        for name in ["a", "b"] {
+            pods.run(name, "  containers: [{name: main, image: IMAGE, command: [sleep, '1000']}]\n");
+        }
+        let supervisor = pods.inspect("a")["supervisor"].clone();
+        signal(&supervisor, "STOP");
+        let phases = pods.call(&["ls"]).succeeds().lines();
+        for (line, words) in phases.iter().skip(1).zip([["a", "Unknown"], ["b", "Running"]]) {
+            assert_eq!(line.split_whitespace().take(2).collect::<Vec<_>>(), words);
+        }
+        let used = pods.call(&["stats"]).succeeds().json();
+        let names: Vec<&Value> = used.as_array().unwrap().iter().map(|one| &one["pod"]).collect();
+        assert_eq!(names, ["b", "b"]);
+        let told = host.call(&["metrics"]).succeeds().text();
+        assert!(told.contains("{id=\"b\",pod=\"b\"}") && told.contains("\ncoracle_unmeasured 1"), "{told}");
+        pods.call(&["stats", "a"]).fails_with(&["pod \"a\"", "does not answer"]);
+        signal(&supervisor, "CONT");
+        pods.is("a", "Running");
+        for name in ["a", "b"] {
+            pods.remove(name);
+        }
+    });
+}
+
+#[test]
+fn a_drain_that_has_no_time_names_no_pod_that_was_over_before() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run(
+            "job",
+            "  restartPolicy: Never\n  containers: [{name: main, image: IMAGE, command: ['true']}]\n",
+        );
+        pods.is("job", "Succeeded");
+        assert_eq!(host.call(&["drain", "--within", "0"]).succeeds().text(), "");
+        host.call(&["drain", "--off"]).succeeds();
+        pods.remove("job");
+    });
+}

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_tests::pod::Pods;
-use coracle_tests::{command, privileged};
+use coracle_tests::{cgroup, command, privileged};
 
 const TWO: &str = "
   containers:
@@ -235,6 +235,58 @@ fn a_pod_that_is_not_there_is_told_of_by_name_and_so_is_a_supervisor_that_dies_w
             thread::sleep(Duration::from_secs(1));
             host.shell(ends).succeeds();
             assert_eq!(watch.wait().unwrap().success(), is_success, "{ends}");
+        }
+    });
+}
+
+#[test]
+fn what_does_not_run_has_its_new_limits_when_it_is_started() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, command: [sleep, '1000']}
+  - {name: fails, image: IMAGE, command: ['false']}
+";
+        let update = |limits: &str, target: &str| {
+            let file = pods.file(limits);
+            pods.call(&["update", "-f", file.to_str().unwrap(), target]).succeeds();
+        };
+        let holds = |path: &str| cgroup::read(path, "pids.max").unwrap();
+        pods.make_with("create", "web", "  annotations: {io.coracle/back-off: '10m,10m'}\n", spec).succeeds();
+        for (of_pod, of_main, restarts) in [("50", "40", 2), ("51", "41", 4)] {
+            update(&format!("limits: {{pids: {of_pod}}}"), "web");
+            update(&format!("limits: {{pids: {of_main}}}"), "web/main");
+            pods.call(&["start", "web"]).succeeds();
+            pods.becomes("web", "main", "state", "running");
+            assert_eq!(holds("coracle/web.pod"), of_pod);
+            assert_eq!(holds("coracle/web.pod/main"), of_main);
+            // Once it is started again at once, then it waits.
+            pods.becomes("web", "fails", "restarts", restarts);
+            update("limits: {pids: 30}", "web/fails");
+            pods.call(&["stop", "web"]).succeeds();
+        }
+        pods.remove("web");
+    });
+}
+
+/// The first process of a PID namespace is there until all others in it are gone, without the namespaces that it held.
+#[test]
+fn a_pod_whose_supervisor_and_first_process_were_just_killed_ends_with_recover() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        for _ in 0..4 {
+            pods.run("web", &format!("  shareProcessNamespace: true{TWO}"));
+            let told = pods.inspect("web");
+            let [supervisor, keeper] = ["supervisor", "keeper"].map(|who| told[who].to_string());
+            command::tool("kill", &["-KILL", &supervisor, &keeper]);
+            command::eventually("it dies", || fs::read_link(format!("/proc/{keeper}/ns/net")).is_err());
+            command::eventually("it has ended", || {
+                host.call(&["recover"]).succeeds();
+                pods.call(&["inspect", "web"]).text().contains("Failed")
+            });
+            pods.remove("web");
         }
     });
 }

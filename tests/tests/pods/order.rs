@@ -268,6 +268,8 @@ fn containers_may_share_processes_and_the_hosts_namespaces() {
         let seen = pods.exec("shared/two", &["ps", "-o", "args"]).succeeds().text();
         assert!(seen.contains("sleep 1234"), "{seen}");
         pods.exec("shared/two", &["ls", "/proc/1/root/"]).exits(1);
+        let first = pods.exec("shared/two", &["cat", "/proc/1/cmdline"]).succeeds().text();
+        assert_eq!(first.trim_end_matches('\0'), "coracle\0init");
         pods.remove("shared");
         pods.run("open", &format!("\n  hostNetwork: true\n  hostPID: true\n  hostIPC: true{containers}"));
         for kind in ["net", "pid", "ipc", "uts"] {

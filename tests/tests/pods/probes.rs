@@ -118,3 +118,27 @@ fn a_container_that_is_not_alive_ends_after_those_below_it() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn a_container_that_is_not_alive_has_failed_however_politely_it_ends() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = pod("
+    command: [sh, -c, 'trap \"exit 0\" TERM; while :; do sleep 0.1; done']
+    livenessProbe: {exec: {command: ['false']}, initialDelaySeconds: 1, periodSeconds: 1, failureThreshold: 1}");
+        let spec = spec.replace("Seconds: 0", "Seconds: 10");
+        let run = |policy: &str| {
+            let spec = format!("  restartPolicy: {policy}{spec}");
+            pods.make_with("run", "web", QUICK, &spec).succeeds();
+        };
+        run("OnFailure");
+        command::eventually("a restart", || pods.container("web", "main")["restarts"].as_u64() >= Some(1));
+        let exit = pods.container("web", "main")["exit"].clone();
+        assert_eq!((&exit["exitCode"], &exit["reason"]), (&0.into(), &"Unhealthy".into()));
+        pods.remove("web");
+        run("Never");
+        pods.call(&["wait", "web"]).exits(1);
+        pods.is("web", "Failed");
+        pods.remove("web");
+    });
+}

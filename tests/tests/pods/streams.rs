@@ -305,3 +305,80 @@ fn the_end_of_the_input_is_told_to_a_program_with_a_terminal() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn lines_on_a_callers_terminal_begin_at_its_left_edge() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("script") {
+            return;
+        }
+        let spec = "
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, tty: true, command: [sh, -c, 'read word; echo one; echo two']}
+  - {name: other, image: IMAGE, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        let exec =
+            "script -qec \"$RUNTIME pod exec -it web/other sh -c 'echo one; echo two'\" /dev/null </dev/null";
+        let attach =
+            "(sleep 0.5; echo hello; sleep 1) | script -qec '$RUNTIME pod attach --stdin web' /dev/null";
+        for talk in [exec, attach] {
+            let said = host.shell(talk).text();
+            assert!(said.contains("one\r\ntwo"), "{talk}: {said:?}");
+        }
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_signal_that_ends_the_caller_leaves_its_terminal_as_it_was() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("script") {
+            return;
+        }
+        let spec = "
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: IMAGE, tty: true, command: [sleep, '1000']}
+";
+        pods.run("web", spec);
+        for verb in ["exec -it web sleep 1234", "attach --stdin web"] {
+            for (signal, code) in [("TERM", 143), ("HUP", 129)] {
+                let call =
+                    format!("timeout --foreground --preserve-status -s {signal} 2 $RUNTIME pod {verb}");
+                let look = "test \"$(stty -g)\" = \"$before\" && echo as before";
+                let talk = format!("before=$(stty -g); {call}; echo code $?; {look}");
+                let said = host.shell(&format!("script -qec '{talk}' /dev/null </dev/null")).text();
+                let told = said.contains(&format!("code {code}")) && said.contains("as before");
+                assert!(told, "{verb}, {signal}: {said}");
+            }
+        }
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn who_would_write_to_a_container_that_does_not_run_is_told_so() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let slow = "  annotations: {io.coracle/back-off: '5m,5m'}\n";
+        let spec = "
+  containers:
+  - {name: main, image: IMAGE, stdin: true, command: ['false']}
+  - {name: deaf, image: IMAGE, command: ['false']}
+";
+        pods.make_with("run", "web", slow, spec).succeeds();
+        for name in ["main", "deaf"] {
+            pods.becomes("web", name, "restarts", 2);
+            pods.becomes("web", name, "state", "back-off");
+        }
+        let attach = |name: &str| pods.call(&["attach", "--stdin", &format!("web/{name}")]);
+        attach("main").fails_with(&["container \"main\" does not run"]);
+        attach("deaf").fails_with(&["has no standard input", "stdin or tty must be true"]);
+        pods.remove("web");
+    });
+}

@@ -47,6 +47,36 @@ fn a_tenant_can_not_exceed_its_node() {
 }
 
 #[test]
+fn limits_of_which_one_is_refused_stay_as_they_were() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.call(&["node", "create", "org"]).succeeds();
+        make(&pods, "web", "org");
+        for (verb, target, path) in [
+            (&["node", "update"][..], "org", "coracle/org"),
+            (&["update"][..], "web", "coracle/org/web.pod"),
+            (&["update"][..], "web/main", "coracle/org/web.pod/main"),
+        ] {
+            let update = |limits: &str| {
+                let file = pods.file(limits);
+                pods.call(&[verb, &["-f", file.to_str().unwrap(), target]].concat())
+            };
+            update("limits: {memory: 64Mi, pids: 20}").succeeds();
+            // More than there can be at all; it is written after the limit of memory.
+            update("limits: {memory: 48Mi, pids: 9000000}").fails_with(&["pids"]);
+            let memory = cgroup::read(path, "memory.max");
+            let memory = memory.or_else(|| cgroup::read(path, "memory.limit_in_bytes"));
+            assert_eq!(memory, Some((64 << 20).to_string()), "{target}");
+            assert_eq!(cgroup::read(path, "pids.max").as_deref(), Some("20"), "{target}");
+        }
+        let nodes = pods.call(&["node", "ls"]).succeeds().json();
+        assert_eq!(nodes[0]["resources"]["limits"]["memory"], "64Mi");
+        pods.remove("web");
+        pods.call(&["node", "rm", "org"]).succeeds();
+    });
+}
+
+#[test]
 fn a_tenant_is_told_of_its_own_pods_only() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };

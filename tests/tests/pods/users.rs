@@ -92,6 +92,36 @@ fn files_of_images_and_volumes_have_the_owners_that_they_should() {
 }
 
 #[test]
+fn volumes_that_isolators_provide_have_the_owners_that_they_should() {
+    privileged(|host| {
+        let states = host.directory();
+        let state = |name: &str| {
+            let options = format!("options = {{ state = {:?} }}", states.join(name));
+            format!("[isolator.\"volume/{name}\"]\n{options}\n")
+        };
+        let host = host.configured(&format!("{}{}", state("persistent"), state("sandbox-path")));
+        let Some(pods) = pods(&host) else { return };
+        let spec = "
+  hostUsers: false
+  restartPolicy: Never
+  volumes: [{name: named, persistentVolumeClaim: {claimName: data}}, {name: own, sandbox: {path: own}}]
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, 'for d in /n /o; do touch $d/file && chown 5:6 $d/file && stat -c %u:%g $d $d/file; done']
+    volumeMounts: [{name: named, mountPath: /n}, {name: own, mountPath: /o}]
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web/main"]).exits(0);
+        assert_eq!(pods.logs("web/main"), "0:0\n5:6\n0:0\n5:6");
+        let kept = fs::metadata(states.join("persistent/data/data/file")).unwrap();
+        assert_eq!((kept.uid(), kept.gid()), (5, 6), "what outlives the pod has users of the host");
+        pods.remove("web");
+        host.call(&["volume", "rm", "data"]).succeeds();
+    });
+}
+
+#[test]
 fn two_pods_never_share_users_and_a_range_is_free_again_with_its_pod() {
     privileged(|host| {
         let Some(pods) = pods(host) else { return };

@@ -40,6 +40,23 @@ fn containers_share_the_volumes_of_their_pod() {
 }
 
 #[test]
+fn a_volume_in_memory_whose_limit_is_zero_may_hold_what_one_without_may() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        // A tmpfs without any limit has no blocks at all, by what it says.
+        let spec = "
+  restartPolicy: Never
+  volumes: [{name: v, emptyDir: {medium: Memory, sizeLimit: '0'}}]
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, 'test $(stat -f -c %b /v) -gt 0'], volumeMounts: [{name: v, mountPath: /v}]}
+";
+        pods.run("web", spec);
+        pods.call(&["wait", "web/main"]).exits(0);
+        pods.remove("web");
+    });
+}
+
+#[test]
 fn a_volume_below_another_is_seen_whatever_the_order_of_their_mounts() {
     privileged(|host| {
         let Some(pods) = Pods::new(host) else { return };

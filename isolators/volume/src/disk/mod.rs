@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use coracle_isolator::{Error, Result, pointer};
-use coracle_sys::file::{self, CWD, Resolve};
+use coracle_sys::file::{self, CWD};
+use coracle_sys::mount;
 use oci_spec::runtime::Spec;
 
 pub(crate) use du::DiskUsage;
@@ -101,18 +102,11 @@ fn lasting(path: PathBuf) -> PathBuf {
 
 /// Where the overlay that is mounted at `root` writes, if one is.
 fn written_by_overlay(root: &Path) -> Result<Option<Vec<PathBuf>>> {
-    const LONGEST: u64 = 64 << 20;
-    let table = file::read(CWD, "/proc/self/mountinfo", LONGEST, Resolve::Host).map_err(failed)?;
-    let table = String::from_utf8_lossy(&table);
-    let is_it = |line: &&str| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == root);
-    let Some((_, told)) = table.lines().rev().find(is_it).and_then(|line| line.split_once(" - overlay "))
-    else {
-        return Ok(None);
-    };
-    let options = told.rsplit(' ').next().unwrap_or_default();
-    let of = |key: &str| options.split(',').find_map(|option| option.strip_prefix(key)).map(PathBuf::from);
+    let table = mount::table().map_err(failed)?;
+    let last = table.iter().rfind(|line| line.path == root).filter(|line| line.fstype == "overlay");
+    let of = |name: &str| last.and_then(|line| line.option(name)).map(PathBuf::from);
     // Files are made in the one and renamed into the other: both are of one project.
-    Ok(of("upperdir=").map(|upper| std::iter::once(upper).chain(of("workdir=")).collect()))
+    Ok(of("upperdir").map(|upper| std::iter::once(upper).chain(of("workdir")).collect()))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! A container of another runtime: what procfs tells of its process, as a configuration.
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use coracle_image::bundle;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::users::{self, Maps};
 use serde_json::{Value, json};
 
 use crate::error::{Code, Context, Error, Result};
@@ -24,7 +25,8 @@ pub(super) fn config(pid: i32, kinds: i32) -> Result<Value> {
     let read = |name: &str| file::read(dir.as_fd(), name, LONGEST, Resolve::BeneathNoLinks);
     let status = String::from_utf8_lossy(&read("status")?).into_owned();
     let status = Status::parse(&status);
-    let users = if kinds & libc::CLONE_NEWUSER != 0 { Users::read(dir.as_fd())? } else { Users::default() };
+    let has_users = kinds & libc::CLONE_NEWUSER != 0;
+    let maps = has_users.then(|| Maps::of(dir.as_fd())).transpose()?;
     let bounding = status.capabilities("CapBnd")?;
     let environment = read("environ")?;
     let seccomp = match status.number("Seccomp")? {
@@ -34,7 +36,7 @@ pub(super) fn config(pid: i32, kinds: i32) -> Result<Value> {
     let mut config = json!({
         "ociVersion": SPEC_VERSION,
         "process": {
-            "user": status.user(&users)?,
+            "user": status.user(maps.as_ref())?,
             "cwd": file::read_link(dir.as_fd(), "cwd")?.to_string_lossy(),
             "env": strings(&environment),
             "noNewPrivileges": status.number("NoNewPrivs")? == 1,
@@ -101,55 +103,25 @@ impl<'a> Status<'a> {
         Ok(known.map(|capability| capability.to_string()).collect())
     }
 
-    /// The user as its user namespace knows it: the effective IDs, and the groups that are mapped there.
-    fn user(&self, users: &Users) -> Result<Value> {
+    /// The user as its user namespace knows it: the effective IDs, and the groups that are mapped there. Without `maps` it is
+    /// in the runtime's own.
+    fn user(&self, maps: Option<&Maps>) -> Result<Value> {
+        let user = |id| maps.map_or(Some(id), |maps| users::inside(&maps.users, id));
+        let group = |id| maps.map_or(Some(id), |maps| users::inside(&maps.groups, id));
         let effective = |name| -> Result<u32> {
             let id = self.field(name)?.split_whitespace().nth(1).and_then(|id| id.parse().ok());
             id.ok_or_else(|| Error::new(Code::System, format!("/proc/PID/status: {name} is odd")))
         };
         let unmapped = || Error::new(Code::System, "its user is not mapped in its user namespace");
         let groups = self.field("Groups")?.split_whitespace().filter_map(|gid| gid.parse().ok());
-        let groups: Vec<u32> = groups.filter_map(|gid| inside(&users.groups, gid)).collect();
+        let groups: Vec<u32> = groups.filter_map(group).collect();
         Ok(json!({
-            "uid": inside(&users.users, effective("Uid")?).ok_or_else(unmapped)?,
-            "gid": inside(&users.groups, effective("Gid")?).ok_or_else(unmapped)?,
+            "uid": user(effective("Uid")?).ok_or_else(unmapped)?,
+            "gid": group(effective("Gid")?).ok_or_else(unmapped)?,
             "umask": u32::from_str_radix(self.field("Umask")?, 8).unwrap_or(0o022),
             "additionalGids": groups,
         }))
     }
-}
-
-/// How a user namespace maps its IDs: inside, outside, how many; nothing where it is the runtime's own.
-#[derive(Default)]
-struct Users {
-    users: Vec<[u32; 3]>,
-    groups: Vec<[u32; 3]>,
-}
-
-impl Users {
-    fn read(dir: BorrowedFd<'_>) -> Result<Self> {
-        let read = |name: &str| -> Result<Vec<[u32; 3]>> {
-            let text = file::read(dir, name, LONGEST, Resolve::BeneathNoLinks)?;
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let numbers = |line: &str| line.split_whitespace().map(str::parse).collect::<Vec<_>>();
-            let range = |line| match numbers(line)[..] {
-                [Ok(inside), Ok(outside), Ok(count)] => Some([inside, outside, count]),
-                _ => None,
-            };
-            Ok(text.lines().filter_map(range).collect())
-        };
-        Ok(Self { users: read("uid_map")?, groups: read("gid_map")? })
-    }
-}
-
-/// What `id` is inside a user namespace with the map `map`.
-fn inside(map: &[[u32; 3]], id: u32) -> Option<u32> {
-    if map.is_empty() {
-        return Some(id);
-    }
-    map.iter().find_map(|[inside, outside, count]| {
-        id.checked_sub(*outside).filter(|offset| offset < count).map(|offset| inside + offset)
-    })
 }
 
 #[cfg(test)]
@@ -160,11 +132,11 @@ mod tests {
     fn users_are_those_of_their_namespace() {
         let text =
             "Umask:\t0027\nUid:\t100000\t100033\t100033\t0\nGid:\t100000\t100034\t0\t0\nGroups:\t100005 7 \n";
-        let map = vec![[0, 100_000, 65_536]];
-        let users = Users { users: map.clone(), groups: map };
-        let user = Status::parse(text).user(&users).unwrap();
+        let map = users::lines("0 100000 65536\n");
+        let maps = Maps { users: map.clone(), groups: map };
+        let user = Status::parse(text).user(Some(&maps)).unwrap();
         assert_eq!(user, json!({"uid": 33, "gid": 34, "umask": 0o27, "additionalGids": [5]}));
-        let plain = Status::parse(text).user(&Users::default()).unwrap();
+        let plain = Status::parse(text).user(None).unwrap();
         assert_eq!((&plain["uid"], &plain["additionalGids"]), (&json!(100_033), &json!([100_005, 7])));
     }
 

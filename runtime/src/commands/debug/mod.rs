@@ -57,12 +57,13 @@ fn session(global: &Global, options: &cli::Debug) -> Result<u8> {
     let isolators = isolators::for_launch(global)?;
     let watch = Watch::begin()?;
     let target = Target::find(global, &options.target).context(|| "looking for the target")?;
+    let client = Process::now(std::process::id().cast_signed())?;
     let state = claim(global, &target.name)?;
     let id = state.id().to_owned();
     let doing = || format!("debugging {:?} as {id:?}", target.name);
-    let monitor = monitor(global, &id, &target).context(doing)?;
+    let monitor = monitor(global, (&id, client), &target).context(doing)?;
     let launched = cleanup::undo_on_failure(state.clone(), &isolators, |state| {
-        launch(state, &target, &With { global, options, isolators: &isolators })
+        launch(state, &target, &With { global, options, isolators: &isolators, client })
     });
     let exit = launched.map_err(|e| missing(e, options)).and_then(|running| {
         state.unlock();
@@ -97,28 +98,35 @@ fn claim(global: &Global, target: &str) -> Result<State> {
     }
 }
 
-fn monitor(global: &Global, id: &str, target: &Target) -> Result<Monitor> {
+/// The monitor of the session `id` of `client`. By the time that it acts, the ID may be that of another client's session.
+fn monitor(global: &Global, (id, client): (&str, Process), target: &Target) -> Result<Monitor> {
     let open = || State::open_unlocked(&global.root, id).and_then(|state| state.record());
     let kill = || {
-        if let Ok(Some(Record { cgroup: Some(cgroup), .. })) = open() {
+        if let Ok(Some(Record { cgroup: Some(cgroup), client: Some(its), .. })) = open()
+            && its == client
+        {
             let _ = cgroup.kill();
         }
     };
     let undo = || {
         if let Ok(isolators) = isolators::all(global) {
-            let _ = remove(global, id, &isolators);
+            let _ = remove(global, (id, client), &isolators);
         }
     };
     let target = target.first.as_ref().map(First::pidfd);
     Monitor::start(&Ends { target, kill: &kill, remove: &undo })
 }
 
-/// Removes a session. Whoever else did so already has done no wrong.
-fn remove(global: &Global, id: &str, isolators: &Registry) -> Result<()> {
-    let removed = State::open(&global.root, id).and_then(|state| cleanup::remove(state, isolators, true));
-    match removed {
-        Err(e) if e.code() == Code::NotFound => Ok(()),
-        other => other.map(|warnings| global.warn(warnings)),
+/// Removes the session `id` of `client`. Whoever else did so already has done no wrong, and who goes by the ID now stays.
+fn remove(global: &Global, (id, client): (&str, Process), isolators: &Registry) -> Result<()> {
+    let state = match State::open(&global.root, id) {
+        Err(e) if e.code() == Code::NotFound => return Ok(()),
+        state => state?,
+    };
+    // Without a record, or with one that can't be read, nobody else is to be told from it.
+    match state.record() {
+        Ok(Some(record)) if record.client != Some(client) => Ok(()),
+        _ => cleanup::remove(state, isolators, true).map(|warnings| global.warn(warnings)),
     }
 }
 
@@ -127,11 +135,13 @@ struct With<'a> {
     global: &'a Global,
     options: &'a cli::Debug,
     isolators: &'a Registry,
+    /// The calling process.
+    client: Process,
 }
 
 fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
-    let With { global, options, isolators } = *with;
-    let client = Some(Process::now(std::process::id().cast_signed())?);
+    let With { global, options, isolators, client } = *with;
+    let client = Some(client);
     let store = options.image.is_some().then(|| image::store(options.store.as_deref()));
     let id = state.id().to_owned();
     state.write(&Record { client, ..Record::new(&id, store.as_deref()) })?;
@@ -284,15 +294,18 @@ fn list(global: &Global) -> Result<u8> {
 fn remove_all(global: &Global) -> Result<u8> {
     let isolators = isolators::all(global)?;
     let mut failures = Vec::new();
-    for (state, _) in sessions(global)? {
-        let id = state.id().to_owned();
-        drop(state);
-        match remove(global, &id, &isolators) {
+    for (id, client) in sessions(global)?.into_iter().filter_map(named) {
+        match remove(global, (&id, client), &isolators) {
             Ok(()) => drop(crate::print(&format!("{id}\n"))),
             Err(failure) => failures.push(failure),
         }
     }
     failures.into_iter().next().map_or(Ok(0), Err)
+}
+
+/// The ID of a session and its client.
+fn named((state, record): (State, Record)) -> Option<(String, Process)> {
+    Some((state.id().to_owned(), record.client?))
 }
 
 fn sessions(global: &Global) -> Result<Vec<(State, Record)>> {

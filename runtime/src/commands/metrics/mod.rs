@@ -31,8 +31,8 @@ fn text(global: &Global) -> Result<String> {
     let mut metrics = Metrics::default();
     let mut failed = containers(global, &mut metrics)?;
     let pods = record::names(&global.root)?;
-    for pod in &pods {
-        failed += add_pod(global, &mut metrics, pod);
+    for (pod, used) in pods.iter().zip(pod::stats::usage(global, &pods)) {
+        failed += add_pod(&mut metrics, pod, &used);
     }
     for told in statsd(global)?.told()? {
         let pod =
@@ -75,10 +75,9 @@ fn containers(global: &Global, metrics: &mut Metrics) -> Result<u32> {
     Ok(failed)
 }
 
-/// Adds a pod, and each of its containers that runs. Returns how many could not be measured.
-fn add_pod(global: &Global, metrics: &mut Metrics, pod: &str) -> u32 {
-    let all = pod::stats::usage(global, pod);
-    for one in &all {
+/// Adds a pod, and each of its containers that runs: what is `used`. Returns how many could not be measured.
+fn add_pod(metrics: &mut Metrics, pod: &str, used: &[Value]) -> u32 {
+    for one in used {
         let Ok(usage) = serde_json::from_value::<Usage>(one["usage"].clone()) else { continue };
         let id = match &one["container"] {
             Value::String(container) => format!("{pod}/{container}"),
@@ -86,7 +85,7 @@ fn add_pod(global: &Global, metrics: &mut Metrics, pod: &str) -> u32 {
         };
         metrics.of(&id, Some(pod)).usage(&usage);
     }
-    u32::from(all.is_empty())
+    u32::from(used.is_empty())
 }
 
 fn statsd(global: &Global) -> Result<Statsd> {

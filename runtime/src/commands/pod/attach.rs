@@ -6,7 +6,7 @@ use coracle_sys::tty;
 use serde_json::json;
 
 use super::relay::{Way, relay};
-use super::{connect, container};
+use super::{ANSWERED_WITHIN, connect, container};
 use crate::cli::{Attach, Global};
 use crate::error::{Code, Context, Error, Result};
 
@@ -26,17 +26,11 @@ pub(super) fn attach(global: &Global, options: &Attach) -> Result<u8> {
     ways.extend(fd("stderr").map(|from| Way::out(from, stderr.as_fd())));
     ways.extend(fd("stdin").map(|to| Way::into(stdin.as_fd(), to)));
     let is_raw = reply["terminal"] == true && options.stdin && tty::is_terminal(stdin.as_fd());
-    let before = is_raw.then(|| tty::make_raw(stdin.as_fd())).transpose()?;
-    let mut resize = |rows: u16, columns: u16| {
+    let resize = |rows: u16, columns: u16| {
         let size = json!({ "container": path, "rows": rows, "columns": columns });
+        // Signals wait meanwhile.
+        client.limit(ANSWERED_WITHIN);
         let _ = client.call("io.coracle.Pod.Resize", size);
     };
-    if is_raw && let Ok((rows, columns)) = tty::size(stdin.as_fd()) {
-        resize(rows, columns);
-    }
-    let done = relay(ways, None, &mut resize);
-    if let Some(before) = before {
-        let _ = tty::restore(stdin.as_fd(), &before);
-    }
-    done.map(|()| 0)
+    relay(ways, None, is_raw.then_some(stdin.as_fd()), resize).map(|()| 0)
 }

@@ -56,16 +56,8 @@ fn on_terminal(client: &mut Client, master: &OwnedFd, with_input: bool) -> Resul
         ways.push(Way::typed(stdin.as_fd(), master.as_fd()));
     }
     let is_raw = with_input && tty::is_terminal(stdin.as_fd());
-    let before = is_raw.then(|| tty::make_raw(stdin.as_fd())).transpose()?;
     let resize = |rows, columns| drop(tty::set_size(master.as_fd(), rows, columns));
-    if is_raw && let Ok((rows, columns)) = tty::size(stdin.as_fd()) {
-        resize(rows, columns);
-    }
-    let done = relay(ways, Some(client.fd()), resize);
-    if let Some(before) = before {
-        let _ = tty::restore(stdin.as_fd(), &before);
-    }
-    done?;
+    relay(ways, Some(client.fd()), is_raw.then_some(stdin.as_fd()), resize)?;
     let (ended, _) = client.reply()?;
     if ended.continues {
         return Err(Error::new(Code::System, "the supervisor did not say how the program ended"));

@@ -12,7 +12,8 @@ pub(super) fn list(global: &Global, form: ListForm, below: Option<&str>) -> Resu
         crate::print(&names.iter().map(|name| format!("{name}\n")).collect::<String>());
         return Ok(0);
     }
-    let told: Vec<Value> = names.iter().map(|name| pod(global, name)).collect();
+    let told = names.iter().zip(super::inspect(global, &names));
+    let told: Vec<Value> = told.map(|(name, told)| pod(name, told)).collect();
     if form == ListForm::Json {
         return super::print(&Value::Array(told));
     }
@@ -27,9 +28,8 @@ pub(super) fn list(global: &Global, form: ListForm, below: Option<&str>) -> Resu
     Ok(0)
 }
 
-/// What is told of a pod; one without a supervisor is listed, too.
-fn pod(global: &Global, name: &str) -> Value {
-    let told = super::call(global, name, "Inspect", json!({})).map(|told| told["pod"].clone());
+/// What is told of a pod; one whose supervisor is gone or does not answer is listed, too.
+fn pod(name: &str, told: Result<Value>) -> Value {
     told.unwrap_or_else(|error| json!({ "name": name, "phase": "Unknown", "message": error.to_string() }))
 }
 

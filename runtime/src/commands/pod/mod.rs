@@ -10,6 +10,8 @@ mod node;
 mod relay;
 pub(super) mod stats;
 
+use std::time::Duration;
+
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 use serde_json::{Value, json};
@@ -71,6 +73,12 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
     }
 }
 
+/// How long a supervisor may take to answer where others are asked, too.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How many supervisors are asked at once: each takes a descriptor.
+const ASKED_AT_ONCE: usize = 128;
+
 /// The largest document that is read, in bytes.
 fn read(path: &std::path::Path) -> Result<Vec<u8>> {
     let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path };
@@ -87,7 +95,17 @@ fn names(global: &Global, below: Option<&str>) -> Result<Vec<String>> {
 /// A connection to the supervisor of `pod`.
 fn connect(global: &Global, pod: &str) -> Result<Client> {
     let dir = Directory::open(&global.root, pod)?;
-    match client::connect(dir.fd(), SOCKET) {
+    found(pod, client::connect(dir.fd(), SOCKET))
+}
+
+/// The same; one that does not answer is waited for only so long.
+fn connect_for_now(global: &Global, pod: &str) -> Result<Client> {
+    let dir = Directory::open(&global.root, pod)?;
+    found(pod, client::connect_within(dir.fd(), SOCKET, ANSWERED_WITHIN))
+}
+
+fn found(pod: &str, connected: Result<Client>) -> Result<Client> {
+    match connected {
         Err(e) if matches!(e.errno(), Some(Errno::ECONNREFUSED | Errno::ENOENT)) => {
             let why = format!("pod {pod:?} has no supervisor");
             Err(Error::new(Code::System, why).hint("coracle recover starts another"))
@@ -105,6 +123,25 @@ fn call(global: &Global, pod: &str, method: &str, parameters: Value) -> Result<V
 /// The same for a reply that nobody reads.
 fn ask(global: &Global, pod: &str, method: &str, parameters: Value) -> Result<u8> {
     call(global, pod, method, parameters).map(|_| 0)
+}
+
+/// What `Inspect` tells of each of `pods`. All are asked before one is waited for: a supervisor that stands still keeps nobody
+/// from the others.
+fn inspect(global: &Global, pods: &[String]) -> Vec<Result<Value>> {
+    let begin = |pod: &String| -> Result<Client> {
+        let mut client = connect_for_now(global, pod)?;
+        let begun = client.begin("io.coracle.Pod.Inspect", json!({}), &[], false);
+        begun.map(|()| client).context(|| format!("pod {pod:?}"))
+    };
+    let finish = |(pod, begun): (&String, Result<Client>)| -> Result<Value> {
+        let (reply, _) = begun?.reply().context(|| format!("pod {pod:?}"))?;
+        Ok(reply.parameters["pod"].clone())
+    };
+    let of_some = |some: &[String]| -> Vec<Result<Value>> {
+        let begun: Vec<Result<Client>> = some.iter().map(begin).collect();
+        some.iter().zip(begun).map(finish).collect()
+    };
+    pods.chunks(ASKED_AT_ONCE).flat_map(of_some).collect()
 }
 
 /// The path of the container that `target` names: the first of the pod's own where it names none.
@@ -133,7 +170,9 @@ fn wait(global: &Global, target: &Target) -> Result<u8> {
     let counts = |container: &&Value| matches!(container["role"].as_str(), Some("main" | "nested" | "init"));
     let failed = containers.iter().filter(|c| counts(c) || target.container.is_some()).map(code);
     let failed = failed.map(|code| code.unwrap_or(255)).find(|code| *code != 0);
-    Ok(u8::try_from(failed.unwrap_or(0)).unwrap_or(255))
+    // Who was ended at a deadline, or for its health, may have gone with 0.
+    let otherwise = i64::from(told["phase"] == "Failed");
+    Ok(u8::try_from(failed.unwrap_or(otherwise)).unwrap_or(255))
 }
 
 fn watch(global: &Global, pod: &str) -> Result<u8> {

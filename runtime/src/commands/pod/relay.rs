@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use coracle_sys::{signal, tty};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signalfd::SignalFd;
 
 use crate::error::{Error, Result};
 use crate::stages::watch::Flow;
@@ -62,17 +63,44 @@ impl<'f> Way<'f> {
     }
 }
 
-/// Passes bytes on until all ways to the caller are at their end, or `last` is readable and nothing is left. `resized` is
-/// called when the caller's terminal has another size.
+/// Passes bytes on until all ways to the caller are at their end, or `last` is readable and nothing is left. `raw` is the
+/// caller's terminal where that is raw meanwhile; however this ends, it is left as it was found. `resized` is called with its size, each
+/// time that it has another.
 ///
 /// # Errors
-/// Where waiting fails.
+/// Where waiting fails, or a signal came that asks the caller to end and does not.
 pub(super) fn relay(
-    mut ways: Vec<Way<'_>>,
+    ways: Vec<Way<'_>>,
     last: Option<BorrowedFd<'_>>,
+    raw: Option<BorrowedFd<'_>>,
     mut resized: impl FnMut(u16, u16),
 ) -> Result<()> {
-    let signals = signal::resizes()?;
+    // Before the terminal is raw: from here on no signal ends this before it is as it was.
+    let signals = signal::resizes_and_endings()?;
+    let before = raw.map(tty::make_raw).transpose()?;
+    if let Some(Ok((rows, columns))) = raw.map(tty::size) {
+        resized(rows, columns);
+    }
+    let done = pass_on(ways, last, &signals, resized);
+    if let Some((terminal, before)) = raw.zip(before) {
+        let _ = tty::restore(terminal, &before);
+    }
+    match done? {
+        Some(signal) => {
+            signal::end_by(signal)?;
+            Err(Error::interrupted(signal))
+        }
+        None => Ok(signal::unblock()?),
+    }
+}
+
+/// Passes bytes on; returns the signal that has asked the caller to end, where one has.
+fn pass_on(
+    mut ways: Vec<Way<'_>>,
+    last: Option<BorrowedFd<'_>>,
+    signals: &SignalFd,
+    mut resized: impl FnMut(u16, u16),
+) -> Result<Option<i32>> {
     while ways.iter().any(|way| way.counts && !way.is_over()) {
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let mut stepped = vec![None];
@@ -96,11 +124,11 @@ pub(super) fn relay(
         }
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
         drop(fds);
-        if ready[0]
-            && matches!(signals.read_signal(), Ok(Some(_)))
-            && let Ok((rows, columns)) = tty::size(std::io::stdin().as_fd())
-        {
-            resized(rows, columns);
+        if ready[0] {
+            let ending = hear(signals, &mut resized);
+            if ending.is_some() {
+                return Ok(ending);
+            }
         }
         let is_last = last.is_some() && ready[1];
         let mut moved = false;
@@ -112,8 +140,22 @@ pub(super) fn relay(
             }
         }
         if is_last && !moved {
-            return Ok(());
+            return Ok(None);
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Takes the signals that have come; returns one that asks the caller to end.
+fn hear(signals: &SignalFd, resized: &mut impl FnMut(u16, u16)) -> Option<i32> {
+    while let Ok(Some(told)) = signals.read_signal() {
+        let number = told.ssi_signo.cast_signed();
+        if number != libc::SIGWINCH {
+            return Some(number);
+        }
+        if let Ok((rows, columns)) = tty::size(std::io::stdin().as_fd()) {
+            resized(rows, columns);
+        }
+    }
+    None
 }

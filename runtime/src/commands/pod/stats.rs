@@ -10,19 +10,20 @@ use crate::error::Result;
 /// How often `top` looks.
 const EVERY: Duration = Duration::from_secs(1);
 
+const USAGE: &str = "io.coracle.Pod.Usage";
+
 /// Prints what pods use: as JSON, or with `top` as a table, again and again.
 pub(super) fn stats(global: &Global, pods: &[String], top: bool) -> Result<u8> {
     let names = if pods.is_empty() { super::names(global, None)? } else { pods.to_vec() };
     // A pod that was named must be there; others may go meanwhile.
-    pods.iter().try_for_each(|name| super::connect(global, name).map(drop))?;
+    super::inspect(global, pods).into_iter().try_for_each(|told| told.map(drop))?;
+    let mut before = usage(global, &names).concat();
     if !top {
-        let usage: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
-        return super::print(&Value::Array(usage));
+        return super::print(&Value::Array(before));
     }
-    let mut before: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
     loop {
         std::thread::sleep(EVERY);
-        let now: Vec<Value> = names.iter().flat_map(|name| usage(global, name)).collect();
+        let now = usage(global, &names).concat();
         if now.is_empty() {
             return Ok(0);
         }
@@ -33,15 +34,21 @@ pub(super) fn stats(global: &Global, pods: &[String], top: bool) -> Result<u8> {
     }
 }
 
-/// What a pod uses, and each of its containers that runs.
-pub(in crate::commands) fn usage(global: &Global, pod: &str) -> Vec<Value> {
-    let Ok(told) = super::call(global, pod, "Inspect", json!({})) else { return Vec::new() };
-    let containers = told["pod"]["containers"].as_array().cloned().unwrap_or_default();
+/// What each of `pods` uses, and each of its containers that runs; nothing of one that does not answer.
+pub(in crate::commands) fn usage(global: &Global, pods: &[String]) -> Vec<Vec<Value>> {
+    let told = pods.iter().zip(super::inspect(global, pods));
+    told.map(|(pod, told)| told.map_or_else(|_| Vec::new(), |told| usage_of(global, pod, &told))).collect()
+}
+
+fn usage_of(global: &Global, pod: &str, told: &Value) -> Vec<Value> {
+    let containers = told["containers"].as_array().cloned().unwrap_or_default();
     let running = containers.iter().filter(|container| container["state"] == "running");
     let paths = running.filter_map(|container| container["name"].as_str());
     let one = |container: Option<&str>| {
-        let usage = super::call(global, pod, "Usage", json!({ "container": container })).ok()?;
-        Some(json!({ "pod": pod, "container": container, "usage": usage["usage"] }))
+        let asked = json!({ "container": container });
+        let usage =
+            super::connect_for_now(global, pod).and_then(|mut client| client.call(USAGE, asked)).ok()?;
+        Some(json!({ "pod": pod, "container": container, "usage": usage.0["usage"] }))
     };
     std::iter::once(None).chain(paths.map(Some)).filter_map(one).collect()
 }

@@ -1,12 +1,15 @@
 //! What a document must keep to beside the shape of its fields.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Component, Path};
 
+use coracle_isolator_volume::is_name;
+
 use super::{
-    Capabilities, Container, EmptyDir, ExecAction, Handler, HttpGet, LOG_FILES, LOG_SIZE, LONGEST, Lifecycle,
-    MOST_LOGGED, MOST_LOGS, Pod, Port, PortRef, Probe, Quantity, Resources, RestartPolicy, Security, Volume,
-    VolumeMount, Whose,
+    Capabilities, Container, EmptyDir, ExecAction, Handler, HostPath, HttpGet, LOG_FILES, LOG_SIZE, LONGEST,
+    Lifecycle, MOST_LOGGED, MOST_LOGS, Pod, PodSpec, Port, PortRef, Probe, Quantity, Resources,
+    RestartPolicy, Security, Volume, VolumeMount, Whose,
 };
 use crate::error::{Code, Error, Result};
 use crate::pod::host::HOST_SOCKET;
@@ -25,6 +28,9 @@ const STEERING: [&str; 5] = [
 /// they are the pod's.
 const ISOLATORS: [&str; 5] =
     ["io.coracle.disk", "io.coracle.landlock", "io.coracle.perf", "io.coracle.ports", "io.coracle.statsd"];
+
+/// The longest host name, in bytes: a longer one, as a pod's name can be, is cut.
+const LONGEST_HOST_NAME: usize = 63;
 
 fn invalid(at: &str, why: impl AsRef<str>) -> Error {
     Error::new(Code::InvalidSpec, format!("{at}: {}", why.as_ref()))
@@ -57,6 +63,7 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
             check_place(container, list == "initContainers", &at)?;
         }
     }
+    check_hosts(spec)?;
     super::check_sysctls(&plan::shared(pod))?;
     check_amounts(&spec.resources, "/spec/resources")?;
     check_seconds(spec.termination_grace_period_seconds, "/spec/terminationGracePeriodSeconds")?;
@@ -76,6 +83,38 @@ pub(super) fn check(pod: &Pod) -> Result<()> {
 pub(crate) fn is_label(name: &str) -> bool {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=63).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// Labels with dots between them (RFC 1123).
+fn is_domain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// What is written into `/etc/hosts`, and the host name.
+fn check_hosts(spec: &PodSpec) -> Result<()> {
+    let no_name = |at: &str, name: &str| {
+        Err(invalid(at, format!("{name:?} is no name of a host"))
+            .hint("use lower-case letters, digits and - (not first or last), and . between such words"))
+    };
+    if let Some(name) = spec.hostname.as_ref().filter(|name| !is_domain(name)) {
+        return no_name("/spec/hostname", name);
+    }
+    if spec.hostname.as_ref().is_some_and(|name| name.len() > LONGEST_HOST_NAME) {
+        return Err(invalid("/spec/hostname", format!("it has more than {LONGEST_HOST_NAME} letters")));
+    }
+    if spec.host_network && !spec.host_aliases.is_empty() {
+        return Err(invalid("/spec/hostAliases", "hostNetwork excludes them"));
+    }
+    for (index, alias) in spec.host_aliases.iter().enumerate() {
+        let at = format!("/spec/hostAliases/{index}");
+        if alias.ip.parse::<IpAddr>().is_err() {
+            return Err(invalid(&format!("{at}/ip"), format!("{:?} is no address", alias.ip)));
+        }
+        if let Some(wrong) = alias.hostnames.iter().position(|name| !is_domain(name)) {
+            return no_name(&format!("{at}/hostnames/{wrong}"), &alias.hostnames[wrong]);
+        }
+    }
+    Ok(())
 }
 
 /// Whether `name` can be a pod's.
@@ -152,10 +191,12 @@ fn check_volume<'v>(volume: &'v Volume, at: &str, names: &mut BTreeSet<&'v str>)
     if let Some(empty) = &volume.empty_dir {
         check_empty_dir(empty, &format!("{at}/emptyDir"))?;
     }
-    if let Some(host) = &volume.host_path
-        && !host.path.is_absolute()
-    {
-        return Err(invalid(&format!("{at}/hostPath/path"), "it is not an absolute path"));
+    if let Some(host) = &volume.host_path {
+        check_host_path(host, &format!("{at}/hostPath"))?;
+    }
+    if let Some(claim) = volume.persistent_volume_claim.as_ref().filter(|claim| !is_name(&claim.claim_name)) {
+        let why = format!("{:?} is no name of a volume", claim.claim_name);
+        return Err(invalid(&format!("{at}/persistentVolumeClaim/claimName"), why));
     }
     if let Some(sandbox) = &volume.sandbox
         && (sandbox.path.as_os_str().is_empty() || !is_inside(&sandbox.path))
@@ -186,6 +227,17 @@ fn check_sandboxes(volumes: &[Volume]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn check_host_path(host: &HostPath, at: &str) -> Result<()> {
+    if !host.path.is_absolute() {
+        return Err(invalid(&format!("{at}/path"), "it is not an absolute path"));
+    }
+    match host.kind.as_str() {
+        "" | "Directory" | "DirectoryOrCreate" | "File" | "Socket" => Ok(()),
+        kind => Err(invalid(&format!("{at}/type"), format!("{kind:?} is unknown or not supported"))
+            .hint("use Directory, DirectoryOrCreate, File, Socket, or leave it out")),
+    }
 }
 
 fn check_empty_dir(empty: &EmptyDir, at: &str) -> Result<()> {
@@ -333,7 +385,7 @@ fn check_own_port(port: &Port, at: &str) -> Result<()> {
     if !["TCP", "UDP", "SCTP"].contains(&port.protocol.as_deref().unwrap_or("TCP")) {
         return Err(invalid(&format!("{at}/protocol"), "it is none of TCP, UDP and SCTP"));
     }
-    if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
+    if !port.host_ip.is_empty() && port.host_ip.parse::<IpAddr>().is_err() {
         return Err(invalid(&format!("{at}/hostIP"), format!("{:?} is no address", port.host_ip)));
     }
     Ok(())

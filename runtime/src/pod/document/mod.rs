@@ -223,6 +223,40 @@ mod tests {
     }
 
     #[test]
+    fn what_no_host_could_have_is_refused_by_its_pointer() {
+        const ONE: &str = "  - {name: a, image: i}\n";
+        for (text, words) in [
+            ("  hostname: \"a b\\nc\"", "/spec/hostname: \"a b\\nc\" is no name of a host"),
+            (&*format!("  hostname: {0}.{0}", "x".repeat(32)), "/spec/hostname: it has more than 63 letters"),
+            (
+                "  hostAliases: [{ip: nope, hostnames: [db]}]",
+                "/spec/hostAliases/0/ip: \"nope\" is no address",
+            ),
+            (
+                "  hostAliases: [{ip: '::1', hostnames: [db.local, \"x\\n5.6.7.8 evil\"]}]",
+                "/spec/hostAliases/0/hostnames/1: \"x\\n5.6.7.8 evil\" is no name of a host",
+            ),
+            (
+                "  hostNetwork: true\n  hostAliases: [{ip: 10.0.0.7, hostnames: [db]}]",
+                "/spec/hostAliases: hostNetwork excludes them",
+            ),
+            (
+                "  volumes: [{name: v, hostPath: {path: /x, type: CharDevice}}]",
+                "/spec/volumes/0/hostPath/type: \"CharDevice\" is unknown or not supported",
+            ),
+            (
+                "  volumes: [{name: v, persistentVolumeClaim: {claimName: ../../x}}]",
+                "/spec/volumes/0/persistentVolumeClaim/claimName: \"../../x\" is no name of a volume",
+            ),
+        ] {
+            let error = error(&format!("{ONE}{text}"));
+            assert!(error.starts_with(words), "{text}: {error}");
+        }
+        let good = "  hostname: web.example\n  hostAliases: [{ip: '::1', hostnames: [db, db.local]}]";
+        parse(format!("{POD}{ONE}{good}").as_bytes()).unwrap();
+    }
+
+    #[test]
     fn what_would_end_a_line_of_a_request_is_refused_by_its_pointer() {
         for (text, words) in [
             (

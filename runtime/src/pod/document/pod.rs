@@ -72,7 +72,7 @@ pub struct PodSpec {
     pub security_context: PodSecurity,
     /// Limits of the whole pod.
     pub resources: Resources,
-    /// Lines of `/etc/hosts`.
+    /// Lines of `/etc/hosts`; not with the host's network.
     pub host_aliases: Vec<HostAlias>,
 }
 

@@ -82,7 +82,7 @@ pub struct EmptyDir {
 pub struct HostPath {
     /// The path.
     pub path: PathBuf,
-    /// What must be there, or is made: `Directory`, `DirectoryOrCreate`, `File`, `FileOrCreate`, `Socket` or nothing.
+    /// What must be there, or is made: `Directory`, `DirectoryOrCreate`, `File`, `Socket` or nothing.
     #[serde(default, rename = "type")]
     pub kind: String,
 }

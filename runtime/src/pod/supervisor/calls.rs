@@ -262,7 +262,12 @@ impl Supervisor {
 
     fn attach(&mut self, given: &Attach) -> Result<Answer> {
         let (path, member) = self.found(&given.container)?;
-        if given.stdin && member.pipes.input.is_none() {
+        let lacks_input = given.stdin && member.pipes.input.is_none();
+        let reads = member.plan.container.stdin || member.plan.container.tty;
+        if lacks_input && reads && !matches!(member.phase, Phase::Running(_)) {
+            return Err(Error::new(Code::IllegalState, format!("container {path:?} does not run")));
+        }
+        if lacks_input {
             let why = format!("container {path:?} has no standard input");
             return Err(Error::new(Code::IllegalState, why).hint("stdin or tty must be true in its document"));
         }

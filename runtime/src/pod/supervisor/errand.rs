@@ -133,7 +133,8 @@ impl Supervisor {
             let state = State::open_unlocked(&states, &name)?;
             let place = state.record()?.and_then(|record| record.cgroup);
             let cgroups = place.map(|place| place.room()).unwrap_or_default();
-            let running = exec::launch(global, &state, &cli::Exec { cgroups, ..options })?;
+            let launch = cli::Launch { hands_terminal_on: true, ..options.launch };
+            let running = exec::launch(global, &state, &cli::Exec { cgroups, launch, ..options })?;
             if let Some(socket) = running.console {
                 let master = coracle_sys::socket::receive(socket.as_fd(), 64)?.and_then(|(_, fd)| fd);
                 master.map_or(Ok(()), |master| mouth.send(master.as_fd()))?;

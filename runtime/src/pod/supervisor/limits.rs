@@ -11,12 +11,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::calls::{Answer, Wait, now};
+use super::member::Phase;
 use super::pending::Pending;
 use super::{Path, Supervisor};
 use crate::error::{Code, Error, Result};
 use crate::pod::job::Job;
+use crate::pod::record::{Life, Record};
 use crate::pod::{document, plan, sandbox};
 use crate::stages::spec;
+use crate::stages::watch::Note;
 use crate::state::State;
 
 /// How long isolators may take to tell what is used.
@@ -31,7 +34,8 @@ pub(super) struct Update {
 }
 
 impl Supervisor {
-    /// New limits of a container, or of the pod. Those that are not named stay, and a restart keeps them all.
+    /// New limits of a container, or of the pod: all that are named, or none. Those that are not named stay, and a restart keeps
+    /// them all. What does not run has them when it is started.
     pub(super) fn update(&mut self, given: &Update) -> Result<Answer> {
         let wanted: document::Resources = spec::json::from_value(given.resources.clone())?;
         document::check_resources(&wanted)?;
@@ -44,26 +48,51 @@ impl Supervisor {
     }
 
     fn update_pod(&mut self, wanted: document::Resources, limits: &Value) -> Result<()> {
-        let place = self.record.cgroup.as_ref().ok_or_else(no_cgroups)?;
-        sandbox::limit(&self.plan.name, place.open()?.into_handles(), limits, &self.isolators)?;
-        place.tell(&spec::parse_resources(limits.to_string().as_bytes())?)?;
         let before = self.record.resources.as_ref().unwrap_or(&self.record.document.spec.resources);
+        let old = spec::parse_resources(plan::resources(before).to_string().as_bytes())?;
         let resources = wanted.over(before);
-        self.plan.resources = plan::resources(&resources);
-        self.record.resources = Some(resources);
-        self.dir.write(&self.record)
+        let planned = plan::resources(&resources);
+        let record = Record { resources: Some(resources), ..self.record.clone() };
+        match &self.record.cgroup {
+            Some(place) => {
+                let new = spec::parse_resources(limits.to_string().as_bytes())?;
+                let keep = || {
+                    place.tell(&new)?;
+                    self.dir.write(&record).inspect_err(|_| drop(place.tell_back(&new, &old)))
+                };
+                let cgroup = place.open()?.into_handles();
+                sandbox::limit(&self.plan.name, cgroup, limits, &self.isolators, keep)?;
+            }
+            None if self.plan.cgroup.is_none() => return Err(no_cgroups()),
+            None => self.dir.write(&record)?,
+        }
+        (self.plan.resources, self.record) = (planned, record);
+        Ok(())
     }
 
     fn update_container(&mut self, path: &str, wanted: document::Resources, limits: &Value) -> Result<()> {
-        let (path, _) = self.found(path)?;
-        let limits = spec::parse_resources(limits.to_string().as_bytes())?;
-        self.with_handles(&path, |isolators, handles| isolators.update(handles, &limits))?;
-        let Some(member) = self.members.get_mut(&path) else { return Ok(()) };
+        let (path, member) = self.found(path)?;
         let before = member.life.resources.as_ref().unwrap_or(&member.plan.container.resources);
         let resources = wanted.over(before);
-        member.plan.resources = plan::resources(&resources);
-        member.life.resources = Some(resources);
-        self.dir.write_life(&path, &member.life)
+        let planned = plan::resources(&resources);
+        let life = Life { resources: Some(resources), ..member.life.clone() };
+        let keep = || self.dir.write_life(&path, &life);
+        match member.phase {
+            Phase::Running(_) => {
+                let limits = spec::parse_resources(limits.to_string().as_bytes())?;
+                self.with_handles(&path, |all, handles| sandbox::set(handles, &limits, all, keep))?;
+            }
+            // Whoever launches it has the old ones, and may have set them already.
+            Phase::Launching(_) => {
+                let why = format!("container {path:?} is being launched");
+                return Err(Error::new(Code::IllegalState, why).hint("try again when it runs"));
+            }
+            _ => keep()?,
+        }
+        if let Some(member) = self.members.get_mut(&path) {
+            (member.plan.resources, member.life) = (planned, life);
+        }
+        Ok(())
     }
 
     /// Has a job ask the isolators what is used: some take their time.
@@ -84,7 +113,7 @@ impl Supervisor {
             let handles = Handles { id: &self.plan.name, pidfd: None, cgroup: &cgroup, spec: &spec };
             return Ok(self.isolators.usage(&handles)?);
         };
-        self.with_handles(path, |all, handles| all.usage(handles))
+        self.with_handles(path, |all, handles| Ok(all.usage(handles)?))
     }
 
     /// The job that the caller `id` waits for has ended.
@@ -94,26 +123,33 @@ impl Supervisor {
         }
     }
 
+    /// Asks the isolators of the container at `path`, whose cgroup remembers what its files held.
     fn with_handles<T>(
         &self,
         path: &Path,
-        ask: impl FnOnce(&Registry, &Handles<'_>) -> coracle_isolator::Result<T>,
+        ask: impl FnOnce(&Registry, &Handles<'_>) -> Result<T>,
     ) -> Result<T> {
         let (states, name) = self.dir.states(path);
         let state = State::open_unlocked(&states, &name)?;
         let record = state.record()?.ok_or_else(no_cgroups)?;
-        let cgroup = record.cgroup.as_ref().ok_or_else(no_cgroups)?.open()?.into_handles();
+        let cgroup = record.cgroup.as_ref().ok_or_else(no_cgroups)?.open()?.into_handles().remembering();
         let first = record.process.and_then(|first| first.open());
         let spec = spec::kept(&state)?;
         let pidfd = first.as_ref().map(AsFd::as_fd);
         ask(&self.isolators, &Handles { id: &record.id, pidfd, cgroup: &cgroup, spec: &spec })
-            .map_err(Error::from)
     }
 
     /// Whether the container ran into its memory limit. No other isolator is asked: some take their time.
     pub(super) fn limitation(&self, path: &Path) -> Option<String> {
-        let found = self.with_handles(path, |all, handles| all.limitation_by("cgroups/memory", handles));
+        let found = self.with_handles(path, |all, handles| Ok(all.limitation_by("cgroups/memory", handles)?));
         found.ok()?.map(|limitation| limitation.message)
+    }
+
+    /// At which limit the container was killed by who watches over it, if it was.
+    pub(super) fn eviction(&self, path: &Path) -> Option<String> {
+        let (states, name) = self.dir.states(path);
+        let note = Note::read(&State::open_unlocked(&states, &name).ok()?)?;
+        Some(if note.message.is_empty() { note.reason } else { note.message })
     }
 }
 

@@ -182,14 +182,19 @@ impl Supervisor {
     fn has_ended(&mut self, path: &Path, running: Running) {
         let exit = exit_of(&running);
         self.with(path, |member| member.ran = running.since.elapsed());
-        let mut ended = record::ended(exit, &running.started);
-        if let Some(limitation) = self.limitation(path) {
-            ended.reason = "OOMKilled".to_owned();
-            ended.message = limitation;
-        } else if let Some(cause) = self.members.get_mut(path).and_then(|member| member.cause.take()) {
-            ended.reason = cause;
-        }
-        self.end_with(path, ended);
+        let ended = record::ended(exit, &running.started);
+        let cause = self.members.get_mut(path).and_then(|member| member.cause.take());
+        // Who went by itself when it was asked to, was not ended by a process that it lost for want of memory.
+        let went = cause.is_some() && ended.exit_code == Some(0);
+        let limitation = self.limitation(path).filter(|_| !went);
+        let (reason, message) = if let Some(message) = self.eviction(path) {
+            ("Evicted".to_owned(), message)
+        } else if let Some(message) = limitation {
+            ("OOMKilled".to_owned(), message)
+        } else {
+            (cause.unwrap_or_else(|| ended.reason.clone()), String::new())
+        };
+        self.end_with(path, Ended { reason, message, ..ended });
     }
 
     /// The container at `path` has ended so; what is left of it is still to be removed.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use coracle_sys::mount::{self, attr};
-use coracle_sys::{file, identity};
+use coracle_sys::{file, identity, users};
 
 use crate::error::{Context, Result};
 use crate::self_image::UMASK;
@@ -17,9 +17,10 @@ use crate::stages::plan::namespaces::Namespaces;
 /// # Errors
 /// Where a node can't be made.
 pub(super) fn make(devices: &[Device], namespaces: &Namespaces) -> Result<Vec<Option<OwnedFd>>> {
+    let (uids, gids) = (users::lines(&namespaces.uid_map), users::lines(&namespaces.gid_map));
     let mut place = None;
     let mut make = |(index, device): (usize, &Device)| -> Result<Option<OwnedFd>> {
-        let owners = (host_id(&namespaces.uid_map, device.uid), host_id(&namespaces.gid_map, device.gid));
+        let owners = (users::outside(&uids, device.uid), users::outside(&gids, device.gid));
         let (Some(uid), Some(gid)) = owners else { return Ok(None) };
         if device.is_default() || is_hosts(device, uid, gid) {
             return Ok(None);
@@ -53,30 +54,4 @@ fn is_hosts(device: &Device, uid: u32, gid: u32) -> bool {
         (stat.st_mode, stat.st_rdev) == (device.kind | device.mode, file::device(device.major, device.minor))
             && (stat.st_uid, stat.st_gid) == (uid, gid)
     })
-}
-
-/// Who `id` is on the host, by the lines of a map: inside, outside, how many.
-fn host_id(map: &str, id: u32) -> Option<u32> {
-    map.lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
-        let mut next = || numbers.next()?.ok();
-        let (inside, outside, count) = (next()?, next()?, next()?);
-        let offset = id.checked_sub(inside).filter(|offset| *offset < count)?;
-        outside.checked_add(offset)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn owners_are_told_as_the_host_knows_them() {
-        let map = "0 100000 10\n10 500 1\n";
-        assert_eq!(
-            [0, 9, 10, 11].map(|id| host_id(map, id)),
-            [Some(100_000), Some(100_009), Some(500), None]
-        );
-        assert_eq!(host_id("", 0), None);
-    }
 }

@@ -5,12 +5,42 @@ use std::time::Duration;
 
 use coracle_isolator::Handles;
 use coracle_isolator_host::Watched;
+use coracle_sys::file::Resolve;
 use coracle_sys::{Errno, descriptor, event, file, process};
 
 use crate::error::Result;
+use crate::state::{State, WATCHED};
 
 /// For how long nobody is asked again who had nothing to tell.
 const REST: Duration = Duration::from_millis(100);
+
+/// The longest note, in bytes.
+const LONGEST_NOTE: usize = 4096;
+
+/// What whoever ends a container at a limit leaves in its state: a line with the reason, and the message after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// A word for programs: `disk`.
+    pub reason: String,
+    /// What happened, for people; empty where an earlier version of the runtime wrote the note.
+    pub message: String,
+}
+
+impl Note {
+    /// The note in `state`, if there is one.
+    pub fn read(state: &State) -> Option<Self> {
+        let noted = file::read(state.dir(), WATCHED, LONGEST_NOTE as u64, Resolve::BeneathNoLinks).ok()?;
+        let text = String::from_utf8_lossy(&noted);
+        let (reason, message) = text.split_once('\n').unwrap_or((&*text, ""));
+        let (reason, message) = (reason.to_owned(), message.to_owned());
+        (!reason.is_empty()).then_some(Self { reason, message })
+    }
+
+    fn write(&self, to: BorrowedFd<'_>) {
+        let text = format!("{}\n{}", self.reason, self.message);
+        let _ = file::write_all(to, &text.as_bytes()[..text.len().min(LONGEST_NOTE)]);
+    }
+}
 
 /// What plugins watch of a container. Each limitation is told once; one that ends the container kills its first process.
 pub struct Limits<'a> {
@@ -90,11 +120,11 @@ impl<'a> Limits<'a> {
             Ok(Some((isolator, limitation))) => {
                 let ends = watched.ends_container();
                 let outcome = if ends { "the container is killed" } else { "the container goes on" };
-                let (id, message) = (container.id, limitation.message);
+                let (id, reason, message) = (container.id, limitation.reason, limitation.message);
                 (self.tell)(format!("container {id:?}: isolator {isolator}: {message}; {outcome}"));
                 if let (true, Some(pidfd)) = (ends, container.pidfd) {
                     if let Some(note) = self.note {
-                        let _ = file::write_all(note, limitation.reason.as_bytes());
+                        Note { reason, message }.write(note);
                     }
                     let _ = process::signal(pidfd, libc::SIGKILL);
                 }
@@ -171,6 +201,29 @@ mod tests {
             assert!(!is_readable(&limits, Duration::ZERO));
             assert!(is_readable(&limits, Duration::from_secs(5)));
             limits.look(0);
+        }
+    }
+
+    #[test]
+    fn a_note_tells_the_reason_and_the_message_however_long_that_is() {
+        use std::io::Write;
+        let root = tempfile::tempdir().unwrap();
+        let state = State::create(root.path(), "web").unwrap();
+        assert_eq!(Note::read(&state), None);
+        let note = |message: &str| Note { reason: "disk".to_owned(), message: message.to_owned() };
+        let mut place = super::super::warden::take_place(&state).unwrap().map(std::fs::File::from).unwrap();
+        // As an earlier version wrote it.
+        place.write_all(b"disk").unwrap();
+        assert_eq!(Note::read(&state), Some(note("")));
+        for message in ["its files take 5 bytes", "é".repeat(LONGEST_NOTE).as_str()] {
+            place.set_len(0).unwrap();
+            file::rewind(place.as_fd()).unwrap();
+            note(message).write(place.as_fd());
+            let told = Note::read(&state).unwrap();
+            assert_eq!(told.reason, "disk");
+            assert!(
+                message.starts_with(told.message.trim_end_matches('\u{fffd}')) && told.message.len() > 20
+            );
         }
     }
 

@@ -15,7 +15,7 @@ use nix::sys::signalfd::SignalFd;
 use super::release::Running;
 use crate::error::{Error, Result};
 use crate::notify::Notify;
-pub use limits::Limits;
+pub use limits::{Limits, Note};
 pub use terminal::Flow;
 use terminal::Terminal;
 

@@ -5,16 +5,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use coracle_isolator::Handles;
 use coracle_isolator_host::Registry;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::process::Exit;
 use coracle_sys::{Errno, descriptor, event, process, signal};
 
 use super::Limits;
-use crate::error::{Context, Result};
+use crate::error::{Code, Context, Error, Result};
 use crate::stages::prepare::Container;
 use crate::state::State;
 
 /// Starts it, where a plugin watches, or a built-in isolator says that this container is to be ended at a limit; else does
 /// nothing. It is nobody's child, and ends with the container's first process `first`; at once, where another watches over
-/// the container. `tell` tells people.
+/// the container. `tell` tells people. One that should watch and can't ends the container.
 ///
 /// # Errors
 /// `EAGAIN` where there are too many processes.
@@ -29,12 +30,22 @@ pub fn start(
     }
     let watch = || watch_over(container, first, isolators, tell);
     let between = process::spawn(0, None, || {
-        let spawned = process::spawn(0, None, || i32::from(watch().is_err()));
-        i32::from(spawned.is_err())
+        let spawned = process::spawn(0, None, || {
+            let watched = watch().inspect_err(|error| {
+                tell(format!("{error}; the container is killed"));
+                let _ = process::signal(first, libc::SIGKILL);
+            });
+            i32::from(watched.is_err())
+        });
+        spawned.map_or_else(|e| e.errno() as i32, |_| 0)
     });
     let between = between.context(|| "starting the warden of the container")?;
-    process::wait(between.pidfd.as_fd())?;
-    Ok(())
+    match process::wait(between.pidfd.as_fd())? {
+        Exit::Code(0) => Ok(()),
+        Exit::Code(errno) => Err(coracle_sys::Error::new("clone3()", Errno::from_raw(errno)).into()),
+        Exit::Signal(_) => Err(Error::new(Code::System, "it was killed")),
+    }
+    .context(|| "starting the warden of the container")
 }
 
 /// Takes the place of the one process that watches over the container of `state`, for as long as what is returned stays

@@ -66,7 +66,7 @@ pub fn signal_name(signal: i32) -> String {
         .map_or_else(|_| format!("signal {signal}"), |s| s.as_str().to_owned())
 }
 
-/// Sends `signal` to the process `pid`. For processes of a cgroup that is being killed; everywhere else a
+/// Sends `signal` to the process `pid`, or the group `-pid`. For children that nobody else awaits; everywhere else a
 /// pidfd is right.
 ///
 /// # Errors
