@@ -88,8 +88,7 @@ impl Registry {
     ) -> Result<()> {
         self.each("process", |isolator| {
             let adjustment = isolator.process(config)?;
-            let hooks = (!adjustment.hooks.is_empty()).then(|| "/hooks".to_owned());
-            if let Some(field) = hooks.iter().chain(&adjustment.container_fields()).next() {
+            if let Some(field) = foreign(&adjustment).first() {
                 return Err(Error::new(format!("{} is not a field of a process", plain(field))));
             }
             owners.claim(isolator.name(), &adjustment)?;
@@ -97,6 +96,16 @@ impl Registry {
             Ok(())
         })
     }
+}
+
+/// The fields of an adjustment that are of the container and not of one of its processes, those that have no owner too.
+fn foreign(adjustment: &Adjustment) -> Vec<String> {
+    let unowned = [
+        (!adjustment.hooks.is_empty(), "/hooks"),
+        (!adjustment.linux.device_rules.is_empty(), "/linux/deviceRules"),
+    ];
+    let unowned = unowned.into_iter().filter(|(is_set, _)| *is_set).map(|(_, field)| field.to_owned());
+    unowned.chain(adjustment.container_fields()).collect()
 }
 
 impl Adjusted {
@@ -170,21 +179,26 @@ mod tests {
 
     #[test]
     fn a_process_call_that_changes_the_container_is_refused() {
-        struct Bad;
+        struct Bad(Adjustment);
         impl Isolator for Bad {
             fn name(&self) -> &str {
                 "bad"
             }
             fn process(&self, _: &Config<'_>) -> Result<Adjustment> {
-                let mut adjustment = Adjustment::default();
-                adjustment.linux.sysctl.insert("net.x".to_owned(), "1".to_owned());
-                Ok(adjustment)
+                Ok(self.0.clone())
             }
         }
-        let registry = Registry::new(vec![Box::new(Bad)]).unwrap();
-        let error = registry.process(&config(&Spec::default(), Kind::Oci)).unwrap_err();
-        let wanted = "isolator bad could not process: /linux/sysctl/net.x is not a field of a process";
-        assert_eq!(error.to_string(), wanted);
+        for (text, field) in [
+            (r#"{"linux":{"sysctl":{"net.x":"1"}}}"#, "/linux/sysctl/net.x"),
+            (r#"{"linux":{"deviceRules":[{"allow":true,"access":"rwm"}]}}"#, "/linux/deviceRules"),
+            (r#"{"hooks":{"startContainer":[{"path":"/x"}]}}"#, "/hooks"),
+        ] {
+            let bad = Bad(serde_json::from_str(text).unwrap());
+            let registry = Registry::new(vec![Box::new(bad)]).unwrap();
+            let error = registry.process(&config(&Spec::default(), Kind::Oci)).unwrap_err();
+            let wanted = format!("isolator bad could not process: {field} is not a field of a process");
+            assert_eq!(error.to_string(), wanted);
+        }
     }
 
     #[test]
