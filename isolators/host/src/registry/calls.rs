@@ -21,6 +21,7 @@ impl Registry {
     /// # Errors
     /// Where one fails; those after it are not called.
     pub fn isolate(&self, container: &Handles<'_>) -> Result<()> {
+        self.isolated.set(true);
         self.each("isolate", |isolator| isolator.isolate(container))
     }
 
@@ -33,9 +34,12 @@ impl Registry {
     }
 
     /// Lets each isolator give back what it took into a container whose launch has failed, in reverse order, each
-    /// whatever the others did, and returns what is lost.
+    /// whatever the others did, and returns what is lost. One that failed before [`isolate`](Self::isolate) took nothing.
     pub fn give_back(&self, id: &str) -> Vec<Error> {
         let mut lost = Vec::new();
+        if !self.isolated.get() {
+            return lost;
+        }
         for entry in self.entries.iter().rev().filter(|entry| entry.implements(Verb::GiveBack)) {
             lost.extend(entry.call("give back", |isolator| isolator.give_back(id)).err());
         }
@@ -121,11 +125,11 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use coracle_isolator::{Adjustment, Cgroup, CgroupVersion};
+    use coracle_isolator::{Adjustment, Cgroup, CgroupVersion, Kind};
     use oci_spec::runtime::Spec;
 
     use super::*;
-    use crate::registry::recorder::registry;
+    use crate::registry::recorder::{config, registry};
 
     #[test]
     fn a_failed_isolate_names_isolator_and_call_and_stops() {
@@ -136,6 +140,24 @@ mod tests {
         let error = registry.isolate(&handles).unwrap_err();
         assert_eq!(error.to_string(), "isolator a could not isolate: as told");
         assert_eq!(*calls.borrow(), ["a isolate"]);
+    }
+
+    #[test]
+    fn what_was_taken_is_given_back_after_isolate_alone() {
+        let (registry, calls) = registry("isolate", Adjustment::default());
+        assert!(registry.give_back("c").is_empty() && calls.borrow().is_empty());
+        let cgroup = Cgroup::new(CgroupVersion::V1, Vec::new());
+        let spec = Spec::default();
+        registry.isolate(&Handles { id: "c", pidfd: None, cgroup: &cgroup, spec: &spec }).unwrap_err();
+        assert!(registry.give_back("c").is_empty());
+        assert_eq!(*calls.borrow(), ["a isolate", "b give back", "a give back"]);
+        calls.borrow_mut().clear();
+        registry.prepare(&config(&spec, Kind::Oci)).unwrap();
+        registry.give_back("c");
+        assert!(
+            !calls.borrow().iter().any(|call| call.ends_with("give back")),
+            "another launch took nothing"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod watched;
 #[cfg(test)]
 mod recorder;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -27,6 +27,8 @@ pub struct Registry {
     entries: Vec<Entry>,
     /// What optional plugins failed with.
     warnings: RefCell<Vec<String>>,
+    /// Whether `isolate` was called since the last `prepare`, on any.
+    isolated: Cell<bool>,
 }
 
 /// An isolator, as it is shown to the operator.
@@ -69,7 +71,7 @@ impl Registry {
         entries.extend(
             plugins.into_iter().map(|(name, settings, plugin)| Entry::plugin(name, settings, plugin)),
         );
-        Ok(Self { entries: order::sort(entries)?, warnings: RefCell::default() })
+        Ok(Self { entries: order::sort(entries)?, warnings: RefCell::default(), isolated: Cell::default() })
     }
 
     /// The same, to launch a container with: every plugin is there.

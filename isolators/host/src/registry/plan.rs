@@ -33,6 +33,7 @@ impl Registry {
     /// # Errors
     /// Where an isolator refuses or two set one field; the error names them.
     pub fn prepare(&self, config: &Config<'_>) -> Result<Adjusted> {
+        self.isolated.set(false);
         for entry in self.entries.iter().filter(|entry| !entry.is_out()) {
             let supports = match entry.isolator.supports(config.kind) {
                 true => Ok(()),

@@ -47,6 +47,9 @@ impl Isolator for Recorder {
     fn isolate(&self, _: &Handles<'_>) -> Result<()> {
         self.record("isolate")
     }
+    fn give_back(&self, _: &str) -> Result<()> {
+        self.record("give back")
+    }
     fn cleanup(&self, _: &str) -> Result<()> {
         self.record("cleanup")
     }
