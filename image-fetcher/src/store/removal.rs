@@ -23,9 +23,10 @@ impl Store {
     /// # Errors
     /// [`Kind::NoImage`] where there is no such image.
     pub fn remove(&self, reference: &str) -> Result<Entry> {
+        // Whoever is waited for may give the name to another image.
+        let lock = lock::all(self.root.as_fd())?;
         let entry = self.entry(reference)?;
         let removing = || format!("removing {:?}", entry.reference);
-        let lock = lock::all(self.root.as_fd())?;
         self.forget(&lock, std::slice::from_ref(&entry.reference)).context(removing)?;
         self.collect_locked(&lock).context(removing)?;
         Ok(entry)
@@ -143,6 +144,7 @@ mod tests {
     use std::fs;
     use std::io::Write;
     use std::path::{Path, PathBuf};
+    use std::time::Duration;
 
     use coracle_sys::mount;
 
@@ -207,6 +209,21 @@ mod tests {
                 assert_eq!(names(&scratch.store).iter().find(|path| !is_part(path)), None);
             }
         }
+    }
+
+    #[test]
+    fn what_is_removed_has_the_name_once_nobody_adds_any_more() {
+        let scratch = Scratch::new();
+        scratch.import(&[layer()]).unwrap();
+        let adding = scratch.store.lock_adding().unwrap();
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| scratch.store.remove("image").unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+            scratch.import(&[]).unwrap();
+            let new = scratch.store.entry("image").unwrap();
+            drop(adding);
+            assert_eq!(removing.join().unwrap().descriptor.digest(), new.descriptor.digest());
+        });
     }
 
     #[test]
