@@ -344,7 +344,8 @@ impl Drop for Slot<'_> {
         if let Some(count) = taken.get_mut(&self.host) {
             *count -= 1;
         }
-        self.slots.freed.notify_one();
+        // One alone may be waiting for another host.
+        self.slots.freed.notify_all();
     }
 }
 
@@ -368,5 +369,29 @@ mod tests {
         ] {
             assert_eq!(parse_range(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn who_waits_for_a_host_goes_on_though_another_waits_for_another_host() {
+        let slots = Slots::new(1);
+        let (busy, free) = (slots.take("busy"), slots.take("free"));
+        std::thread::scope(|scope| {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            for host in ["busy", "free"] {
+                let (slots, sender) = (&slots, sender.clone());
+                scope.spawn(move || {
+                    let _slot = slots.take(host);
+                    sender.send(host).unwrap();
+                });
+                // They wait one behind the other.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            drop(free);
+            let first = receiver.recv_timeout(Duration::from_secs(5));
+            drop(busy);
+            // So that on a failure all of them end.
+            slots.freed.notify_all();
+            assert_eq!(first, Ok("free"));
+        });
     }
 }
