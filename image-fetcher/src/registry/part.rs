@@ -15,11 +15,10 @@ use coracle_sys::file::{self, Resolve};
 use super::report::STOPPED;
 use crate::digest::{Digest, Verified};
 use crate::error::Result;
+use crate::unpack::stream::Compression;
 
 /// So many bytes are sent to the device together while others come.
 const EARLY_SYNC: u64 = 8 << 20;
-/// So many bytes at the start of a blob tell what it is.
-const MAGIC: u64 = 4;
 
 /// A blob of which some bytes are here.
 pub(crate) struct Part {
@@ -122,7 +121,7 @@ impl Part {
     fn wait(&self, at: u64) -> io::Result<u64> {
         let state = self.lock();
         // The first bytes say how the blob is compressed: they are seen together.
-        let enough = if at == 0 { MAGIC } else { at + 1 };
+        let enough = if at == 0 { Compression::START as u64 } else { at + 1 };
         let waiting = self.changed.wait_while(state, |s| s.length < enough && s.end.is_none());
         let state = waiting.unwrap_or_else(PoisonError::into_inner);
         if state.length <= at && state.end == Some(End::Cut) {
@@ -149,6 +148,8 @@ impl Read for Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -175,5 +176,26 @@ mod tests {
         drop(part);
         let shorter = Part::open(fd.as_fd(), &digest, 9).unwrap();
         assert_eq!(shorter.length(), 0, "more than there can be is no beginning");
+    }
+
+    #[test]
+    fn the_bytes_that_tell_how_it_is_compressed_are_seen_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = file::open(file::CWD, dir.path(), libc::O_DIRECTORY, 0, Resolve::Host).unwrap();
+        let text = b"BZh91AY&SY and more";
+        let part = Part::open(fd.as_fd(), &Digest::of(text), text.len() as u64).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut start = [0; 64];
+                let length = part.reader().read(&mut start).unwrap();
+                Compression::of(&start[..length])
+            });
+            for piece in text.chunks(4) {
+                part.append(piece).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            part.end();
+            assert_eq!(reader.join().unwrap(), Compression::Other("bzip2"));
+        });
     }
 }

@@ -299,7 +299,7 @@ pub(crate) enum Compression {
 }
 
 impl Compression {
-    /// How many bytes tell.
+    /// How many bytes at the start of a blob tell.
     pub(crate) const START: usize = 10;
 
     /// The compression of a blob that begins with `start`.
