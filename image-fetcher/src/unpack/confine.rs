@@ -115,6 +115,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_fchownat,
     libc::SYS_utimensat,
     SYS_SETXATTRAT,
+    // Before Linux 6.13.
+    libc::SYS_lsetxattr,
     // Memory and threads.
     libc::SYS_mmap,
     libc::SYS_munmap,

@@ -4,6 +4,7 @@
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -71,13 +72,24 @@ pub fn chown_at(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>, uid: u32, gid: u32
     check(ret, || format!("fchownat({}, {name:?}, {uid}, {gid})", show(&dir))).map(drop)
 }
 
-/// Sets the permission bits of `name` in `dir`, which is no link (fchmodat(2)).
+/// Sets the permission bits of `name` in `dir`, which is no link (fchmodat(2)). Before Linux 6.6 the caller needs its procfs.
 ///
 /// # Errors
 /// `ENOENT`, `EPERM`.
 pub fn chmod_at(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
-    const SYS_FCHMODAT2: i64 = 452;
     let name = name.as_ref();
+    or_older(chmod_directly(dir, name, mode), || {
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        let file = file::open(dir, Path::new(name), flags, 0, Resolve::BeneathNoLinks)?;
+        let c_path = by_descriptor(file.as_fd(), None)?;
+        // SAFETY: `c_path` is a C string that outlives the call.
+        let ret = unsafe { libc::fchmodat(libc::AT_FDCWD, c_path.as_ptr(), mode, 0) };
+        check(ret, || format!("fchmodat({c_path:?} of {name:?}, {mode:#o})")).map(drop)
+    })
+}
+
+fn chmod_directly(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<()> {
+    const SYS_FCHMODAT2: i64 = 452;
     let c_name = c_string(name.as_bytes(), "fchmodat2")?;
     // SAFETY: `c_name` is a C string that outlives the call, which Linux 6.6 brought: it refuses links, which
     // fchmodat(2) follows.
@@ -85,6 +97,22 @@ pub fn chmod_at(dir: BorrowedFd<'_>, name: impl AsRef<OsStr>, mode: u32) -> Resu
         libc::syscall(SYS_FCHMODAT2, dir.as_raw_fd(), c_name.as_ptr(), mode, libc::AT_SYMLINK_NOFOLLOW)
     };
     check(ret, || format!("fchmodat2({}, {name:?}, {mode:#o})", show(&dir))).map(drop)
+}
+
+/// What came of a call, or of what takes its place on kernels that have not got it.
+fn or_older(done: Result<()>, older: impl FnOnce() -> Result<()>) -> Result<()> {
+    match done {
+        Err(e) if e.errno() == Errno::ENOSYS => older(),
+        other => other,
+    }
+}
+
+/// The path of an open file, or of `name` in an open directory, for calls that take only paths. It leads to what is open
+/// and nowhere else, whatever has its name by now.
+fn by_descriptor(fd: BorrowedFd<'_>, name: Option<&OsStr>) -> Result<CString> {
+    let mut path = format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes();
+    path.extend(name.into_iter().flat_map(|name| [b"/", name.as_bytes()].concat()));
+    c_string(&path, "/proc/self/fd")
 }
 
 /// Sets the extended attribute `name` of an open file (fsetxattr(2)); not for `O_PATH` descriptors.
@@ -118,11 +146,22 @@ struct XattrArgs {
 }
 
 /// Sets the extended attribute `name` of `file` in `dir`, a link not followed: for what can't be opened, as
-/// links and device nodes (setxattrat(2), Linux 6.13).
+/// links and device nodes (setxattrat(2)). Before Linux 6.13 the caller needs its procfs.
 ///
 /// # Errors
-/// `ENOSYS` on older kernels, `EPERM` for `user.` attributes of anything but files and directories.
+/// `EPERM` for `user.` attributes of anything but files and directories.
 pub fn set_xattr_at(dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr, value: &[u8]) -> Result<()> {
+    or_older(set_xattr_directly(dir, file, name, value), || {
+        let c_path = by_descriptor(dir, Some(file))?;
+        let c_name = c_string(name.as_bytes(), "lsetxattr")?;
+        let (start, length) = (value.as_ptr().cast(), value.len());
+        // SAFETY: path and name are C strings, and value's pointer and length belong together.
+        let ret = unsafe { libc::lsetxattr(c_path.as_ptr(), c_name.as_ptr(), start, length, 0) };
+        check(ret, || format!("lsetxattr({c_path:?}, {name:?}, {length} bytes)")).map(drop)
+    })
+}
+
+fn set_xattr_directly(dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr, value: &[u8]) -> Result<()> {
     const SYS_SETXATTRAT: i64 = 463;
     let c_file = c_string(file.as_bytes(), "setxattrat")?;
     let c_name = c_string(name.as_bytes(), "setxattrat")?;
@@ -400,6 +439,43 @@ pub fn link_open(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: impl AsRef<OsStr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_not_be_opened_gets_permissions_and_attributes_from_older_kernels_too() {
+        use crate::{identity, seccomp};
+        let (parent, scratch) = (std::env::temp_dir(), format!("coracle-sys-old-{}", std::process::id()));
+        let parent = file::open_dir(parent).unwrap();
+        file::mkdir(parent.as_fd(), &scratch, 0o700).unwrap();
+        let dir = file::open(parent.as_fd(), &scratch, libc::O_DIRECTORY, 0, Resolve::Beneath).unwrap();
+        file::mknod(dir.as_fd(), "fifo", libc::S_IFIFO | 0o600, 0).unwrap();
+        file::symlink("fifo", dir.as_fd(), "link").unwrap();
+        let older = || {
+            // fchmodat2(2) and setxattrat(2) answer ENOSYS.
+            let program = [
+                0x20,
+                0x15 | 1 << 16 | 452 << 32,
+                0x15 | 1 << 24 | 463 << 32,
+                6 | 0x5_0026 << 32,
+                6 | 0x7fff_0000 << 32,
+            ];
+            identity::no_new_privileges().unwrap();
+            seccomp::load(&program, 0).unwrap();
+            assert_eq!(chmod_directly(dir.as_fd(), "fifo".as_ref(), 0).unwrap_err().errno(), Errno::ENOSYS);
+            chmod_at(dir.as_fd(), "fifo", 0o4751).unwrap();
+            set_xattr_at(dir.as_fd(), "link".as_ref(), "trusted.of".as_ref(), b"link").unwrap();
+        };
+        std::thread::scope(|scope| scope.spawn(older).join().unwrap());
+        assert_eq!(file::stat_at(dir.as_fd(), "fifo").unwrap().st_mode, libc::S_IFIFO | 0o4751);
+        let of = |name: &str| {
+            let (path, mut value) = (by_descriptor(dir.as_fd(), Some(name.as_ref())).unwrap(), [0_u8; 8]);
+            let into = value.as_mut_ptr().cast();
+            // SAFETY: path and name are C strings, and the kernel writes at most as many bytes as `value` has.
+            let length = unsafe { libc::lgetxattr(path.as_ptr(), c"trusted.of".as_ptr(), into, value.len()) };
+            usize::try_from(length).map(|length| value[..length].to_vec()).ok()
+        };
+        assert_eq!((of("link"), of("fifo")), (Some(b"link".to_vec()), None));
+        remove_tree(parent.as_fd(), &scratch).unwrap();
+    }
 
     #[test]
     fn a_file_system_without_the_flag_spreads_no_directories() {

@@ -85,6 +85,28 @@ fn devices_and_fifos_are_made() {
 }
 
 #[test]
+fn fifos_have_their_permissions_and_attributes_on_older_kernels_too() {
+    let unpack = || {
+        // fchmodat2(2) and setxattrat(2) answer ENOSYS, to the threads that unpack, too.
+        let [refuse, allow] = [0x5_0026, 0x7fff_0000].map(|answer: u64| 6 | answer << 32);
+        let is = |call: u64, (yes, no): (u64, u64)| 0x15 | yes << 16 | no << 24 | call << 32;
+        identity::no_new_privileges().unwrap();
+        seccomp::load(&[0x20, is(452, (1, 0)), is(463, (0, 1)), refuse, allow], 0).unwrap();
+        let scratch = Scratch::new();
+        let layer = tar().pax(&[("SCHILY.xattr.trusted.of", b"it")]).raw(b"", |h| {
+            h.set_entry_type(EntryType::Fifo);
+            h.set_mode(0o4751);
+            h.as_old_mut().name[..1].copy_from_slice(b"p");
+        });
+        let path = scratch.layer(&layer).unwrap().join("p");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o4751);
+        let fd = file::open(file::CWD, &path, libc::O_NONBLOCK, 0, file::Resolve::Host).unwrap();
+        assert_eq!(archive::xattr(fd.as_fd(), OsStr::new("trusted.of")).unwrap().unwrap(), b"it");
+    };
+    std::thread::scope(|scope| scope.spawn(unpack).join().unwrap());
+}
+
+#[test]
 fn sparse_files_of_all_four_formats_have_their_holes() {
     both(|new| {
         let scratch = new();

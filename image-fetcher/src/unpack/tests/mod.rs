@@ -15,13 +15,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use coracle_sys::{archive, file};
+use coracle_sys::{archive, file, identity, seccomp};
 use tar::EntryType;
 
 use super::{Limits, Options, unpack};
 use crate::digest::Digest;
 use crate::error::Kind;
-use crate::fixture::{Tar, both};
+use crate::fixture::{Scratch, Tar, both};
 
 fn tar() -> Tar {
     Tar::default()

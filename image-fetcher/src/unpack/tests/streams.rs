@@ -109,7 +109,7 @@ fn processes_that_want_the_same_layers_at_once_unpack_them_once() {
 
 #[test]
 fn a_temporary_directory_that_another_process_sweeps_away_is_made_again() {
-    let scratch = crate::fixture::Scratch::new();
+    let scratch = Scratch::new();
     let layers = scratch.store.layers();
     let over = std::sync::atomic::AtomicBool::new(false);
     let relaxed = std::sync::atomic::Ordering::Relaxed;
