@@ -1,14 +1,14 @@
 //! Exporting: an image of the store as one archive that is both, an OCI layout and what `docker load` reads; or into an
 //! OCI layout in a directory.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use coracle_sys::archive;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, archive};
 use serde_json::{Value, json};
 use tar::{Builder, Header};
 
@@ -32,24 +32,36 @@ pub fn export(store: &Store, image: &Image, path: &Path) -> Result<()> {
         return write_layout(store, image, path).context(exporting);
     }
     let name = path.file_name().ok_or_else(|| Error::new(Kind::Usage, "it is no file")).context(exporting)?;
-    let mut temporary = OsString::from(".");
-    temporary.push(name);
-    temporary.push(".new");
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory =
         file::open(file::CWD, directory, libc::O_DIRECTORY, 0, Resolve::Host).context(exporting)?;
-    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW;
-    let fd = file::open(directory.as_fd(), &temporary, flags, 0o644, Resolve::Beneath).context(exporting)?;
-    let written = write(store, image, File::from(fd))
-        .and_then(|()| Ok(file::rename(directory.as_fd(), &temporary, directory.as_fd(), name)?));
-    if written.is_err() {
-        // The first failure is the one to tell.
-        let _ = file::unlink(directory.as_fd(), &temporary);
-    }
-    written.context(exporting)
+    write_archive(store, image, (directory.as_fd(), name)).context(exporting)
 }
 
-fn write(store: &Store, image: &Image, file: File) -> Result<()> {
+/// Writes the archive to a file that has no name until it is whole: two exports to one path do not meet, nobody can lay a file
+/// ready for it, and one that is killed leaves none. Where the file system has no such files, it has a name that nobody can
+/// foretell.
+fn write_archive(store: &Store, image: &Image, (directory, name): (BorrowedFd<'_>, &OsStr)) -> Result<()> {
+    let temporary = format!(".new-{:016x}", file::random()?);
+    let open = |name: &str, flags| {
+        file::open(directory, name, libc::O_WRONLY | flags, 0o644, Resolve::BeneathNoLinks).map(File::from)
+    };
+    let unnamed = open(".", libc::O_TMPFILE);
+    let has_name = unnamed.as_ref().is_err_and(|e| matches!(e.errno(), Errno::EOPNOTSUPP | Errno::EISDIR));
+    let file = if has_name { open(&temporary, libc::O_CREAT | libc::O_EXCL) } else { unnamed }?;
+    let put = || {
+        if !has_name {
+            archive::link_open(file.as_fd(), directory, &temporary)?;
+        }
+        Ok(file::rename(directory, &temporary, directory, name)?)
+    };
+    write(store, image, &file).and_then(|()| put()).inspect_err(|_| {
+        // The first failure is the one to tell.
+        let _ = file::unlink(directory, &temporary);
+    })
+}
+
+fn write(store: &Store, image: &Image, file: &File) -> Result<()> {
     let mut tar = Builder::new(std::io::BufWriter::with_capacity(1 << 20, file));
     let config = Digest::try_from(image.manifest.config().digest())?;
     add(&mut tar, "oci-layout", LAYOUT)?;
@@ -293,5 +305,21 @@ mod tests {
         assert!(error.to_string().contains("but holds those of"), "{error}");
         let names = file::list(scratch.store.root()).unwrap();
         assert!(names.iter().all(|name| !name.to_string_lossy().contains("export")), "{names:?}");
+    }
+
+    #[test]
+    fn a_file_that_was_laid_ready_beside_the_archive_is_not_written_to() {
+        let scratch = Scratch::new();
+        scratch.import(&[Tar::default().file("f", b"x").end()]).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        let path = scratch.dir.path().join("store/export.tar");
+        let flags = libc::O_WRONLY | libc::O_CREAT;
+        file::open(scratch.store.root(), ".export.tar.new", flags, 0o666, Resolve::Beneath).unwrap();
+        let before = file::list(scratch.store.root()).unwrap();
+        export(&scratch.store, &image, &path).unwrap();
+        let laid = file::read(scratch.store.root(), ".export.tar.new", 1 << 20, Resolve::Beneath).unwrap();
+        assert!(laid.is_empty());
+        let after = file::list(scratch.store.root()).unwrap();
+        assert_eq!(after.len(), before.len() + 1, "{after:?}");
     }
 }

@@ -422,7 +422,8 @@ fn gone(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
     }
 }
 
-/// Gives a file that was opened with `O_TMPFILE` the name `name` in `dir` (linkat(2) with `AT_EMPTY_PATH`).
+/// Gives a file that was opened with `O_TMPFILE` the name `name` in `dir` (linkat(2) with `AT_EMPTY_PATH`; where the caller has no
+/// right to that, as before Linux 6.10 without `CAP_DAC_READ_SEARCH`, by its procfs, as open(2) has it).
 ///
 /// # Errors
 /// `EEXIST` where the name is taken.
@@ -433,7 +434,22 @@ pub fn link_open(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: impl AsRef<OsStr
     let ret = unsafe {
         libc::linkat(fd.as_raw_fd(), EMPTY.as_ptr(), dir.as_raw_fd(), c_name.as_ptr(), libc::AT_EMPTY_PATH)
     };
-    check(ret, || format!("linkat({}, {}, {name:?})", show(&fd), show(&dir))).map(drop)
+    match check(ret, || format!("linkat({}, {}, {name:?})", show(&fd), show(&dir))) {
+        Err(e) if e.errno() == Errno::ENOENT => {}
+        other => return other.map(drop),
+    }
+    let c_path = by_descriptor(fd, None)?;
+    // SAFETY: both paths are C strings that outlive the call.
+    let ret = unsafe {
+        libc::linkat(
+            libc::AT_FDCWD,
+            c_path.as_ptr(),
+            dir.as_raw_fd(),
+            c_name.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    check(ret, || format!("linkat({c_path:?}, {}, {name:?})", show(&dir))).map(drop)
 }
 
 #[cfg(test)]
@@ -475,6 +491,33 @@ mod tests {
         };
         assert_eq!((of("link"), of("fifo")), (Some(b"link".to_vec()), None));
         remove_tree(parent.as_fd(), &scratch).unwrap();
+    }
+
+    #[test]
+    fn a_file_without_a_name_gets_one_where_its_descriptor_alone_is_refused() {
+        use crate::{identity, seccomp};
+        let dir = file::open_dir(std::env::temp_dir()).unwrap();
+        let fd =
+            file::open(dir.as_fd(), ".", libc::O_TMPFILE | libc::O_WRONLY, 0o600, Resolve::Beneath).unwrap();
+        let name = format!("coracle-sys-named-{}", std::process::id());
+        let link = || {
+            // linkat(2) answers ENOENT where its fifth argument is AT_EMPTY_PATH.
+            let (linkat, empty) = (libc::SYS_linkat as u64, libc::AT_EMPTY_PATH as u64);
+            let program = [
+                0x20,
+                0x15 | 3 << 24 | linkat << 32,
+                0x20 | 48 << 32,
+                0x15 | 1 << 24 | empty << 32,
+                6 | 0x5_0002 << 32,
+                6 | 0x7fff_0000 << 32,
+            ];
+            identity::no_new_privileges().unwrap();
+            seccomp::load(&program, 0).unwrap();
+            link_open(fd.as_fd(), dir.as_fd(), &name).unwrap();
+        };
+        std::thread::scope(|scope| scope.spawn(link).join().unwrap());
+        assert_eq!(file::stat_at(dir.as_fd(), &name).unwrap().st_ino, file::stat(fd.as_fd()).unwrap().st_ino);
+        file::unlink(dir.as_fd(), &name).unwrap();
     }
 
     #[test]

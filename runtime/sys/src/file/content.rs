@@ -181,7 +181,10 @@ fn is_own(dir: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// A number that nobody can foretell (getrandom(2)).
-fn random() -> Result<u64> {
+///
+/// # Errors
+/// None that a kernel is known to give.
+pub fn random() -> Result<u64> {
     let mut bytes = [0; 8];
     // SAFETY: the kernel writes at most as many bytes as the buffer has.
     let ret = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
