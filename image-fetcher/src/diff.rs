@@ -5,11 +5,13 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 
 use crate::error::{Context, Result};
 use crate::image::Image;
-use crate::snapshot::{self, Access};
+use crate::lock::Held;
+use crate::snapshot;
 use crate::store::{Store, is_missing};
 
 /// How something differs.
@@ -52,9 +54,9 @@ impl fmt::Display for Change {
 /// Where it is not mounted, or can't be read.
 pub fn of_snapshot(store: &Store, id: &str) -> Result<Vec<Change>> {
     let looking = || format!("comparing {id:?} with its image");
-    let before = Temporary::beside(store, id).context(looking)?;
+    let before = View::beside(store, id).context(looking)?;
     let after = file::open_dir(snapshot::directory_path(store, id).join("rootfs")).context(looking)?;
-    compare(before.root()?.as_fd(), after.as_fd()).context(looking)
+    compare(before.root.as_fd(), after.as_fd()).context(looking)
 }
 
 /// What `after` has otherwise than `before`, in the order of paths.
@@ -62,80 +64,97 @@ pub fn of_snapshot(store: &Store, id: &str) -> Result<Vec<Change>> {
 /// # Errors
 /// Where one of them is not unpacked, or can't be read.
 pub fn of_images(store: &Store, before: &Image, after: &Image) -> Result<Vec<Change>> {
-    let (before, after) = (Temporary::of(store, before, "before")?, Temporary::of(store, after, "after")?);
-    compare(before.root()?.as_fd(), after.root()?.as_fd()).context(|| "comparing two images")
+    let looking = || "comparing two images";
+    let before = View::of(store, before).context(looking)?;
+    let after = View::of(store, after).context(looking)?;
+    compare(before.root.as_fd(), after.root.as_fd()).context(looking)
 }
 
-/// A snapshot for as long as something is compared with it.
-struct Temporary<'a> {
+/// Layers, mounted one over the other and attached nowhere: whoever is killed leaves no mount, and no record that keeps
+/// layers. Until it is dropped, nobody removes them.
+struct View<'a> {
+    root: OwnedFd,
+    _empty: Empty<'a>,
+    _adding: Held,
+}
+
+/// A directory among the layers which is below all of them. Where it is left, `gc` removes it.
+struct Empty<'a> {
     store: &'a Store,
-    id: String,
+    name: String,
 }
 
-impl<'a> Temporary<'a> {
-    fn new(store: &'a Store, what: &str) -> Self {
-        Self { store, id: format!("diff-{what}-{}", std::process::id()) }
-    }
-
-    fn of(store: &'a Store, image: &Image, what: &str) -> Result<Self> {
-        let new = Self::new(store, what);
-        snapshot::mount(store, &new.id, image, Access::ReadOnly)?;
-        Ok(new)
+impl<'a> View<'a> {
+    fn of(store: &'a Store, image: &Image) -> Result<Self> {
+        let adding = store.lock_adding()?;
+        store.note_use(&image.digest)?;
+        Self::new(store, &snapshot::unpacked_layers(store, image)?, adding)
     }
 
     /// What the snapshot `id` is of.
     fn beside(store: &'a Store, id: &str) -> Result<Self> {
-        let new = Self::new(store, "of");
-        snapshot::mount_again(store, id, &new.id)?;
-        Ok(new)
+        let adding = store.lock_adding()?;
+        Self::new(store, &snapshot::layers_of(store, id)?, adding)
     }
 
-    fn root(&self) -> Result<OwnedFd> {
-        Ok(file::open_dir(snapshot::directory_path(self.store, &self.id).join("rootfs"))?)
+    fn new(store: &'a Store, layers: &[String], adding: Held) -> Result<Self> {
+        let empty = Empty { store, name: format!(".diff-{:016x}", file::random()?) };
+        file::mkdir(store.layers(), &empty.name, 0o700)?;
+        let root = snapshot::view(store, layers, &empty.name)?;
+        Ok(Self { root, _empty: empty, _adding: adding })
     }
 }
 
-impl Drop for Temporary<'_> {
+impl Drop for Empty<'_> {
     fn drop(&mut self) {
-        // What can't be undone now, `unmount` does: the snapshot has its record.
-        let _ = snapshot::remove(self.store, &self.id);
+        let _ = file::rmdir(self.store.layers(), &self.name);
     }
 }
 
+/// Compares all that is below either, one directory after the other, each opened from the top: a handful of descriptors is
+/// enough, however deep the trees are.
 fn compare(before: BorrowedFd<'_>, after: BorrowedFd<'_>) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
-    directory(Path::new(""), Some(before), Some(after), &mut changes)?;
+    // Directories of `after`, and whether `before` has them, too.
+    let mut left = vec![(PathBuf::new(), true)];
+    while let Some((path, is_in_both)) = left.pop() {
+        let old = if is_in_both { enter(before, &path)? } else { None };
+        // A container may remove it, or put another thing in its place, while it is compared.
+        let Some(new) = enter(after, &path)? else { continue };
+        left.extend(directory(&path, old.as_ref().map(AsFd::as_fd), new.as_fd(), &mut changes)?);
+    }
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(changes)
 }
 
-/// Compares what is in a directory of either.
+/// Compares what is in a directory of either. Returns the directories in it that are to be compared.
 fn directory(
     path: &Path,
     before: Option<BorrowedFd<'_>>,
-    after: Option<BorrowedFd<'_>>,
+    after: BorrowedFd<'_>,
     changes: &mut Vec<Change>,
-) -> Result<()> {
-    let names = |directory: Option<BorrowedFd<'_>>| directory.map_or(Ok(Vec::new()), file::list);
-    let mut all = [names(before)?, names(after)?].concat();
+) -> Result<Vec<(PathBuf, bool)>> {
+    let mut all = [before.map_or(Ok(Vec::new()), file::list)?, file::list(after)?].concat();
     all.sort();
     all.dedup();
+    let mut inner = Vec::new();
     for name in all {
-        let (old, new) = (look(before, &name)?, look(after, &name)?);
+        let old = before.map_or(Ok(None), |before| look(before, &name))?;
+        let new = look(after, &name)?;
         let kind = match (&old, &new) {
-            (None, _) => Some(Kind::Added),
-            (_, None) => Some(Kind::Deleted),
+            // It has gone meanwhile.
+            (None, None) => None,
+            (None, Some(_)) => Some(Kind::Added),
+            (Some(_), None) => Some(Kind::Deleted),
             (Some(old), Some(new)) => (old != new).then_some(Kind::Changed),
         };
+        let [old, new] = [old, new].map(|look| look.is_some_and(|look| look.is(libc::S_IFDIR)));
         let path = path.join(&name);
         changes.extend(kind.map(|kind| Change { kind, path: path.clone() }));
-        let (old, new) = (enter(before, &name, old.as_ref())?, enter(after, &name, new.as_ref())?);
         // What is below something that is gone is gone with it.
-        if new.is_some() {
-            directory(&path, old.as_ref().map(AsFd::as_fd), new.as_ref().map(AsFd::as_fd), changes)?;
-        }
+        inner.extend(new.then_some((path, old)));
     }
-    Ok(())
+    Ok(inner)
 }
 
 /// Type and permissions, owner, device, size, time, and where a link leads.
@@ -151,8 +170,7 @@ impl Look {
     }
 }
 
-fn look(directory: Option<BorrowedFd<'_>>, name: &OsStr) -> Result<Option<Look>> {
-    let Some(directory) = directory else { return Ok(None) };
+fn look(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Look>> {
     let found = file::stat_at(directory, name);
     if is_missing(&found) {
         return Ok(None);
@@ -174,12 +192,12 @@ fn look(directory: Option<BorrowedFd<'_>>, name: &OsStr) -> Result<Option<Look>>
     Ok(Some(Look { numbers, target }))
 }
 
-fn enter(directory: Option<BorrowedFd<'_>>, name: &OsStr, look: Option<&Look>) -> Result<Option<OwnedFd>> {
-    match (directory, look) {
-        (Some(directory), Some(look)) if look.is(libc::S_IFDIR) => {
-            Ok(Some(file::open(directory, name, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?))
-        }
-        _ => Ok(None),
+/// Opens a directory; none where there is none any more.
+fn enter(top: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    match file::open(top, path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks) {
+        Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+        other => Ok(Some(other?)),
     }
 }
 
@@ -189,8 +207,11 @@ mod tests {
 
     use std::fs;
 
+    use coracle_sys::archive;
+
     use super::*;
     use crate::fixture::{Tar, both};
+    use crate::snapshot::Access;
 
     fn shown(changes: &[Change]) -> Vec<String> {
         changes.iter().map(Change::to_string).collect()
@@ -229,6 +250,43 @@ mod tests {
             let [old, new] = ["old", "image"].map(|name| scratch.store.image(name).unwrap());
             let changes = of_images(&scratch.store, &old, &new).unwrap();
             assert_eq!(shown(&changes), ["D /d/f", "C /l", "A /n"]);
+        });
+    }
+
+    #[test]
+    fn a_tree_deeper_than_descriptors_are_many_is_compared() {
+        let [before, after] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [old, new] = [&before, &after].map(|dir| file::open_dir(dir.path()).unwrap());
+        let deep = "d/".repeat(1500);
+        for top in [&old, &new] {
+            file::mkdir_all(top.as_fd(), &deep, 0o755).unwrap();
+        }
+        file::mkdir_all(new.as_fd(), format!("{deep}new"), 0o755).unwrap();
+        let changes = shown(&compare(old.as_fd(), new.as_fd()).unwrap());
+        assert_eq!(changes.last(), Some(&format!("A /{deep}new")));
+        for dir in [before, after] {
+            let parent = file::open_dir(dir.path().parent().unwrap()).unwrap();
+            archive::remove_tree(parent.as_fd(), dir.path().file_name().unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_killed_while_it_compares_leaves_neither_mount_nor_record() {
+        both(|new| {
+            let scratch = new();
+            scratch.unpack(&[Tar::default().dir("d/").file("d/f", b"1").end()]).unwrap();
+            let layers = || file::list(scratch.store.layers()).unwrap().len();
+            let (image, before) = (scratch.store.image("image").unwrap(), layers());
+            let view = View::of(&scratch.store, &image).unwrap();
+            assert!(enter(view.root.as_fd(), Path::new("d")).unwrap().is_some());
+            assert!(file::list(scratch.store.snapshots()).unwrap().is_empty());
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!mounts.contains(scratch.store.path().to_str().unwrap()), "{mounts}");
+            drop(view);
+            assert_eq!(layers(), before);
+            file::mkdir(scratch.store.layers(), ".diff-left", 0o700).unwrap();
+            scratch.store.collect().unwrap();
+            assert_eq!(layers(), before);
         });
     }
 }

@@ -156,22 +156,15 @@ pub fn mount_for(store: &Store, id: &str, image: &Image, purpose: Purpose<'_>) -
     Ok(directory_path(store, id).join("rootfs"))
 }
 
-/// Mounts what the snapshot `id` is made of, without what was written to it, read-only as the snapshot `new`.
+/// The names of what the snapshot `id` is made of below what was written to it, bottom first.
 ///
 /// # Errors
-/// As [`mount()`], and [`Kind::NotFound`] where there is no snapshot `id`.
+/// [`Kind::NotFound`] where there is no snapshot `id`.
 #[cfg(feature = "unpack")]
-pub(crate) fn mount_again(store: &Store, id: &str, new: &str) -> Result<()> {
+pub(crate) fn layers_of(store: &Store, id: &str) -> Result<Vec<String>> {
     check_id(id)?;
-    let _lock = store.lock_adding()?;
     let none = || Error::new(Kind::NotFound, format!("there is no snapshot {id:?}"));
-    let record = removal::record(store, id.as_ref())?.ok_or_else(none)?;
-    let record = Record { access: Access::ReadOnly, ..record };
-    let directory = begin(store, new, &record)?;
-    assemble(store, new, directory.as_fd(), (&record, None)).inspect_err(|_| {
-        // As in `mount_for`.
-        let _ = remove(store, new);
-    })
+    Ok(removal::record(store, id.as_ref())?.ok_or_else(none)?.layers)
 }
 
 /// The absolute path of the snapshot's directory.
@@ -180,7 +173,7 @@ pub fn directory_path(store: &Store, id: &str) -> PathBuf {
 }
 
 /// The names of what the image's layers are unpacked into, bottom first.
-fn unpacked_layers(store: &Store, image: &Image) -> Result<Vec<String>> {
+pub(crate) fn unpacked_layers(store: &Store, image: &Image) -> Result<Vec<String>> {
     let found = image.layers.iter().map(|layer| {
         store.unpacked(layer).ok_or_else(|| {
             let why = format!("layer {} of {:?} is not unpacked", layer.diff_id, image.reference);
