@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::program::{self, Outcome};
 use serde::Deserialize;
 
 use super::secret::Secret;
@@ -18,6 +19,9 @@ use crate::store::is_missing;
 
 /// No file of credentials is longer.
 const FILE_LIMIT: u64 = 1 << 20;
+
+/// So long a helper may take, and whoever it asks.
+const HELPER_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a user proves to be somebody with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,13 +188,15 @@ fn ask(helper: &str, server: &str) -> Result<Option<Credentials>> {
         reason = "a credential helper is a program of the user's, as Docker has it"
     )]
     let mut command = Command::new(Path::new(&program));
-    let child = command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let mut child = child.map_err(|e| failed(format!("can't be run: {e}")))?;
-    if let Some(mut input) = child.stdin.take() {
-        // One that needs no input may have ended already.
-        let _ = writeln!(input, "{server}");
-    }
-    let output = child.wait_with_output().map_err(|e| failed(format!("can't be waited for: {e}")))?;
+    command.arg("get").stdout(Stdio::piped()).stderr(Stdio::null());
+    // It may ask for a passphrase on the terminal.
+    let asked =
+        program::run_with_terminal(&mut command, format!("{server}\n").as_bytes(), Some(HELPER_LIMIT));
+    let output = match asked.map_err(|e| failed(format!("failed: {e}")))? {
+        Outcome::Ended(output) => output,
+        Outcome::TooLate => return Err(failed(format!("has not answered within {HELPER_LIMIT:?}"))),
+        Outcome::Interrupted(_) => return Err(failed("was interrupted".to_owned())),
+    };
     if !output.status.success() {
         let is_unknown = String::from_utf8_lossy(&output.stdout).contains("credentials not found");
         return if is_unknown { Ok(None) } else { Err(failed(format!("ended with {}", output.status))) };

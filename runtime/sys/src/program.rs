@@ -51,16 +51,33 @@ const PIPE: usize = 65536;
 /// # Errors
 /// What keeps it from being started; `EFBIG` where it writes more than 4 MiB.
 pub fn run(command: &mut Command, input: &[u8], limit: Option<Duration>) -> Result<Outcome> {
+    // What it has started is killed, too: it is in its process group.
+    run_until(command.process_group(0), (input, limit), |pid| process::kill(-pid, libc::SIGKILL))
+}
+
+/// The same in the caller's process group, so that the program may ask on the caller's terminal: in another one it would be
+/// stopped there (tcsetpgrp(3)). What it has started is not killed with it.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_terminal(command: &mut Command, input: &[u8], limit: Option<Duration>) -> Result<Outcome> {
+    run_until(command, (input, limit), |pid| process::kill(pid, libc::SIGKILL))
+}
+
+fn run_until(
+    command: &mut Command,
+    (input, limit): (&[u8], Option<Duration>),
+    kill: impl FnOnce(i32) -> Result<()>,
+) -> Result<Outcome> {
     // A file, not a pipe: it holds an input of any size, and who does not read it keeps nobody waiting.
-    command.stdin(Stdio::from(memfd::with_content("input", input)?)).process_group(0);
+    command.stdin(Stdio::from(memfd::with_content("input", input)?));
     signal::bind_to_runtime(command);
     let name = format!("execve({:?})", command.get_program());
     let mut child = command.spawn().map_err(|e| Error::of_io(&name, &e))?;
     // A limit beyond what the clock can tell is none.
     let outcome = streams(&mut child, limit.and_then(|limit| Instant::now().checked_add(limit)));
     if !matches!(outcome, Ok(Stopped::Ended(_))) {
-        // What it has started, too, which is in its process group.
-        process::kill(-child.id().cast_signed(), libc::SIGKILL)?;
+        kill(child.id().cast_signed())?;
     }
     let status = child.wait().map_err(|e| Error::of_io("wait4", &e))?;
     Ok(match outcome? {
@@ -166,6 +183,20 @@ mod tests {
         let limit = Some(Duration::from_millis(100));
         assert!(shell("sleep 100 & sleep 100", "", limit).unwrap().is_none());
         assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn one_that_may_ask_on_the_terminal_is_in_the_callers_group_and_killed_alone() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "cut -d' ' -f5 /proc/$$/stat; exec sleep 100"]).stdout(Stdio::piped());
+        let begun = Instant::now();
+        let outcome = run_with_terminal(&mut command, b"", Some(Duration::from_millis(300))).unwrap();
+        assert!(matches!(outcome, Outcome::TooLate) && begun.elapsed() < Duration::from_secs(5));
+        command = Command::new("/bin/sh");
+        command.args(["-c", "cut -d' ' -f5 /proc/$$/stat"]).stdout(Stdio::piped());
+        let Outcome::Ended(ended) = run_with_terminal(&mut command, b"", None).unwrap() else { panic!() };
+        let group = nix::unistd::getpgrp();
+        assert_eq!(String::from_utf8_lossy(&ended.stdout), format!("{group}\n"));
     }
 
     #[test]

@@ -93,6 +93,22 @@ fn secrets_stand_in_no_argument_and_no_environment_of_any_process() {
     });
 }
 
+/// Pulls with a credential helper, a shell that runs `script`.
+fn pull_by_helper(host: &Host, registry: &Registry, script: &str) -> Outcome {
+    let (directory, store) = (host.directory(), Store::new(host));
+    let helper = directory.join("docker-credential-test");
+    fs::write(&helper, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = json!({"credHelpers": {registry.host(): "test"}});
+    fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+    let set =
+        [("PATH", path.as_str()), ("DOCKER_CONFIG", directory.to_str().unwrap()), ("REGISTRY_AUTH_FILE", "")];
+    let outcome = store.call_with(&set, &["pull", &registry.image("a"), "--plain-http", &registry.host()]);
+    assert!(!format!("{outcome:?}").contains("hush"));
+    outcome
+}
+
 #[test]
 fn a_credential_helper_is_asked_for_the_registry() {
     privileged(|host| {
@@ -100,30 +116,23 @@ fn a_credential_helper_is_asked_for_the_registry() {
             return;
         }
         let registry = guarded("Basic realm=\"r\"".to_owned(), BASIC);
-        let (directory, store) = (host.directory(), Store::new(host));
-        let helper = directory.join("docker-credential-test");
         let script = format!(
-            "#!/bin/sh\nread server\n[ \"$1 $server\" = \"get {}\" ] && \
-             echo '{{\"Username\":\"me\",\"Secret\":\"hush\"}}'\n",
+            "read server\n[ \"$1 $server\" = \"get {}\" ] && echo '{{\"Username\":\"me\",\"Secret\":\"hush\"}}'",
             registry.host()
         );
-        fs::write(&helper, script).unwrap();
-        fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(
-            directory.join("config.json"),
-            json!({"credHelpers": {registry.host(): "test"}}).to_string(),
-        )
-        .unwrap();
-        let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
-        let set = [
-            ("PATH", path.as_str()),
-            ("DOCKER_CONFIG", directory.to_str().unwrap()),
-            ("REGISTRY_AUTH_FILE", ""),
-        ];
-        let outcome =
-            store.call_with(&set, &["pull", &registry.image("a"), "--plain-http", &registry.host()]);
-        assert!(!format!("{outcome:?}").contains("hush"));
-        outcome.succeeds();
+        pull_by_helper(host, &registry, &script).succeeds();
+    });
+}
+
+#[test]
+fn a_credential_helper_that_never_stops_writing_is_stopped() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let registry = guarded("Basic realm=\"r\"".to_owned(), BASIC);
+        let outcome = pull_by_helper(host, &registry, "exec yes hush");
+        outcome.fails_with(&["docker-credential-test failed: read(stdout): file too large"]);
     });
 }
 
