@@ -85,9 +85,7 @@ fn a_link_in_the_container_leads_to_the_container() {
         fs::create_dir(&outside).unwrap();
         let link = format!("ln -s {} /tmp/link; exec sleep 1000", outside.display());
         let container = host.bundle(Spec::new().script(&link)).start();
-        command::eventually("the link is there", || {
-            container.exec(&["test", "-L", "/tmp/link"]).code == 0
-        });
+        command::eventually("the link is there", || container.exec(&["test", "-L", "/tmp/link"]).code == 0);
         let list = json!([
             {"destination": "/tmp/link", "type": "bind", "source": volume(host), "options": ["bind"]},
         ]);

@@ -193,26 +193,6 @@ mod tests {
                 "/spec/volumes/0/sandbox/path: it lies in that of volume \"w\"",
             ),
             (
-                "  - {name: a, image: i, workingDir: tmp}",
-                "/spec/containers/0/workingDir: it is not an absolute",
-            ),
-            (
-                "  - {name: a, image: i, securityContext: {capabilities: {add: [chown, NOPE]}}}",
-                "/spec/containers/0/securityContext/capabilities/add/1: no capability is named \"NOPE\"",
-            ),
-            (
-                "  - {name: a, image: i, securityContext: {privileged: true, allowPrivilegeEscalation: false}}",
-                "/spec/containers/0/securityContext/allowPrivilegeEscalation: privileged excludes false",
-            ),
-            (
-                "  - {name: a, image: i, resources: {limits: {cpu: 500m}, requests: {cpu: 1}}}",
-                "/spec/containers/0/resources/requests/cpu: it is more than the limit",
-            ),
-            (
-                "  - {name: a, image: i, livenessProbe: {exec: {command: [a]}, successThreshold: 2}}",
-                "/spec/containers/0/livenessProbe/successThreshold: it must be 1 but for readiness",
-            ),
-            (
                 "  - {name: a, image: i, restartPolicy: Always}",
                 "/spec/containers/0/restartPolicy: is for init containers",
             ),
@@ -254,6 +234,35 @@ mod tests {
         }
         let good = "  hostname: web.example\n  hostAliases: [{ip: '::1', hostnames: [db, db.local]}]";
         parse(format!("{POD}{ONE}{good}").as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn what_could_never_be_launched_is_refused_by_its_pointer() {
+        for (text, words) in [
+            (
+                "  - {name: a, image: i, workingDir: tmp}",
+                "/spec/containers/0/workingDir: it is not an absolute",
+            ),
+            (
+                "  - {name: a, image: i, securityContext: {capabilities: {add: [chown, NOPE]}}}",
+                "/spec/containers/0/securityContext/capabilities/add/1: no capability is named \"NOPE\"",
+            ),
+            (
+                "  - {name: a, image: i, securityContext: {privileged: true, allowPrivilegeEscalation: false}}",
+                "/spec/containers/0/securityContext/allowPrivilegeEscalation: privileged excludes false",
+            ),
+            (
+                "  - {name: a, image: i, resources: {limits: {cpu: 500m}, requests: {cpu: 1}}}",
+                "/spec/containers/0/resources/requests/cpu: it is more than the limit",
+            ),
+            (
+                "  - {name: a, image: i, livenessProbe: {exec: {command: [a]}, successThreshold: 2}}",
+                "/spec/containers/0/livenessProbe/successThreshold: it must be 1 but for readiness",
+            ),
+        ] {
+            let error = error(text);
+            assert!(error.contains(words), "{text}: {error}");
+        }
     }
 
     #[test]

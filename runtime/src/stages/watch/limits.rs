@@ -180,7 +180,7 @@ mod tests {
             true
         }
         fn watch(&self, _: &Handles<'_>) -> coracle_isolator::Result<Option<OwnedFd>> {
-            Ok(file::open(file::CWD, "/dev/zero", libc::O_RDONLY, 0, file::Resolve::Host).ok())
+            Ok(file::open(file::CWD, "/dev/zero", libc::O_RDONLY, 0, Resolve::Host).ok())
         }
     }
 
