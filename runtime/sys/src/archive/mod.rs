@@ -1,6 +1,8 @@
 //! What unpacking a layer, or copying a tree, asks of the kernel: times, extended attributes, range locks, data with
 //! its holes, and making a tree durable or gone.
 
+mod lock;
+
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +14,8 @@ use nix::unistd::{Whence, lseek};
 use crate::error::{Error, Result, check, show};
 use crate::file::{self, Resolve};
 use crate::mount::{EMPTY, c_string};
+
+pub use lock::{Lock, lock_range, try_lock_range};
 
 /// A time stamp: seconds since 1970, negative before it, and nanoseconds after that second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -300,61 +304,6 @@ pub fn begin_sync(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
         )
     };
     check(ret, || format!("sync_file_range({}, {offset}, {length})", show(&fd))).map(drop)
-}
-
-/// Whom a range lock shuts out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lock {
-    /// Those who want it exclusively.
-    Shared,
-    /// Everybody else.
-    Exclusive,
-}
-
-/// Waits for the lock of the bytes of an open file from `start` on, `length` of them or with 0 all; it is
-/// held until the descriptor is closed (fcntl(2), `F_OFD_SETLKW`).
-///
-/// # Errors
-/// `ENOLCK`.
-pub fn lock_range(fd: BorrowedFd<'_>, lock: Lock, start: i64, length: i64) -> Result<()> {
-    set_range(fd, (libc::F_OFD_SETLKW, "F_OFD_SETLKW"), lock, (start, length))
-}
-
-/// As [`lock_range`], but returns false where it would have to wait (fcntl(2), `F_OFD_SETLK`).
-///
-/// # Errors
-/// `ENOLCK`.
-pub fn try_lock_range(fd: BorrowedFd<'_>, lock: Lock, start: i64, length: i64) -> Result<bool> {
-    match set_range(fd, (libc::F_OFD_SETLK, "F_OFD_SETLK"), lock, (start, length)) {
-        Err(e) if matches!(e.errno(), Errno::EAGAIN | Errno::EACCES) => Ok(false),
-        other => other.map(|()| true),
-    }
-}
-
-fn set_range(
-    fd: BorrowedFd<'_>,
-    (command, name): (i32, &str),
-    lock: Lock,
-    (start, length): (i64, i64),
-) -> Result<()> {
-    // SAFETY: flock is a plain structure of integers, for which zero is a valid value; an open file
-    // description lock asks for a zero in `l_pid`.
-    let mut range: libc::flock = unsafe { std::mem::zeroed() };
-    range.l_type = match lock {
-        Lock::Shared => libc::F_RDLCK as i16,
-        Lock::Exclusive => libc::F_WRLCK as i16,
-    };
-    range.l_whence = libc::SEEK_SET as i16;
-    range.l_start = start;
-    range.l_len = length;
-    loop {
-        // SAFETY: `range` is a flock that outlives the call.
-        let ret = unsafe { libc::fcntl(fd.as_raw_fd(), command, &raw const range) };
-        if ret < 0 && Errno::last() == Errno::EINTR {
-            continue;
-        }
-        return check(ret, || format!("fcntl({}, {name}, {lock:?}, {start}, {length})", show(&fd))).map(drop);
-    }
 }
 
 /// Removes `name` in `dir` and all below it, following no link, with a handful of descriptors however deep
