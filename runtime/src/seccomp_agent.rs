@@ -22,7 +22,7 @@ pub fn check(spec: &Spec, process: &ProcessPlan) -> Result<()> {
         return Ok(());
     }
     let (path, _) = listener(spec);
-    let found = file::open(file::CWD, path, libc::O_PATH, 0, file::Resolve::Host);
+    let found = socket::once_listening(|| file::open(file::CWD, path, libc::O_PATH, 0, file::Resolve::Host));
     let kind = found.and_then(|found| file::stat(found.as_fd())).map(|stat| stat.st_mode & libc::S_IFMT);
     let checked = match kind {
         Ok(libc::S_IFSOCK) => Ok(()),
@@ -45,7 +45,8 @@ pub fn deliver(spec: &Spec, filter: OwnedFd, pid: i32, state: &Value) -> Result<
         "metadata": metadata,
         "state": state,
     });
-    let socket = socket::connect_stream(&path.to_string_lossy()).map_err(|e| match e.errno() {
+    let socket = socket::once_listening(|| socket::connect_stream(&path.to_string_lossy()));
+    let socket = socket.map_err(|e| match e.errno() {
         Errno::ECONNREFUSED => Error::from(e).hint("nobody listens there"),
         _ => Error::from(e),
     });

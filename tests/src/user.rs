@@ -6,6 +6,9 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::{Value, json};
+
+use crate::Spec;
 use crate::command::{eventually, tool};
 
 /// A user and a group that no machine has.
@@ -110,4 +113,25 @@ fn namespace(session: &Path) -> String {
     let sleeps = || fs::read_to_string(format!("/proc/{}/comm", pid())).is_ok_and(|comm| comm == "sleep\n");
     eventually("a user namespace", sleeps);
     format!("nsenter --target {} --user --mount --preserve-credentials", pid())
+}
+
+/// A container in which the user is root, and nobody else is anybody.
+#[must_use]
+pub fn single() -> Spec {
+    let own = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
+    mapped(own.clone(), own)
+}
+
+/// A container whose users and groups are mapped by `users` and `groups`.
+#[must_use]
+pub fn mapped(users: Value, groups: Value) -> Spec {
+    let spec = without_groups(Spec::new().namespace("user"));
+    spec.set("/linux/uidMappings", users).set("/linux/gidMappings", groups)
+}
+
+/// The usual mounts, but for the group of terminals, which is not mapped.
+#[must_use]
+pub fn without_groups(spec: Spec) -> Spec {
+    let options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    spec.without_mount("/dev/pts").mount("/dev/pts", "devpts", "devpts", &options)
 }

@@ -6,35 +6,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use coracle_tests::cgroup::{self, hierarchies_of};
 use coracle_tests::command::{eventually, tool};
-use coracle_tests::oracle::cgroup_hierarchies;
 use coracle_tests::terminal::ConsoleSocket;
-use coracle_tests::user::{RANGE, USER, as_user};
+use coracle_tests::user::{RANGE, USER, as_user, mapped, single, without_groups};
 use coracle_tests::{Container, Host, Spec, image, namespaced, unprivileged};
 use serde_json::{Value, json};
-
-/// A container in which the user is root, and nobody else is anybody.
-fn single() -> Spec {
-    let own = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
-    mapped(own.clone(), own)
-}
 
 /// A container in which the user is root, and the range that it was allotted the others.
 fn ranges() -> Spec {
     let maps = json!([{"containerID": 0, "hostID": USER, "size": 1}, {"containerID": 1, "hostID": RANGE.0, "size": RANGE.1}]);
     mapped(maps.clone(), maps)
-}
-
-fn mapped(users: Value, groups: Value) -> Spec {
-    let spec = without_groups(Spec::new().namespace("user"));
-    spec.set("/linux/uidMappings", users).set("/linux/gidMappings", groups)
-}
-
-/// The usual mounts, but for the group of terminals, which is not mapped.
-fn without_groups(spec: Spec) -> Spec {
-    let options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
-    spec.without_mount("/dev/pts").mount("/dev/pts", "devpts", "devpts", &options)
 }
 
 fn words(text: &str) -> Vec<&str> {
@@ -243,37 +224,6 @@ fn a_group_of_terminals_that_is_not_mapped_is_refused_by_name() {
 }
 
 #[test]
-fn limits_without_a_cgroup_are_refused_and_leave_nothing() {
-    unprivileged(|host| {
-        let refused = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups";
-        let run = host.bundle(single().pids(20)).run();
-        run.fails_with(&["/linux/resources/pids/limit", "permission denied", refused]);
-        let run = host.bundle(single().memory(64 << 20)).run();
-        run.fails_with(&["/linux/resources/memory/limit", "permission denied", refused]);
-    });
-}
-
-#[test]
-fn a_cgroup_that_is_asked_for_by_name_must_be_made() {
-    unprivileged(|host| {
-        let run = host.bundle(single().cgroup("/mine")).run();
-        run.fails_with(&["making cgroup \"mine\"", "permission denied", "no cgrouppath"]);
-    });
-}
-
-#[test]
-fn without_rootless_a_cgroup_must_be_made() {
-    unprivileged(|host| {
-        let bundle = host.bundle(single());
-        let directory = bundle.directory().to_str().unwrap();
-        let run = |rootless: &str| host.call(&["--rootless", rootless, "run", "--bundle", directory, "x"]);
-        run("false").fails_with(&["making cgroup", "permission denied"]);
-        run("auto").succeeds();
-        run("true").succeeds();
-    });
-}
-
-#[test]
 fn what_needs_a_cgroup_says_so() {
     unprivileged(|host| {
         let container = sleeper(host, single());
@@ -283,79 +233,6 @@ fn what_needs_a_cgroup_says_so() {
         eventually("it has ended", || container.status() == "stopped");
         host.call(&["kill", "--all", container.id(), "KILL"]).succeeds();
         container.call("delete").succeeds();
-    });
-}
-
-/// A cgroup of the user's in every hierarchy, as an administrator delegates it (cgroups(7), "Delegation"), and the
-/// words of a shell that enter it.
-fn delegate() -> String {
-    let mut enter = String::new();
-    for hierarchy in cgroup_hierarchies() {
-        let given = hierarchy.join("given");
-        fs::create_dir_all(given.join("caller")).unwrap();
-        let controllers = fs::read_to_string(given.join("cgroup.controllers")).unwrap_or_default();
-        for controller in controllers.split_whitespace() {
-            fs::write(given.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
-        }
-        for name in ["cpuset.cpus", "cpuset.mems"] {
-            if let Ok(all) = fs::read(hierarchy.join(name)) {
-                fs::write(given.join(name), &all).unwrap();
-                fs::write(given.join("caller").join(name), &all).unwrap();
-            }
-        }
-        for name in
-            [".", "cgroup.procs", "tasks", "cgroup.subtree_control", "cgroup.threads", "caller/cgroup.procs"]
-        {
-            let path = given.join(name);
-            if path.exists() {
-                tool("chown", &[&format!("{USER}:{USER}"), path.to_str().unwrap()]);
-            }
-        }
-        enter.push_str(&format!("echo $$ >{}\n", given.join("caller/cgroup.procs").display()));
-    }
-    enter
-}
-
-fn take_back() {
-    for directory in hierarchies_of("/given") {
-        fs::remove_dir(directory.join("caller")).unwrap();
-        fs::remove_dir(directory).unwrap();
-    }
-}
-
-#[test]
-fn limits_are_kept_in_a_delegated_cgroup() {
-    unprivileged(|host| {
-        let enter = delegate();
-        let bundle =
-            host.bundle(single().cgroup("/given/box").pids(20).memory(64 << 20).args(["sleep", "1000"]));
-        let create =
-            format!("{enter}exec $RUNTIME run --detach --bundle {} box", bundle.directory().display());
-        host.shell(&create).succeeds();
-        assert_eq!(cgroup::read("/given/box", "pids.max").as_deref(), Some("20"));
-        let memory = if cgroup::is_unified() { "memory.max" } else { "memory.limit_in_bytes" };
-        assert_eq!(cgroup::read("/given/box", memory).as_deref(), Some("67108864"));
-        host.shell(&format!("{enter}exec $RUNTIME exec box true")).succeeds();
-        for verb in ["pause", "resume", "update --pids-limit 30", "delete --force"] {
-            host.call(&[&verb.split(' ').collect::<Vec<_>>()[..], &["box"]].concat()).succeeds();
-            if verb.starts_with("update") {
-                assert_eq!(cgroup::read("/given/box", "pids.max").as_deref(), Some("30"));
-            }
-        }
-        assert!(hierarchies_of("/given/box").is_empty());
-        take_back();
-    });
-}
-
-#[test]
-fn without_a_path_it_is_in_a_cgroup_near_the_callers_where_that_is_delegated() {
-    unprivileged(|host| {
-        let enter = delegate();
-        let bundle = host.bundle(single().args(["cat", "/proc/self/cgroup"]).without_namespace("cgroup"));
-        let run = format!("{enter}exec $RUNTIME run --bundle {} box", bundle.directory().display());
-        let text = host.shell(&run).succeeds().text();
-        assert!(text.contains(":/given/coracle-box"), "{text}");
-        take_back();
     });
 }
 

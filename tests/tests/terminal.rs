@@ -22,6 +22,33 @@ fn create_sends_the_terminal_over_the_console_socket() {
 }
 
 #[test]
+fn a_console_socket_may_begin_to_listen_a_moment_later() {
+    privileged(|host| {
+        let directory = host.directory();
+        let path = directory.join("console.sock");
+        let listener = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            ConsoleSocket::new(&directory)
+        });
+        let spec = Spec::new().set("/process/terminal", true).script("tty; sleep 1000");
+        let container = host.bundle(spec).options(["--console-socket", path.to_str().unwrap()]).create();
+        let mut terminal = listener.join().unwrap().receive();
+        container.call("start").succeeds();
+        terminal.read_until("/dev/pts/0");
+        container.remove();
+    });
+}
+
+#[test]
+fn a_console_socket_that_nobody_makes_is_named() {
+    privileged(|host| {
+        let bundle = host.bundle(Spec::new().set("/process/terminal", true));
+        let bundle = bundle.options(["--console-socket", "/nothing/there"]);
+        bundle.try_create().fails_with(&["connecting to --console-socket", "/nothing/there", "no such file"]);
+    });
+}
+
+#[test]
 fn the_console_is_the_terminal() {
     privileged(|host| {
         let socket = ConsoleSocket::new(&host.directory());

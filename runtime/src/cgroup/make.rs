@@ -88,11 +88,12 @@ impl Place {
         let mut refused = None;
         while let Some(site) = self.at.get(dirs.len()) {
             let Site { hierarchy, path, .. } = site;
+            let can_lack = || self.can_lack(hierarchy);
             let name = || format!("making cgroup {path:?} in hierarchy {:?}", hierarchy.name);
             // Who is the first in one hierarchy is the first in all.
             match own_or_claim(root, site).context(name) {
                 Ok(dir) => dirs.push((hierarchy.clone(), dir)),
-                Err(failure) if is_forbidden(&failure) && self.optional.holds() => {
+                Err(failure) if is_forbidden(&failure) && can_lack() => {
                     refused = Some(failure.hint(NO_RIGHT).to_string());
                     self.at.remove(dirs.len());
                 }

@@ -114,6 +114,15 @@ impl Management {
     }
 }
 
+/// Which cgroups a launch can do without, where its caller may not make them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Optional {
+    /// None of a caller with rights.
+    pub rootless: Rootless,
+    /// Where they were asked for by name, that of the unified tree beside version 1: nothing is limited by it.
+    pub is_asked: bool,
+}
+
 /// A container's own cgroup in each hierarchy: decided, perhaps not yet made. This is what the state records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
@@ -124,9 +133,9 @@ pub struct Place {
     /// The scope that systemd makes it as, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<systemd::Unit>,
-    /// Whether those that the caller may not make can be left out: never where they were asked for by name.
+    /// Whether those that the caller may not make can be left out.
     #[serde(skip)]
-    pub optional: Rootless,
+    pub optional: Optional,
 }
 
 /// A container's own cgroup in one hierarchy.
@@ -257,7 +266,7 @@ fn place_scope(id: &str, wanted: Option<&Path>) -> Result<Place> {
         version,
         at: hierarchies.into_iter().map(site).collect(),
         unit: Some(unit),
-        optional: Rootless::No,
+        optional: Optional::default(),
     })
 }
 
@@ -286,7 +295,7 @@ fn place_directory(id: &str, wanted: Option<&Path>, rootless: Rootless) -> Resul
         site.keep = site.existing(root.as_fd());
         site
     };
-    let optional = if asked.is_none() { rootless } else { Rootless::No };
+    let optional = Optional { rootless, is_asked: asked.is_some() };
     Ok(Place { version, at: hierarchies.into_iter().map(site).collect(), unit: None, optional })
 }
 
@@ -318,7 +327,13 @@ impl Place {
             Site { keep: path.components().count(), hierarchy, path }
         };
         let at = hierarchies.into_iter().map(site).collect();
-        Ok(Self { version, at, unit: None, optional: Rootless::No })
+        Ok(Self { version, at, unit: None, optional: Optional::default() })
+    }
+
+    /// Whether a caller who may not make the cgroup of `hierarchy` goes without.
+    fn can_lack(&self, hierarchy: &Hierarchy) -> bool {
+        let limits_nothing = hierarchy.unified && self.version == Version::V1;
+        (limits_nothing || !self.optional.is_asked) && self.optional.rootless.holds()
     }
 
     /// Tells systemd of the new limits `resources`, where it made the cgroups.

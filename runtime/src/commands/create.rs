@@ -38,6 +38,7 @@ pub fn create(global: &Global, options: &cli::Launch) -> Result<u8> {
             });
             let waiting = spawn::spawn(prepared, options, true)?;
             let mut isolated = isolate::isolate(waiting, &isolators)?;
+            global.warn(isolated.warnings.drain(..));
             isolated.container.record.phase = Phase::Created;
             isolated.container.save()?;
             let child = &isolated.ready.child;

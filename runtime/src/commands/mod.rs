@@ -124,7 +124,7 @@ fn debug_filter(global: &Global, launch: &Launch) {
 /// Where the file can't be written or nobody listens.
 fn announce(options: &cli::Launch, child: &Child, kind: &str) -> Result<()> {
     if let Some(path) = &options.pidfd_socket {
-        let sent = socket::connect_stream(path)
+        let sent = socket::once_listening(|| socket::connect_stream(path))
             .and_then(|socket| socket::send(socket.as_fd(), kind.as_bytes(), &[child.pidfd.as_fd()]));
         sent.context(|| format!("sending the process's descriptor to --pidfd-socket {path:?}"))?;
     }

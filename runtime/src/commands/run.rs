@@ -132,7 +132,8 @@ fn launch(plan: Plan, state: State, with: &With<'_>) -> Result<Running> {
     super::debug_filter(global, &prepared.launch);
     global.debug(|| "nsexec container setup: cloning its process into cgroups and namespaces".to_owned());
     let waiting = spawn::spawn(prepared, options, false)?;
-    let isolated = isolate::isolate(waiting, isolators)?;
+    let mut isolated = isolate::isolate(waiting, isolators)?;
+    global.warn(isolated.warnings.drain(..));
     let child = &isolated.ready.child;
     global.debug(|| format!("child process in init(): PID {} has built the container", child.pid));
     super::announce(options, child, "standard")?;

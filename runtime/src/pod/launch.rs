@@ -168,10 +168,11 @@ fn launch(
         let claimed = prepare::claim(plan, state, isolators, Some(order.store))?;
         let mut prepared = prepare::prepare(claimed, isolators)?;
         fs_group::own(order.pod, member, &prepared.container.spec)?;
-        let warnings = std::mem::take(&mut prepared.warnings);
+        let mut warnings = std::mem::take(&mut prepared.warnings);
         let options = cli::Launch { hands_terminal_on: true, ..cli::Launch::default() };
         let waiting = spawn::spawn(prepared, &options, false)?;
-        let isolated = isolate::isolate(waiting, isolators)?;
+        let mut isolated = isolate::isolate(waiting, isolators)?;
+        warnings.append(&mut isolated.warnings);
         warden::start(&isolated.container, isolated.ready.child.pidfd.as_fd(), isolators, &|_| {})?;
         let running = release::release(isolated)?;
         if let Some(socket) = running.console {

@@ -23,6 +23,8 @@ pub struct Isolated {
     pub container: Container,
     /// Its first process.
     pub ready: ReadyProcess,
+    /// What could not be done since it was prepared.
+    pub warnings: Vec<String>,
 }
 
 /// A process that is ready to execute.
@@ -41,7 +43,7 @@ pub struct ReadyProcess {
 /// # Errors
 /// What an isolator, a hook or the child says went wrong.
 pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
-    let Waiting { mut container, born, cgroup, holder } = waiting;
+    let Waiting { mut container, born, cgroup, holder, mut warnings } = waiting;
     let handles = Handles {
         id: &container.record.id,
         pidfd: Some(born.child.pidfd.as_fd()),
@@ -49,7 +51,8 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
         spec: &container.spec,
     };
     isolators.isolate(&handles).context(|| "isolating the container")?;
-    container.record.warnings.extend(isolators.take_warnings());
+    warnings.extend(isolators.take_warnings());
+    container.record.warnings.extend(warnings.iter().cloned());
     for stage in ["prestart", "createRuntime"] {
         let hooks = hooks::of(&container.spec, stage);
         if !hooks.is_empty() {
@@ -62,7 +65,7 @@ pub fn isolate(waiting: Waiting, isolators: &Registry) -> Result<Isolated> {
         let root = file::open_dir(&container.record.rootfs).and_then(|root| mount::entry(root.as_fd()));
         container.record.mounted = Some(root.context(|| "looking at the root file system that was mounted")?);
     }
-    Ok(Isolated { container, ready })
+    Ok(Isolated { container, ready, warnings })
 }
 
 /// Lets a process build what it needs, waits until it is ready, and sets how it gets its turns.

@@ -32,7 +32,7 @@ pub struct Running {
 /// # Errors
 /// What the child says went wrong, or a poststart hook.
 pub fn release(isolated: Isolated) -> Result<Running> {
-    let Isolated { mut container, ready: ReadyProcess { child, word, console } } = isolated;
+    let Isolated { mut container, ready: ReadyProcess { child, word, console }, .. } = isolated;
     write_down(&mut container)?;
     execute(&container, word)?;
     Ok(Running { child, console, notify: None, has_beside: container.record.has_beside })

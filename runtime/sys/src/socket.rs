@@ -347,6 +347,26 @@ pub fn connect_stream_within(path: &str, limit: Duration) -> Result<OwnedFd> {
     Ok(socket)
 }
 
+/// How long a listener may need from its start until it listens.
+const BEGUN_WITHIN: Duration = Duration::from_millis(200);
+
+/// Does `reach` until what it reaches for is there, or a signal comes that asks the caller to end: a socket whose listener
+/// was begun in the same breath, as by `listen & run`, is at first not there, or not listened at.
+///
+/// # Errors
+/// As `reach`; `ENOENT` and `ECONNREFUSED` after a fifth of a second.
+pub fn once_listening<T>(mut reach: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + BEGUN_WITHIN;
+    loop {
+        let reached = reach();
+        let is_early =
+            reached.as_ref().is_err_and(|e| matches!(e.errno(), Errno::ENOENT | Errno::ECONNREFUSED));
+        if !is_early || Instant::now() >= deadline || signal::comes_within(Duration::from_millis(5))? {
+            return reached;
+        }
+    }
+}
+
 fn unconnected(path: &str, kind: SockType, flags: SockFlag) -> Result<(OwnedFd, UnixAddr)> {
     let flags = flags | SockFlag::SOCK_CLOEXEC;
     let socket =

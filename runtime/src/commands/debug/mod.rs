@@ -167,7 +167,8 @@ fn launch(state: State, target: &Target, with: &With<'_>) -> Result<Running> {
     super::debug_filter(global, &prepared.launch);
     let opened = open(&mut prepared, target, options, known.by)?;
     let waiting = spawn::spawn_with(prepared, opened, &Launch::default(), false)?;
-    let isolated = isolate::isolate(waiting, isolators)?;
+    let mut isolated = isolate::isolate(waiting, isolators)?;
+    global.warn(isolated.warnings.drain(..));
     release::release(isolated)
 }
 

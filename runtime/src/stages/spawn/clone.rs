@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::process::{self, Child};
-use coracle_sys::{descriptor, identity, namespace, scheduling, signal, socket};
+use coracle_sys::{Errno, descriptor, identity, namespace, scheduling, signal, socket};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::handshake::{self, Cloned, Waiting};
@@ -15,6 +15,10 @@ use crate::stages::plan::namespaces::Namespaces;
 
 /// What only children can join: a parent joins it for them (pid_namespaces(7)).
 const FOR_CHILDREN: i32 = libc::CLONE_NEWPID;
+
+/// The way out for who may make a cgroup and not enter it (cgroups(7), "Delegation").
+const NOT_DELEGATED: &str =
+    "is the caller itself in a cgroup that was delegated to it, as by systemd-run --user --scope?";
 
 /// What the child gets of the conversation: its end, and the socket on which it waits for a `start`.
 type Given = (Waiting, Option<OwnedFd>);
@@ -80,7 +84,11 @@ fn straight(launch: &Launch, birth: Birth<'_>, host: Host<'_>, given: Given) -> 
     if let Some(own) = own {
         namespace::join(own.as_fd(), 0).context(|| "returning to the runtime's own namespaces")?;
     }
-    child.context(|| "cloning the container's process")
+    let cloned = child.map_err(|error| match error.errno() {
+        Errno::EACCES if host.cgroups.unified().is_some() => Error::from(error).hint(NOT_DELEGATED),
+        _ => error.into(),
+    });
+    cloned.context(|| "cloning the container's process")
 }
 
 /// The go-between joins what is to be joined, and clones the process as its sibling: a child of the runtime.

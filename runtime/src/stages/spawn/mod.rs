@@ -33,6 +33,10 @@ pub use owners::Owners;
 /// How long a child that has failed may take to end.
 const ENDING: Duration = Duration::from_millis(50);
 
+/// Said of a container whose processes can't be told from others.
+const ELUSIVE: &str = "the container has neither a cgroup nor a PID namespace of its own: of its processes the first \
+    alone can be found and killed. Such configuration is strongly discouraged";
+
 /// A container whose first process exists and waits for Go.
 #[derive(Debug)]
 pub struct Waiting {
@@ -44,6 +48,8 @@ pub struct Waiting {
     pub cgroup: Cgroup,
     /// What keeps the scope that systemd made until the process is in all of its cgroups.
     pub holder: Option<Holder>,
+    /// What could not be done.
+    pub warnings: Vec<String>,
 }
 
 /// A process that was cloned and waits for Go.
@@ -104,7 +110,9 @@ pub fn spawn_with(prepared: Prepared, opened: Opened, options: &cli::Launch, doo
         return said.map_or_else(|| Err(failure).context(|| "mapping the container's users"), Err);
     }
     let born = Born { child, cloned, console, scheduling: launch.process.scheduling, maps };
-    Ok(Waiting { container, born, cgroup: tree.into_handles(), holder })
+    let is_elusive = container.record.cgroup.is_none() && launch.namespaces.new & libc::CLONE_NEWPID == 0;
+    let warnings = is_elusive.then(|| ELUSIVE.to_owned()).into_iter().collect();
+    Ok(Waiting { container, born, cgroup: tree.into_handles(), holder, warnings })
 }
 
 /// Makes the cgroups of `container`. What turns out to be another's is on record as such before this launch is undone.
@@ -168,7 +176,8 @@ pub fn spawn_into(launch: &Launch, target: Target<'_>, options: &cli::Launch) ->
 fn console(terminal: bool, options: &cli::Launch) -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
     match (&options.console_socket, terminal) {
         (Some(path), true) => {
-            let socket = socket::connect_stream(path).context(|| "connecting to --console-socket")?;
+            let socket = socket::once_listening(|| socket::connect_stream(path));
+            let socket = socket.context(|| "connecting to --console-socket")?;
             Ok((None, Some(socket)))
         }
         (Some(_), false) => {
