@@ -55,7 +55,7 @@ define want
 	done
 endef
 
-.PHONY: help build demo test unit-test test-vm test-faults soak test-clients fuzz lint bench install deb clean
+.PHONY: help build demo test unit-test test-vm test-faults soak test-clients fuzz lint bench start-order install deb clean
 
 help: ## Show what there is to do
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -74,7 +74,7 @@ build: ## Build the release binaries into target/bin: the runtime, static; the i
 	install -m 644 $(TARGET)/release/libcoracle_isolator_csi.so $(BIN)/volume-csi.so; \
 	for built in $(TARGET)/$$triple/release/coracle $(TARGET)/release/coracle-image \
 		$(TARGET)/release/coracle-isolator-host; do \
-		cmp -s $$built $(BIN)/$${built##*/} || install -m 755 $$built $(BIN)/; \
+		[ $(BIN)/$${built##*/} -nt $$built ] || install -s -m 755 $$built $(BIN)/; \
 	done
 
 demo: build ## Run a container from an image of several layers, with limits, and show all of it (root)
@@ -144,6 +144,12 @@ bench: build ## Measure starts and unpacking beside crun, runc, a bare C program
 	$(call want,$(BENCH_WANTS))
 	@cargo build --quiet --release -p coracle-tests --bin coracle-bench
 	@$(TARGET)/release/coracle-bench $(BENCH)
+
+start-order: build ## Find out anew what a start executes, and write it to runtime/start.ld (root; half an hour)
+	$(call need,$(DEMO_NEEDS) nm:binutils)
+	@cargo build --quiet -p coracle-tests --bin coracle-start-order
+	@$(TARGET)/debug/coracle-start-order $(TARGET)/$(MUSL)/release/coracle >$(TARGET)/start.ld
+	@mv $(TARGET)/start.ld runtime/start.ld && wc -l runtime/start.ld
 
 # Branches are counted by a pass of LLVM that the stable compiler has, too; libFuzzer comes with its crate.
 COVER := -Cpasses=sancov-module -Cdebug-assertions -Ccodegen-units=1 $(foreach what,level=4 inline-8bit-counters \

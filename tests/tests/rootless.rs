@@ -95,6 +95,18 @@ fn commands_are_executed_in_it() {
 }
 
 #[test]
+fn before_its_start_root_alone_executes_in_it() {
+    unprivileged(|host| {
+        let container = host.bundle(single().args(["sleep", "1000"])).create();
+        let exec = host.call(&["exec", container.id(), "true"]);
+        exec.fails_with(&["joining the container's namespaces", "waits for its `start`"]);
+        container.call("start").succeeds();
+        host.call(&["exec", container.id(), "true"]).succeeds();
+        container.remove();
+    });
+}
+
+#[test]
 fn terminals_are_the_users() {
     unprivileged(|host| {
         let container = sleeper(host, single());

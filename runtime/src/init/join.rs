@@ -72,6 +72,10 @@ impl Host<'_> {
     }
 }
 
+/// The first process of a container is born with the host's rights, and keeps its user out until it has given them up.
+const NO_RIGHTS: &str = "this user has no rights in its user namespace; or the container waits for its `start`, and until then \
+    root alone may join it";
+
 impl Joined {
     /// Joins those of its namespaces that are of the kinds `kinds`. A PID namespace is joined for the caller's next
     /// children (pid_namespaces(7)).
@@ -82,9 +86,7 @@ impl Joined {
         namespace::join(self.fd.as_fd(), kinds)
             .map_err(Error::from)
             .map_err(|e| match e.errno() {
-                Some(Errno::EPERM) => {
-                    e.hint("it belongs to a user namespace in which this user has no rights")
-                }
+                Some(Errno::EPERM) => e.hint(NO_RIGHTS),
                 _ => e,
             })
             .context(|| format!("joining {}", self.name))
