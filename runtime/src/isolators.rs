@@ -36,6 +36,14 @@ pub fn all(global: &Global) -> Result<Registry> {
     Ok(Registry::with_plugins(built_in, plugin::plugins(&config, &place(global)?))?)
 }
 
+/// Those that are built in, as they are without a configuration.
+///
+/// # Errors
+/// None of a runtime that is whole.
+pub fn built_in_alone(global: &Global) -> Result<Registry> {
+    Ok(Registry::new(built_in(&global.root))?)
+}
+
 /// What plugins run in.
 ///
 /// # Errors

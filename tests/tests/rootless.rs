@@ -1,7 +1,5 @@
 //! Containers of a user without privilege, and of the root of a user namespace.
 
-#![expect(clippy::unwrap_used, reason = "a helper of the tests fails as a test does")]
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

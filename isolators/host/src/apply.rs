@@ -1,5 +1,8 @@
 //! Adjustments put into the specification.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use coracle_isolator::adjustment::variable_name;
 use coracle_isolator::{HookAdjustment, LinuxAdjustment, ProcessAdjustment};
 use oci_spec::runtime::{Hook, Linux, Mount, Process, Spec};
@@ -14,12 +17,9 @@ pub(crate) fn process(process: &mut Process, adjustment: ProcessAdjustment) {
         rlimits.push(rlimit);
         process.set_rlimits(Some(rlimits));
     }
-    for variable in adjustment.env {
+    if !adjustment.env.is_empty() {
         let env = process.env_mut().get_or_insert_default();
-        match env.iter_mut().find(|old| variable_name(old) == variable_name(&variable)) {
-            Some(old) => *old = variable,
-            None => env.push(variable),
-        }
+        replace(env, adjustment.env, |variable| variable_name(variable).to_owned());
     }
     if !adjustment.additional_gids.is_empty() {
         let user = process.user().clone();
@@ -63,17 +63,34 @@ pub(crate) fn mounts(spec: &mut Spec, adjusted: Vec<Mount>) {
     }
 }
 
+/// Puts each item in the place of the one with the same `key`, or at the end.
+fn replace<T, K: Ord>(list: &mut Vec<T>, items: Vec<T>, key: impl Fn(&T) -> K) {
+    // A plugin may return a hundred thousand. Of several in the list that are alike, the first is replaced.
+    let mut places: BTreeMap<K, usize> = BTreeMap::new();
+    for (at, item) in list.iter().enumerate() {
+        places.entry(key(item)).or_insert(at);
+    }
+    for item in items {
+        match places.entry(key(&item)) {
+            Entry::Occupied(place) => list[*place.get()] = item,
+            Entry::Vacant(place) => {
+                place.insert(list.len());
+                list.push(item);
+            }
+        }
+    }
+}
+
 /// Applies what an isolator changes in `linux`. The compiled filter is the caller's.
 pub(crate) fn linux(spec: &mut Spec, adjustment: LinuxAdjustment) {
     if !adjustment.sysctl.is_empty() {
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);
         linux.sysctl_mut().get_or_insert_default().extend(adjustment.sysctl);
     }
-    for device in adjustment.devices {
+    if !adjustment.devices.is_empty() {
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);
         let devices = linux.devices_mut().get_or_insert_default();
-        devices.retain(|old| old.path() != device.path());
-        devices.push(device);
+        replace(devices, adjustment.devices, |device| device.path().clone());
     }
     if !adjustment.device_rules.is_empty() {
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);

@@ -86,9 +86,11 @@ impl Config {
             Err(e) if e.errno() == Errno::ENOENT => return Ok(config),
             other => other.map_err(failed)?,
         };
+        check_writers(opened.as_fd()).map_err(|why| of(dir, &why))?;
         let mut files = vec![(opened.as_fd(), "config.toml".to_owned())];
         let drop_ins = open(opened.as_fd(), "config.d", libc::O_DIRECTORY)?;
         if let Some(drop_ins) = &drop_ins {
+            check_writers(drop_ins.as_fd()).map_err(|why| of(&dir.join("config.d"), &why))?;
             let names = file::list(drop_ins.as_fd()).map_err(failed)?;
             let mut names: Vec<String> =
                 names.into_iter().filter_map(|name| name.into_string().ok()).collect();
@@ -98,7 +100,7 @@ impl Config {
         }
         let mut deadline = None;
         for (dir, name) in files {
-            let Some(opened) = open(dir, &name, libc::O_RDONLY)? else { continue };
+            let Some(opened) = open(dir, &name, libc::O_RDONLY | libc::O_NONBLOCK)? else { continue };
             let document = document(opened).map_err(|e| Error::new(format!("{name}: {e}")))?;
             config.directories = document.directories.unwrap_or(config.directories);
             deadline = document.deadline.or(deadline);
@@ -143,12 +145,14 @@ impl Config {
             false => self.directories.iter().map(|dir| dir.join(&file)).collect(),
         };
         for path in &paths {
-            match file::open(file::CWD, path, libc::O_RDONLY, 0, Resolve::Host) {
+            match file::open(file::CWD, path, libc::O_RDONLY | libc::O_NONBLOCK, 0, Resolve::Host) {
                 Err(e) if e.errno() == Errno::ENOENT => {}
                 other => {
                     let opened = other.map_err(failed)?;
-                    check_writers(opened.as_fd())
-                        .map_err(|why| Error::new(format!("{} {why}", path.display())))?;
+                    check_file(opened.as_fd()).map_err(|why| of(path, &why))?;
+                    let dir = path.parent().unwrap_or(Path::new("/"));
+                    let within = file::open(file::CWD, dir, libc::O_DIRECTORY, 0, Resolve::Host);
+                    check_writers(within.map_err(failed)?.as_fd()).map_err(|why| of(dir, &why))?;
                     return Ok((opened, path.clone()));
                 }
             }
@@ -210,12 +214,25 @@ fn open(dir: BorrowedFd<'_>, name: &str, flags: i32) -> Result<Option<OwnedFd>> 
 }
 
 fn document(opened: OwnedFd) -> Result<Document> {
-    check_writers(opened.as_fd()).map_err(Error::new)?;
+    check_file(opened.as_fd()).map_err(Error::new)?;
     let text = file::read_all(opened, LONGEST).map_err(failed)?;
     basic_toml::from_slice(&text).map_err(|e| Error::new(e.to_string()))
 }
 
-/// Whether nobody but root, or who runs the runtime, can write the file; why not, after its name.
+fn of(path: &Path, why: &str) -> Error {
+    Error::new(format!("{} {why}", path.display()))
+}
+
+/// The same of what must be a file: a FIFO would be waited for.
+fn check_file(fd: BorrowedFd<'_>) -> std::result::Result<(), String> {
+    let mode = file::stat(fd).map_err(|e| e.to_string())?.st_mode;
+    if mode & libc::S_IFMT != libc::S_IFREG {
+        return Err("is no file".to_owned());
+    }
+    check_writers(fd)
+}
+
+/// Whether nobody but root, or who runs the runtime, can write the file or directory; why not, after its name.
 ///
 /// # Errors
 /// Who can.

@@ -155,6 +155,16 @@ impl Host {
         self.files.iter().map(|file| file.file.as_raw_fd())
     }
 
+    /// Whether there is no process, and so nothing of what it had open.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.process.as_ref().is_none_or(Process::is_gone)
+    }
+
+    /// Takes leave of its process: there is a new one for the next call.
+    pub(crate) fn bury(&mut self) {
+        self.process = None;
+    }
+
     /// Forgets the process, which is another's, with what was open for it: there is a new one for the next call.
     pub(crate) fn forget_process(&mut self) {
         std::mem::forget((self.process.take(), std::mem::take(&mut self.cgroups)));

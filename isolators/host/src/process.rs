@@ -90,6 +90,12 @@ impl Process {
         self.has_ended
     }
 
+    /// The same, or it ended while nobody called it. One that is about to end is waited for: its descriptors go first.
+    pub(crate) fn is_gone(&self) -> bool {
+        let ended = event::readable(&[self.child.pidfd.as_fd()], Some(LAST_WORDS));
+        self.has_ended || ended.is_ok_and(|ended| ended == [true])
+    }
+
     /// Ends the process, and says why there was no answer.
     fn end(&mut self, broken: Broken, deadline: Duration) -> Error {
         let pidfd = self.child.pidfd.as_fd();

@@ -1,7 +1,7 @@
 //! What an isolator wants changed in a container's plan.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceCgroup, LinuxIntelRdt, Mount, PosixRlimit, Scheduler};
 use serde::{Deserialize, Serialize};
@@ -165,10 +165,11 @@ impl Adjustment {
 
     /// Those of [`fields`](Self::fields) that concern the container and not one of its processes.
     pub fn container_fields(&self) -> Vec<String> {
-        let mounts = self.mounts.iter().map(|m| pointer("/mounts", &m.destination().to_string_lossy()));
-        let sysctls = self.linux.sysctl.keys().map(|name| pointer("/linux/sysctl", name));
-        let devices =
-            self.linux.devices.iter().map(|d| pointer("/linux/devices", &d.path().to_string_lossy()));
+        // One thing has one pointer, however it is spelt: `/data/` is `/data`, and `net/ipv4/ip_forward` has dots, too.
+        let place = |path: &Path| path.components().collect::<PathBuf>().to_string_lossy().into_owned();
+        let mounts = self.mounts.iter().map(|m| pointer("/mounts", &place(m.destination())));
+        let sysctls = self.linux.sysctl.keys().map(|name| pointer("/linux/sysctl", &name.replace('/', ".")));
+        let devices = self.linux.devices.iter().map(|d| pointer("/linux/devices", &place(d.path())));
         let rdt = self.linux.intel_rdt.iter().map(|_| "/linux/intelRdt".to_owned());
         mounts.chain(sysctls).chain(devices).chain(rdt).collect()
     }

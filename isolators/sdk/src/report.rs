@@ -47,12 +47,18 @@ impl Usage {
         self.cpu = self.cpu.take().or(other.cpu);
         self.memory = self.memory.take().or(other.memory);
         self.pids = self.pids.take().or(other.pids);
-        self.io.extend(other.io);
+        add_unknown(&mut self.io, other.io);
         self.io_pressure = self.io_pressure.take().or(other.io_pressure);
-        self.hugetlb.extend(other.hugetlb);
-        self.rdma.extend(other.rdma);
-        self.network.extend(other.network);
-        self.other.extend(other.other);
+        add_unknown(&mut self.hugetlb, other.hugetlb);
+        add_unknown(&mut self.rdma, other.rdma);
+        add_unknown(&mut self.network, other.network);
+        add_unknown(&mut self.other, other.other);
+    }
+}
+
+fn add_unknown<T>(known: &mut BTreeMap<String, T>, other: BTreeMap<String, T>) {
+    for (name, value) in other {
+        known.entry(name).or_insert(value);
     }
 }
 

@@ -32,7 +32,15 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<u8> {
         let why = format!("cannot delete container {id:?} that is not stopped: {status}");
         return Err(Error::new(Code::IllegalState, why).hint("kill it first, or use delete --force"));
     }
-    global.warn(cleanup::remove(state, &isolators::all(global)?, force)?);
+    // Nor must a configuration that can't be read: then plugins are not asked.
+    let isolators = match isolators::all(global) {
+        Err(e) if force => {
+            global.warn([format!("{e}; no plugin is asked to give back what it holds")]);
+            isolators::built_in_alone(global)?
+        }
+        other => other?,
+    };
+    global.warn(cleanup::remove(state, &isolators, force)?);
     Ok(0)
 }
 

@@ -14,7 +14,7 @@ use crate::stages::plan::process::ProcessPlan;
 use crate::stages::plan::scheduling;
 use crate::stages::spawn::Target;
 use crate::stages::watch::{Limits, Watch};
-use crate::stages::{isolate, plan, release, spawn, spec};
+use crate::stages::{isolate, plan, prepare, release, spawn, spec};
 use crate::state::{Record, State, Status};
 use crate::{isolators, seccomp_agent, self_image};
 
@@ -100,6 +100,7 @@ fn prepare(global: &Global, record: &Record, spec: &Spec, isolators: &Registry) 
     global.warn(adjusted.warnings.drain(..).chain(isolators.take_warnings()));
     let process = adjusted.spec.process().as_ref();
     let process = process.ok_or_else(|| Error::new(Code::InvalidSpec, "/process is missing"))?;
+    plan::checks::check_process(process).context(|| prepare::ADJUSTED)?;
     let affinity = scheduling::affinity(process)?;
     let mut process = ProcessPlan::new(&adjusted.spec)?;
     process.scheduling.affinity = affinity;

@@ -66,8 +66,11 @@ pub(super) fn wait(
     let tell = |words| global.warn([words]);
     let limits = isolators.watch_to_end(&container).map_err(Error::from);
     global.warn(isolators.take_warnings());
-    match limits.and_then(|watched| Limits::new(&container, watched, &tell)) {
-        Ok(limits) => watch.watch(running, limits.noting(alone.as_ref().map(AsFd::as_fd))),
+    match limits {
+        Ok(watched) => {
+            let limits = Limits::new(&container, watched, &tell);
+            watch.watch(running, limits.noting(alone.as_ref().map(AsFd::as_fd)))
+        }
         Err(error) => {
             let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
             watch.watch(running, Limits::none()).and(Err(error))

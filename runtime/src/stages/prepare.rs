@@ -10,7 +10,7 @@ use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
 
 use crate::error::{Code, Context, Error, Result};
 use crate::seccomp_agent;
-use crate::stages::plan::{Launch, Plan, namespaces};
+use crate::stages::plan::{Launch, Plan, checks, namespaces};
 use crate::state::{Record, State};
 
 /// A container of which a record stands: from here on there is something to undo.
@@ -42,6 +42,9 @@ pub struct Container {
     /// Its configuration, as the isolators left it.
     pub spec: Spec,
 }
+
+/// Where an error is that no configuration had before.
+pub const ADJUSTED: &str = "checking what the isolators made of the configuration";
 
 impl Container {
     /// Writes the record.
@@ -131,6 +134,8 @@ pub fn adjust(plan: &Plan, isolators: &Registry) -> Result<(Launch, Spec, Vec<St
     let mut adjusted = isolators.prepare(&config(plan, &plan.spec)).context(|| "preparing the isolators")?;
     let mut warnings = plan.warnings.clone();
     warnings.append(&mut adjusted.warnings);
+    // What a plugin sets is held to what a configuration is.
+    checks::check(&adjusted.spec).context(|| ADJUSTED)?;
     let (launch, spec) = Launch::adjusted(adjusted, &plan.rootfs)?;
     Ok((launch, spec, warnings))
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use coracle_tests::silent::Silent;
-use coracle_tests::{Container, Host, Outcome, Spec, cgroup, command, privileged};
+use coracle_tests::{Container, Host, Outcome, Spec, cgroup, command, plugin, privileged};
 
 use super::{NAME, hostile, spoiled};
 
@@ -233,6 +233,51 @@ fn a_plugin_adds_no_hooks_unless_it_may() {
 }
 
 #[test]
+fn what_a_plugin_sets_is_held_to_what_a_configuration_is() {
+    privileged(|host| {
+        run(&hostile(host, "prepare", "tunes")).fails_with(&[
+            "checking what the isolators made of the configuration",
+            "/linux/sysctl/vm.swappiness belongs to no namespace",
+        ]);
+    });
+}
+
+#[test]
+fn a_broken_configuration_keeps_no_container_from_going_by_force() {
+    privileged(|host| {
+        let container = host.sleeper();
+        let broken = host.directory();
+        fs::write(broken.join("config.toml"), "isolator = 5\n").unwrap();
+        let call = |verb: &[&str]| {
+            let config = ["--config", broken.to_str().unwrap()];
+            host.call(&[&config[..], verb, &[container.id()]].concat())
+        };
+        call(&["stats"]).fails_with(&["reading the configuration", "config.toml"]);
+        let deleted = call(&["delete", "--force"]).succeeds();
+        assert!(deleted.stderr.contains("no plugin is asked"), "{deleted:?}");
+    });
+}
+
+#[test]
+fn a_directory_that_others_can_write_holds_no_plugin_and_a_fifo_is_none() {
+    use std::os::unix::fs::PermissionsExt;
+    privileged(|host| {
+        let dir = host.directory();
+        let object = plugin::compiled(host, super::HOSTILE, &[]);
+        let own = dir.join("own.so");
+        fs::copy(&object, &own).unwrap();
+        let host = host.with_plugin(NAME, &own, "");
+        run(&host).succeeds();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+        run(&host).fails_with(&[dir.to_str().unwrap(), "can be written by others (mode 777)"]);
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::remove_file(&own).unwrap();
+        command::tool("mkfifo", &[&own]);
+        run(&host).fails_with(&["own.so is no file"]);
+    });
+}
+
+#[test]
 fn a_cleanup_that_fails_is_told_and_can_be_forced() {
     privileged(|host| {
         let container = host.sleeper();
@@ -272,9 +317,45 @@ fn a_container_that_a_plugin_should_watch_and_can_not_is_ended() {
         let closed = spoiled(host, &["-DIN=\"watch-closed\""], "");
         let words = [NAME, "could not watch", "descriptor 77, which is not open"];
         closed.bundle(Spec::new().args(["sleep", "1000"])).run().fails_with(&words);
-        let container = closed.bundle(Spec::new().args(["sleep", "1000"])).create();
+        closed.bundle(Spec::new().args(["sleep", "1000"])).try_create().fails_with(&words);
+    });
+}
+
+#[test]
+fn a_container_whose_plugin_crashes_when_asked_for_a_limitation_is_ended() {
+    privileged(|host| {
+        let crashing = spoiled(host, &["-DENDED", "-DIN=\"limitation\"", "-DDO=crash"], "");
+        let run = crashing.bundle(Spec::new().args(["sleep", "1000"])).run();
+        assert!(
+            run.stderr.contains("could not tell of a limitation") && run.stderr.contains("is killed"),
+            "{run:?}"
+        );
+        let container = crashing.bundle(Spec::new().args(["sleep", "1000"])).create();
         command::eventually("nobody looks after it, and it ends", || container.status() == "stopped");
-        closed.call(&["delete", container.id()]).succeeds();
+        crashing.call(&["delete", container.id()]).succeeds();
+    });
+}
+
+#[test]
+fn a_watching_plugin_that_is_killed_watches_in_a_new_process() {
+    privileged(|host| {
+        let watching = spoiled(host, &["-DHELD"], "");
+        let container = watching.sleeper();
+        let plugins = || {
+            let processes =
+                fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            let is_one = |pid: &String| {
+                fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|comm| comm.starts_with("coracle-isolato"))
+            };
+            processes.filter(is_one).collect::<Vec<_>>()
+        };
+        let first = plugins();
+        assert_eq!(first.len(), 1, "{first:?}");
+        command::tool("kill", &["-KILL", &first[0]]);
+        command::eventually("it watches in another", || plugins().len() == 1 && plugins() != first);
+        assert_eq!(container.status(), "running");
+        container.remove();
     });
 }
 

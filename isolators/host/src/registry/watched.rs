@@ -1,13 +1,18 @@
 //! Who is asked, and when, whether a container has run into a limit.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use coracle_isolator::{Config, Handles, Isolator, Limitation, Result};
 use coracle_isolator_abi::Verb;
+use coracle_sys::descriptor;
 use oci_spec::runtime::Spec;
 
 use super::Registry;
 use crate::entry::Entry;
+use crate::process::failed;
+
+/// What the call `limitation` is for, in an error.
+const TELL: &str = "tell of a limitation";
 
 /// What is watched while a container is waited for.
 pub struct Watched<'a> {
@@ -23,7 +28,7 @@ impl Registry {
     /// Where an isolator can't tell.
     pub fn limitations(&self, container: &Handles<'_>) -> Result<Vec<(&str, Limitation)>> {
         let mut found = Vec::new();
-        self.each("limitation", |isolator| {
+        self.each(TELL, |isolator| {
             found.extend(isolator.limitation(container)?.map(|limitation| (isolator.name(), limitation)));
             Ok(())
         })?;
@@ -37,7 +42,7 @@ impl Registry {
     pub fn limitation_by(&self, name: &str, container: &Handles<'_>) -> Result<Option<Limitation>> {
         let mut entries = self.entries.iter().filter(|entry| !entry.is_out());
         let Some(entry) = entries.find(|entry| entry.name() == name) else { return Ok(None) };
-        entry.call("limitation", |isolator| isolator.limitation(container))
+        entry.call(TELL, |isolator| isolator.limitation(container))
     }
 
     /// The descriptors that become readable when there may be a limitation.
@@ -82,22 +87,50 @@ impl Registry {
         let mut watched = Vec::new();
         let is_asked = |entry: &Entry| entry.is_plugin() || entry.isolator.enforces(container.spec);
         for entry in self.entries.iter().filter(|entry| !entry.is_out() && is_asked(entry)) {
-            let watch = entry.call("watch", |isolator| isolator.watch(container)).map(|fd| {
-                watched.extend(fd.map(|fd| Watched { fd, entry }));
-            });
+            let watch = Watched::begin(entry, container).map(|one| watched.extend(one));
             self.settle(entry, watch)?;
         }
         Ok(watched)
     }
 }
 
-impl Watched<'_> {
+impl<'a> Watched<'a> {
+    fn begin(entry: &'a Entry, container: &Handles<'_>) -> Result<Option<Self>> {
+        entry.call("watch", |isolator| {
+            let Some(fd) = isolator.watch(container)? else { return Ok(None) };
+            // A plugin's descriptor must not keep the runtime waiting.
+            descriptor::set_nonblocking(fd.as_fd()).map_err(failed)?;
+            Ok(Some(Watched { fd, entry }))
+        })
+    }
+
+    /// Whether the plugin's process is gone, and with it whatever was at the other end of the descriptor.
+    pub fn is_lost(&self) -> bool {
+        self.entry.host.as_ref().is_some_and(|host| host.borrow().is_gone())
+    }
+
+    /// Has the plugin, which is lost, watch in a new process.
+    ///
+    /// # Errors
+    /// Where it can't.
+    pub fn again(&self, container: &Handles<'_>) -> Result<Option<Self>> {
+        if let Some(host) = &self.entry.host {
+            host.borrow_mut().bury();
+        }
+        Self::begin(self.entry, container)
+    }
+
+    /// Whether a container that it can't watch any more is to be ended.
+    pub fn must_watch(&self) -> bool {
+        self.entry.settings.as_ref().is_some_and(|settings| !settings.optional && !settings.tell_only)
+    }
+
     /// The limit that the container has run into, with the plugin's name.
     ///
     /// # Errors
     /// Where it can't tell.
     pub fn limitation(&self, container: &Handles<'_>) -> Result<Option<(&str, Limitation)>> {
-        let found = self.entry.call("limitation", |isolator| isolator.limitation(container))?;
+        let found = self.entry.call(TELL, |isolator| isolator.limitation(container))?;
         Ok(found.map(|limitation| (self.entry.name(), limitation)))
     }
 

@@ -6,9 +6,8 @@ use std::time::Duration;
 use coracle_isolator::Handles;
 use coracle_isolator_host::Watched;
 use coracle_sys::file::Resolve;
-use coracle_sys::{Errno, descriptor, event, file, process};
+use coracle_sys::{Errno, event, file, process};
 
-use crate::error::Result;
 use crate::state::{State, WATCHED};
 
 /// For how long nobody is asked again who had nothing to tell.
@@ -70,26 +69,15 @@ impl<'a> Limits<'a> {
     }
 
     /// What `watched` watch of `container`; `tell` tells people.
-    ///
-    /// # Errors
-    /// None that a kernel is known to give.
-    pub fn new(
-        container: &'a Handles<'a>,
-        watched: Vec<Watched<'a>>,
-        tell: &'a dyn Fn(String),
-    ) -> Result<Self> {
-        for one in &watched {
-            // A plugin's descriptor must not keep the runtime waiting.
-            descriptor::set_nonblocking(one.fd.as_fd())?;
-        }
-        Ok(Self {
+    pub fn new(container: &'a Handles<'a>, watched: Vec<Watched<'a>>, tell: &'a dyn Fn(String)) -> Self {
+        Self {
             resting: watched.iter().map(|_| None).collect(),
             watched: watched.into_iter().map(Some).collect(),
             container: Some(container),
             note: None,
             tell,
             failure: String::new(),
-        })
+        }
     }
 
     /// The same, with a file for the reason of an end that a limit brings.
@@ -115,6 +103,9 @@ impl<'a> Limits<'a> {
             return;
         }
         let is_over = is_at_its_end(watched.fd.as_fd());
+        if is_over && watched.is_lost() {
+            return self.watch_again(index, container);
+        }
         let done = match watched.limitation(container) {
             Ok(None) => is_over,
             Ok(Some((isolator, limitation))) => {
@@ -122,17 +113,17 @@ impl<'a> Limits<'a> {
                 let outcome = if ends { "the container is killed" } else { "the container goes on" };
                 let (id, reason, message) = (container.id, limitation.reason, limitation.message);
                 (self.tell)(format!("container {id:?}: isolator {isolator}: {message}; {outcome}"));
-                if let (true, Some(pidfd)) = (ends, container.pidfd) {
-                    if let Some(note) = self.note {
-                        Note { reason, message }.write(note);
-                    }
-                    let _ = process::signal(pidfd, libc::SIGKILL);
+                if ends {
+                    self.end(container, Note { reason, message });
                 }
                 true
             }
             // It may be able to the next time. Who limits must not be kept from it for good by a failure that the container can
             // bring about.
             Err(error) => {
+                if is_over && watched.is_lost() {
+                    return self.lose(index, container, &error.to_string());
+                }
                 let failure = format!("container {:?}: {error}", container.id);
                 if failure != self.failure {
                     (self.tell)(failure.clone());
@@ -146,6 +137,35 @@ impl<'a> Limits<'a> {
         } else {
             self.resting[index] = event::timer(REST).ok();
         }
+    }
+}
+
+impl<'a> Limits<'a> {
+    /// A plugin whose process was killed watches in a new one.
+    fn watch_again(&mut self, index: usize, container: &Handles<'_>) {
+        let Some(Some(lost)) = self.watched.get(index) else { return };
+        match lost.again(container) {
+            Ok(again) => self.watched[index] = again,
+            Err(error) => self.lose(index, container, &error.to_string()),
+        }
+    }
+
+    /// Nobody may run without the watch that was configured.
+    fn lose(&mut self, index: usize, container: &Handles<'_>, why: &str) {
+        let Some(lost) = self.watched.get_mut(index).and_then(Option::take) else { return };
+        let outcome = if lost.must_watch() { "the container is killed" } else { "it watches no more" };
+        (self.tell)(format!("container {:?}: {why}; {outcome}", container.id));
+        if lost.must_watch() {
+            self.end(container, Note { reason: "unwatched".to_owned(), message: why.to_owned() });
+        }
+    }
+
+    fn end(&self, container: &Handles<'_>, why: Note) {
+        let Some(pidfd) = container.pidfd else { return };
+        if let Some(note) = self.note {
+            why.write(note);
+        }
+        let _ = process::signal(pidfd, libc::SIGKILL);
     }
 }
 
@@ -165,6 +185,7 @@ fn is_at_its_end(fd: BorrowedFd<'_>) -> bool {
 mod tests {
     use coracle_isolator::{Cgroup, CgroupVersion, Isolator};
     use coracle_isolator_host::Registry;
+    use coracle_sys::descriptor;
     use oci_spec::runtime::Spec;
 
     use super::*;
@@ -190,7 +211,7 @@ mod tests {
         let cgroup = Cgroup::new(CgroupVersion::V2, Vec::new());
         let spec = Spec::default();
         let handles = Handles { id: "c", pidfd: None, cgroup: &cgroup, spec: &spec };
-        let mut limits = Limits::new(&handles, registry.watch_to_end(&handles).unwrap(), &|_| {}).unwrap();
+        let mut limits = Limits::new(&handles, registry.watch_to_end(&handles).unwrap(), &|_| {});
         let is_readable = |limits: &Limits<'_>, limit| {
             let fds: Vec<BorrowedFd<'_>> = limits.fds().map(|(_, fd)| fd).collect();
             event::readable(&fds, Some(limit)).unwrap() == [true]

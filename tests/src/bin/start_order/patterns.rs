@@ -91,7 +91,7 @@ impl Module {
                 self.names.extend(wanted.then(|| symbol.name.clone()));
             }
             [first, rest @ ..] => {
-                self.below.entry((*first).to_owned()).or_default().add(rest, symbol, wanted)
+                self.below.entry((*first).to_owned()).or_default().add(rest, symbol, wanted);
             }
         }
     }

@@ -81,7 +81,6 @@ fn seized(command: &Command) -> Result<Pid, String> {
         .args(command.get_args());
     shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     shell.stdout(Stdio::null()).current_dir(command.get_current_dir().unwrap_or(Path::new(".")));
-    #[expect(clippy::zombie_processes, reason = "whoever traces awaits it")]
     let child = shell.spawn().map_err(|error| format!("start a shell: {error}"))?;
     let pid = Pid::from_raw(child.id().cast_signed());
     let named = |what: &str| {

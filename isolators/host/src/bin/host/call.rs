@@ -153,6 +153,9 @@ fn returned(verb: Verb, result: i32, sink: Sink, fd: i32) -> Reply {
 unsafe extern "C" fn write(call: *const Call, text: *const c_char, length: usize) -> i32 {
     // SAFETY: the plugin passes the structure on that it was given, which is ours and lives as long as the call.
     let Some(sink) = (unsafe { sink(call) }) else { return -libc::EINVAL };
+    if length == 0 {
+        return 0;
+    }
     if text.is_null() || length > MOST_RETURNED - sink.text.len() {
         sink.is_full = true;
         return -libc::EMSGSIZE;

@@ -105,6 +105,10 @@ const SIGNALS: [i64; 3] = [libc::SYS_tkill, libc::SYS_rt_sigqueueinfo, libc::SYS
 const BY_PROCESS: [i64; 4] =
     [libc::SYS_kill, libc::SYS_tgkill, libc::SYS_rt_tgsigqueueinfo, libc::SYS_prlimit64];
 
+/// To have the kernel signal others when a descriptor becomes ready: `F_SETOWN`, `F_SETSIG` and `F_SETOWN_EX` of fcntl(2),
+/// `FIOSETOWN` and `SIOCSPGRP` of ioctl(2).
+const OWNERS: [(i64, &[u32]); 2] = [(libc::SYS_fcntl, &[8, 10, 15]), (libc::SYS_ioctl, &[0x8901, 0x8902])];
+
 const PROGRAMS: [i64; 2] = [libc::SYS_execve, libc::SYS_execveat];
 /// Not everywhere beside clone(2).
 #[cfg(target_arch = "x86_64")]
@@ -137,6 +141,7 @@ pub(crate) fn filter(grants: &Grants, own: u32) -> Vec<u64> {
     for (call, refusal) in refused(grants) {
         filter.extend([pack(EQUAL, 0, 1, call as u32), pack(RETURN, 0, 0, refusal)]);
     }
+    filter.extend(STAYS_BOUND);
     if grants.writable.is_empty() {
         filter.extend(attributes_by_ioctl());
     }
@@ -146,6 +151,7 @@ pub(crate) fn filter(grants: &Grants, own: u32) -> Vec<u64> {
             let is_own = if call == libc::SYS_prlimit64 { 0 } else { own };
             filter.extend(by_process(call, own, is_own));
         }
+        filter.extend(OWNERS.into_iter().flat_map(|(call, commands)| by_command(call, commands)));
         filter.extend([
             pack(EQUAL, 0, 3, libc::SYS_clone as u32),
             pack(LOAD, 0, 0, 16),
@@ -198,6 +204,28 @@ fn by_process(call: i64, own: u32, is_own: u32) -> [u64; 6] {
     ]
 }
 
+/// Refuses `call` where its second argument is one of `commands`.
+fn by_command(call: i64, commands: &[u32]) -> Vec<u64> {
+    let count = commands.len() as u8;
+    let mut check = vec![pack(EQUAL, 0, count + 3, call as u32), pack(LOAD, 0, 0, 24)];
+    let command =
+        |(at, command): (u8, &u32)| pack(EQUAL, count - at - 1, u8::from(at == count - 1), *command);
+    check.extend((0..).zip(commands).map(command));
+    check.extend([pack(RETURN, 0, 0, refuse(Errno::EPERM)), pack(LOAD, 0, 0, 0)]);
+    check
+}
+
+/// Refuses any signal for the runtime's end but SIGKILL (`PR_SET_PDEATHSIG`): a plugin must not outlive it.
+const STAYS_BOUND: [u64; 7] = [
+    pack(EQUAL, 0, 6, libc::SYS_prctl as u32),
+    pack(LOAD, 0, 0, 16),
+    pack(EQUAL, 0, 3, libc::PR_SET_PDEATHSIG.cast_unsigned()),
+    pack(LOAD, 0, 0, 24),
+    pack(EQUAL, 1, 0, libc::SIGKILL.cast_unsigned()),
+    pack(RETURN, 0, 0, REFUSE | Errno::EPERM as u32),
+    pack(LOAD, 0, 0, 0),
+];
+
 /// `FS_IOC_GETFLAGS`, for 64 and for 32 bits, and `FS_IOC_FSGETXATTR`.
 const ASKING: [u32; 3] = [0x8008_6601, 0x8004_6601, 0x801C_581F];
 /// The kinds of ioctl(2) that file systems have (`_IOC_TYPE`), with the byte where it stands: `f`, `X` and `v` of all of them,
@@ -225,8 +253,8 @@ fn refuse(errno: Errno) -> u32 {
     REFUSE | (errno as i32).cast_unsigned()
 }
 
-fn pack(code: u16, jt: u8, jf: u8, k: u32) -> u64 {
-    u64::from(code) | u64::from(jt) << 16 | u64::from(jf) << 24 | u64::from(k) << 32
+const fn pack(code: u16, jt: u8, jf: u8, k: u32) -> u64 {
+    code as u64 | (jt as u64) << 16 | (jf as u64) << 24 | (k as u64) << 32
 }
 
 #[cfg(test)]
@@ -308,6 +336,31 @@ mod tests {
             (libc::SYS_read, 0, ALLOW),
         ] {
             assert_eq!(asked(call, first), wanted, "{call} {first}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_made_to_be_signalled() {
+        for (programs, wanted) in [(false, FORBIDDEN), (true, ALLOW)] {
+            let filter = filter(&Grants { programs, ..Grants::default() }, 7);
+            for (call, commands) in OWNERS {
+                assert!(commands.iter().all(|command| answer(&filter, call, [3, *command]) == wanted));
+            }
+            // F_GETFL, F_SETFL and TCGETS.
+            for (call, command) in [(libc::SYS_fcntl, 3), (libc::SYS_fcntl, 4), (libc::SYS_ioctl, 0x5401)] {
+                assert_eq!(answer(&filter, call, [3, command]), ALLOW, "{call} {command}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_plugin_stays_bound_to_the_runtimes_life() {
+        let filter = filter(&Grants { programs: true, ..Grants::default() }, 7);
+        let death = libc::PR_SET_PDEATHSIG.cast_unsigned();
+        for (option, signal, wanted) in
+            [(death, 9, ALLOW), (death, 0, FORBIDDEN), (death, 15, FORBIDDEN), (15, 0, ALLOW)]
+        {
+            assert_eq!(answer(&filter, libc::SYS_prctl, [option, signal]), wanted, "{option} {signal}");
         }
     }
 
