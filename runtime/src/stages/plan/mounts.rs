@@ -234,7 +234,7 @@ fn source(field: &str, mount: &Mount, options: &Options) -> Result<Source> {
         return Ok(Source::Present);
     }
     if let Some(recursive) = options.bind {
-        takes_none_but("a bind mount", &ACLS)?;
+        takes_none_but("a bind mount", &PASSED_OVER)?;
         let path = mount.source().clone().filter(|p| !p.as_os_str().is_empty());
         let path = path.ok_or_else(|| invalid("source is missing".into()))?;
         let link = match options {
@@ -265,6 +265,9 @@ fn source(field: &str, mount: &Mount, options: &Options) -> Result<Source> {
 /// Parameters of file systems that can do with and without ACLs. runc's callers give them to any: a tmpfs always has ACLs,
 /// and a bind mount those of its source.
 const ACLS: [&str; 2] = ["acl", "noacl"];
+
+/// The same, and a word that podman leaves in the options of its volumes.
+const PASSED_OVER: [&str; 3] = ["acl", "noacl", "nocopy"];
 
 /// The parameters of cgroup2 (Linux, cgroup-v2.rst). They are those of the whole host's hierarchy, and the kernel
 /// takes them from nobody in a cgroup namespace: asking for them changes nothing.
@@ -300,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_bind_mount_takes_each_option_of_the_specification_but_those_of_a_file_system() {
-        for option in OF_THE_SPECIFICATION.split_whitespace().chain(["acl", "noacl"]) {
+        for option in OF_THE_SPECIFICATION.split_whitespace().chain(["acl", "noacl", "nocopy"]) {
             let mount = serde_json::json!({"destination": "/a", "source": "/b", "options": ["bind", option]});
             let is_file_systems = ["dirsync", "lazytime", "mand", "sync"].contains(&option);
             assert_eq!(planned(mount).is_err(), is_file_systems, "{option}");

@@ -85,10 +85,12 @@ pub fn parse(text: &[u8]) -> Result<Spec> {
 /// The same, and what is passed over in it.
 fn read(text: &[u8]) -> Result<(Spec, Vec<String>)> {
     let (mut spec, warnings) = json::read::<Spec>(text, "")?;
+    // Where 0 is no limit; podman writes it for `--pids-limit -1`.
+    let is_before_1_3 = ["1.0", "1.1", "1.2"].iter().any(|version| spec.version().starts_with(version));
     let resources = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut());
     if let Some(resources) = resources
         && resources.pids().as_ref().is_some_and(|pids| pids.limit() == 0)
-        && !repair::limits_tasks(text)
+        && (is_before_1_3 || !repair::limits_tasks(text))
     {
         resources.set_pids(None);
     }

@@ -158,14 +158,18 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_of_tasks_is_none_and_zero_is_one() {
-        let limit = |pids: &str| {
-            let text = format!(r#"{{"ociVersion": "1.2.0", "linux": {{"resources": {{"pids": {pids}}}}}}}"#);
+    fn no_limit_of_tasks_is_none_and_zero_is_a_limit_since_1_3() {
+        let limit = |version: &str, pids: &str| {
+            let text =
+                format!(r#"{{"ociVersion": "{version}", "linux": {{"resources": {{"pids": {pids}}}}}}}"#);
             let spec = super::super::parse(text.as_bytes()).unwrap();
             let resources = spec.linux().as_ref().unwrap().resources().clone().unwrap();
             resources.pids().as_ref().map(|pids| pids.limit())
         };
-        assert_eq!(["{}", r#"{"limit": null}"#, r#"{"limit": 0}"#].map(limit), [None, None, Some(0)]);
+        let all = ["{}", r#"{"limit": null}"#, r#"{"limit": 0}"#, r#"{"limit": 7}"#];
+        assert_eq!(all.map(|pids| limit("1.3.0", pids)), [None, None, Some(0), Some(7)]);
+        assert_eq!(all.map(|pids| limit("1.2.1", pids)), [None, None, None, Some(7)]);
+        assert_eq!(limit("1.0.2-dev", all[2]), None);
     }
 
     #[test]
