@@ -237,7 +237,7 @@ fn dispatch(command: &str, store: &Store, args: &Args, out: &mut Vec<u8>) -> Res
             let gone = space::collect(store, &args.policy)?;
             gone.iter().try_for_each(|reference| say(out, &format!("{reference} removed\n")))
         }
-        "unmount" => snapshot::remove(store, word(1, "the ID of a snapshot")?),
+        "unmount" => snapshot::remove_unused(store, word(1, "the ID of a snapshot")?),
         "verify" => verify(store, args.words.get(1).map(String::as_str), out),
         _ => {
             let entry = store.remove(word(1, "the reference of an image")?)?;

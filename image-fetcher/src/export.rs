@@ -31,11 +31,25 @@ pub fn export(store: &Store, image: &Image, path: &Path) -> Result<()> {
     if is_directory || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return write_layout(store, image, path).context(exporting);
     }
+    check_place(path).context(exporting)?;
     let name = path.file_name().ok_or_else(|| Error::new(Kind::Usage, "it is no file")).context(exporting)?;
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory =
         file::open(file::CWD, directory, libc::O_DIRECTORY, 0, Resolve::Host).context(exporting)?;
     write_archive(store, image, (directory.as_fd(), name)).context(exporting)
+}
+
+/// What is no file is not replaced by one: `/dev/stdout` is a link, as everything's.
+fn check_place(path: &Path) -> Result<()> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let found =
+        file::open(file::CWD, path, flags, 0, Resolve::Host).and_then(|found| file::stat(found.as_fd()));
+    match found.map(|stat| stat.st_mode & libc::S_IFMT) {
+        Ok(libc::S_IFREG) => Ok(()),
+        Ok(_) => Err(Error::new(Kind::Exists, "what is there is no file").hint("name a file, or remove it")),
+        Err(e) if e.errno() == Errno::ENOENT => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Writes the archive to a file that has no name until it is whole: two exports to one path do not meet, nobody can lay a file
@@ -219,6 +233,20 @@ mod tests {
         let entries = import(&other.store, &path, &Options::default()).unwrap();
         assert_eq!(entries[0].reference, "image");
         assert_eq!(other.store.image("image").unwrap().digest, image.digest);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_replaced() {
+        let scratch = Scratch::new();
+        scratch.import(&[Tar::default().file("f", b"x").end()]).unwrap();
+        let image = scratch.store.image("image").unwrap();
+        let (file, link) = (scratch.store.path().join("file"), scratch.store.path().join("link"));
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let error = export(&scratch.store, &image, &link).unwrap_err().to_string();
+        assert!(error.contains("what is there is no file"), "{error}");
+        for _ in 0..2 {
+            export(&scratch.store, &image, &file).unwrap();
+        }
     }
 
     #[test]

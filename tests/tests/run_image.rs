@@ -31,6 +31,20 @@ fn a_kernel_that_is_too_old_for_images_is_told() {
     });
 }
 
+#[test]
+fn the_root_of_a_container_is_not_unmounted_under_it() {
+    privileged(|host| {
+        let Some(runner) = Runner::new(host) else { return };
+        let id = host.name("from-image");
+        runner.run_as(&id, &["--detach"], &["sleep", "1000"]).succeeds();
+        let words = ["is the root of a container", "delete the container"];
+        runner.store.call(&["unmount", &id]).fails_with(&words);
+        host.call(&["exec", &id, "touch", "/new"]).succeeds();
+        host.call(&["delete", "--force", &id]).succeeds();
+        runner.store.call(&["unmount", &id]).succeeds();
+    });
+}
+
 /// A store with the small image, and containers of it.
 struct Runner<'h> {
     host: &'h Host,

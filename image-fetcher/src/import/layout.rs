@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex};
 
@@ -20,14 +21,23 @@ pub(crate) fn from_directory(
     dir: BorrowedFd<'_>,
     options: &Options,
 ) -> Result<Vec<Found>> {
-    let layout = file::read(dir, "oci-layout", 4096, Resolve::Beneath);
+    let layout = read(dir, "oci-layout", 4096);
     if is_missing(&layout) {
         let why = "it is no OCI image layout: it has no file `oci-layout`";
         return Err(Error::new(Kind::Malformed, why));
     }
     check_layout(&layout?)?;
-    let index = file::read(dir, "index.json", DOCUMENT_LIMIT, Resolve::Beneath)?;
+    let index = read(dir, "index.json", DOCUMENT_LIMIT)?;
     take_images(stage, &index, options, Some(dir))
+}
+
+/// Reads a file of the layout; nothing else is waited for.
+fn read(dir: BorrowedFd<'_>, name: &str, most: u64) -> coracle_sys::Result<Vec<u8>> {
+    let file = file::open(dir, name, libc::O_RDONLY | libc::O_NONBLOCK, 0, Resolve::Beneath)?;
+    match file::stat(file.as_fd())?.st_mode & libc::S_IFMT {
+        libc::S_IFREG => file::read_all(file, most),
+        _ => Err(coracle_sys::Error::new(format!("open({name:?})"), Errno::EINVAL)),
+    }
 }
 
 /// Takes the images that an `index.json` lists. Blobs that are not on the stage yet come from `dir`.

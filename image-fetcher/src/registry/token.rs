@@ -85,7 +85,8 @@ impl Wanted<'_> {
             broken => Failure::passing(Error::new(Kind::Network, format!("{origin}: {broken}")), None),
         });
         let answer: Answer = serde_json::from_slice(&body?).map_err(|_| bad())?;
-        let token = answer.token.or(answer.access_token).ok_or_else(bad)?;
+        let said = |token: &Secret| !token.reveal().is_empty();
+        let token = answer.token.filter(said).or(answer.access_token).ok_or_else(bad)?;
         Ok(Some(Authorization(Secret::new(format!("Bearer {}", token.reveal())))))
     }
 

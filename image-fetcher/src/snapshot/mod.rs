@@ -36,7 +36,7 @@ pub(crate) use layers::view;
 pub(crate) use removal::layers_in_use;
 #[cfg(feature = "unpack")]
 pub(crate) use removal::records;
-pub use removal::{remove, remove_forgotten, unmount};
+pub use removal::{remove, remove_forgotten, remove_unused, unmount};
 
 /// Whether a snapshot can be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,9 +189,8 @@ fn begin(store: &Store, id: &str, record: &Record) -> Result<OwnedFd> {
     match file::mkdir(store.snapshots(), id, 0o700) {
         Err(e) if e.errno() == Errno::EEXIST => {
             let why = format!("a snapshot {id:?} exists already");
-            return Err(
-                Error::new(Kind::Exists, why).hint(format!("`coracle-image unmount {id}` removes it"))
-            );
+            return Err(Error::new(Kind::Exists, why)
+                .hint(format!("`coracle-image unmount {id}` removes it, if no container has it")));
         }
         other => other?,
     }

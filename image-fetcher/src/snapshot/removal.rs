@@ -9,7 +9,7 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{Errno, archive, mount};
 
 use super::{RECORD, Record, directory_path};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::store::{DOCUMENT_LIMIT, Store, check_id, is_missing};
 
 /// Unmounts the snapshot `id` and keeps what was written to it. One that is not mounted is no error.
@@ -41,7 +41,7 @@ pub fn remove(store: &Store, id: &str) -> Result<()> {
         return Ok(());
     }
     let directory = opened.context(removing)?;
-    // rmdir(2) says EBUSY where something is mounted, in this namespace or, since it would be lost, another.
+    // rmdir(2) says EBUSY where something is mounted in this namespace; what is mounted in another goes with it.
     let rootfs = file::rmdir(directory.as_fd(), "rootfs");
     if !is_missing(&rootfs) {
         rootfs.context(removing)?;
@@ -53,6 +53,20 @@ pub fn remove(store: &Store, id: &str) -> Result<()> {
         }
     }
     archive::remove_tree(store.snapshots(), id).context(removing)
+}
+
+/// As [`remove`], where no container is known that has it for its root: that one would lose its files while it runs.
+///
+/// # Errors
+/// [`Kind::Exists`] where one is, and as [`remove`].
+pub fn remove_unused(store: &Store, id: &str) -> Result<()> {
+    check_id(id)?;
+    let known_by = record(store, id.as_ref()).ok().flatten().and_then(|record| record.known_by);
+    if let Some(state) = known_by.filter(|_| !matches!(is_forgotten(store, id), Ok(true))) {
+        let why = format!("snapshot {id:?} is the root of a container, whose state is {state:?}");
+        return Err(Error::new(Kind::Exists, why).hint("delete the container"));
+    }
+    remove(store, id)
 }
 
 /// Removes the snapshots of whom nobody knows any more, as after the machine has started anew. Returns their IDs, and what

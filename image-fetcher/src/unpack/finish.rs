@@ -66,6 +66,9 @@ impl<F: Form> Applied<F> {
         if directory.whiteouts && lower.is_none() && !is_root {
             // Overlayfs hides what it merges; in a directory that is not merged, a whiteout would be listed.
             self.form.remove_whiteouts(path)?;
+        }
+        if directory.whiteouts && !is_root {
+            // Over other layers the same directory might not be merged, or be.
             fit = Fit::Here;
         }
         let size = self.bytes.to_string();

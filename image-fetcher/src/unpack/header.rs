@@ -73,7 +73,12 @@ fn device(header: &Header) -> Result<u64> {
         let number = number::unsigned(field, "device number")?;
         u32::try_from(number).map_err(|_| malformed("its header has a malformed device number"))
     };
-    Ok(file::device(number(major)?, number(minor)?))
+    let (major, minor) = (number(major)?, number(minor)?);
+    if major > 0xFFF || minor > 0xF_FFFF {
+        // What the kernel keeps of them (linux/kdev_t.h).
+        return Err(malformed(&format!("its device number {major}:{minor} is none that a file can have")));
+    }
+    Ok(file::device(major, minor))
 }
 
 /// Owner, permissions, times and attributes, PAX's before the header's.

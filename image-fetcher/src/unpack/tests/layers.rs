@@ -106,11 +106,16 @@ fn a_whiteout_of_nothing_is_not_listed_and_one_of_something_stays() {
 }
 
 #[test]
-fn a_layer_whose_whiteouts_hide_something_is_kept_by_diff_id() {
+fn a_layer_that_hides_something_below_its_root_is_unpacked_for_each_place() {
     both(|new| {
         let scratch = new();
         let upper = tar().dir("d/").file("d/.wh.f", b"").end();
         scratch.unpack(&[tar().dir("d/").file("d/f", b"").end(), upper.clone()]).unwrap();
+        // Where another image has no such directory below, it is not merged, and its whiteouts would be listed.
+        assert!(!scratch.unpacked(1).starts_with(Digest::of(&upper).hex()));
+        let scratch = new();
+        let upper = tar().file(".wh.f", b"").end();
+        scratch.unpack(&[tar().file("f", b"").end(), upper.clone()]).unwrap();
         assert!(scratch.unpacked(1).starts_with(Digest::of(&upper).hex()));
     });
 }
