@@ -241,7 +241,7 @@ mod tests {
         scratch.import(&[Tar::default().file("f", b"x").end()]).unwrap();
         let image = scratch.store.image("image").unwrap();
         let (file, link) = (scratch.store.path().join("file"), scratch.store.path().join("link"));
-        std::os::unix::fs::symlink(&file, &link).unwrap();
+        file::symlink(&file, file::CWD, &link).unwrap();
         let error = export(&scratch.store, &image, &link).unwrap_err().to_string();
         assert!(error.contains("what is there is no file"), "{error}");
         for _ in 0..2 {
