@@ -2,6 +2,7 @@
 
 use super::entry::{Entries, Entry, Type};
 use super::form::{Content, Form, Found, NewFile, Place, components};
+use super::links::Links;
 use crate::error::{Error, Kind, Result};
 
 /// The prefix of a whiteout's name (image-spec, layer.md, "Whiteouts"): no file or directory has one that begins so.
@@ -11,31 +12,23 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of AUFS, its own bookkeeping: no part of the image.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// A hard link to a file that this layer doesn't hold.
-#[derive(Debug)]
-pub(crate) struct LinkBelow {
-    /// The directory of the new name, without links.
-    pub directory: Vec<u8>,
-    pub name: Vec<u8>,
-    pub target: Vec<u8>,
-}
-
-/// Applies the entry; a hard link whose target is not in this layer is returned for later.
+/// Applies the entry; a hard link whose target is not in this layer goes to `links`, for later.
 pub(crate) fn apply<F: Form>(
     form: &mut F,
+    links: &mut Links,
     entries: &mut Entries<'_>,
     entry: Entry,
-) -> Result<Option<LinkBelow>> {
+) -> Result<()> {
     let path = components(&entry.path)?;
     let Some((name, parent)) = path.split_last() else {
-        return apply_root(form, entry).map(|()| None);
+        return apply_root(form, entry);
     };
     let name = *name;
     if path.iter().any(|component| is_bookkeeping(component)) {
-        return Ok(None);
+        return Ok(());
     }
     if name.starts_with(WHITEOUT) {
-        return white_out(form, parent, name).map(|()| None);
+        return white_out(form, parent, name);
     }
     let at = form.parent(parent)?;
     keep(form, &at, name, &entry);
@@ -52,12 +45,9 @@ pub(crate) fn apply<F: Form>(
         }
         Type::Node(kind, device) => form.add_node(&at, name, (kind, device), &entry.metadata)?,
         Type::HardLink if link_inside(form, &at, name, &entry.link)? => {}
-        Type::HardLink => {
-            let (directory, name) = (at.path().to_vec(), name.to_vec());
-            return Ok(Some(LinkBelow { directory, name, target: entry.link }));
-        }
+        Type::HardLink => links.add(form, (&at, name), &entry.link)?,
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Whether it is a name of AUFS's own, or what is in such a directory: `.wh..wh.plnk` held files for hard links.

@@ -15,6 +15,7 @@ use super::confine::confine;
 use super::entry::Entries;
 use super::finish::Applied;
 use super::form::Form;
+use super::links::Links;
 use super::stream::{self, Stream};
 use super::{Blobs, Limits};
 use crate::error::{Context, Error, Kind, Result};
@@ -190,13 +191,13 @@ pub(super) fn sweep(parent: BorrowedFd<'_>) -> Result<()> {
 
 /// Applies all entries of a layer, and reads its stream to the end, where it is known to be the right one.
 pub(super) fn apply_all<F: Form>(stream: &mut Stream, mut form: F, limits: &Limits) -> Result<Applied<F>> {
-    let mut links = Vec::new();
+    let mut links = Links::default();
     let mut entries = Entries::new(stream, limits);
     while let Some(entry) = entries.next()? {
         let path = entry.path.clone();
-        let applied = apply(&mut form, &mut entries, entry);
+        let applied = apply(&mut form, &mut links, &mut entries, entry);
         let naming = || format!("entry {:?}", String::from_utf8_lossy(&path));
-        links.extend(applied.context(naming)?);
+        applied.context(naming)?;
         if *form.kept() > limits.names {
             return Err(Limits::error("the names of its entries", limits.names, "bytes")).context(naming);
         }

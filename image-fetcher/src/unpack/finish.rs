@@ -1,26 +1,23 @@
 //! The last of a layer: what it takes from the layers below, and the metadata of its directories.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use coracle_sys::archive;
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::{self as sys, Errno};
 
-use super::apply::{LinkBelow, link_inside, target_components};
 use super::entry::Metadata;
-use super::form::{Content, Directories, Directory, Form, Found, NewFile, Place};
+use super::form::{Directories, Directory, Form};
 use super::limits::Limits;
-use crate::error::{Context, Error, Kind, Result};
+use super::links::Links;
+use crate::error::{Context, Result};
 use crate::metadata::{self, IMPLIED, OPAQUE, SIZE, is_kept};
 
 /// A layer with all its entries applied.
 pub(crate) struct Applied<F> {
     pub form: F,
-    pub links: Vec<LinkBelow>,
+    pub links: Links,
     /// The bytes of its files.
     pub bytes: u64,
 }
@@ -39,12 +36,8 @@ impl<F: Form> Applied<F> {
     /// lowest. Returns whether the layer has become another one than it would be elsewhere.
     pub(crate) fn finish(mut self, below: Option<BorrowedFd<'_>>, limits: &Limits) -> Result<Fit> {
         let mut fit = if self.links.is_empty() { Fit::Anywhere } else { Fit::Here };
-        let mut copies = Copies { made: BTreeMap::new(), bytes: self.bytes, limit: limits.bytes };
-        for link in std::mem::take(&mut self.links) {
-            let name = || format!("entry {:?}", String::from_utf8_lossy(&link.name));
-            link_below(&mut self.form, &link, below, &mut copies).context(name)?;
-        }
-        self.bytes = copies.bytes;
+        let links = std::mem::take(&mut self.links);
+        self.bytes = links.copy(&mut self.form, below, (self.bytes, limits.bytes))?;
         let directories = std::mem::take(self.form.directories());
         // Backwards, what is in a directory comes before it, since its path is longer.
         for (path, directory) in directories.iter().rev() {
@@ -114,125 +107,15 @@ fn is_hidden(directories: &Directories, path: &[u8]) -> bool {
     prefixes.any(|prefix| directories.get(prefix).is_some_and(|d| d.opaque))
 }
 
-/// What hard links have brought from the layers below.
-struct Copies {
-    /// Where the copy of a target is that has not got the target's own name.
-    made: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The bytes of the layer's files, with those of the copies.
-    bytes: u64,
-    limit: u64,
-}
-
-impl Copies {
-    fn count(&mut self, size: u64) -> Result<()> {
-        self.bytes = self.bytes.saturating_add(size);
-        if self.bytes > self.limit {
-            return Err(Limits::error("the size of its files", self.limit, "bytes"));
-        }
-        Ok(())
-    }
-}
-
-/// Links to a file of the layers below as overlayfs does: a copy of it gets both names.
-fn link_below<F: Form>(
-    form: &mut F,
-    link: &LinkBelow,
-    below: Option<BorrowedFd<'_>>,
-    copies: &mut Copies,
-) -> Result<()> {
-    let directory: Vec<&[u8]> = link.directory.split(|b| *b == b'/').filter(|c| !c.is_empty()).collect();
-    let place = form.parent(&directory)?;
-    if !matches!(form.look(&place, &link.name)?, Found::Nothing | Found::Whiteout) {
-        // A later entry has taken the name.
-        return Ok(());
-    }
-    if link_inside(form, &place, &link.name, &link.target)? {
-        return Ok(());
-    }
-    let path = target_components(&link.target)?;
-    let target = path.join(&b'/');
-    let missing = || missing(link);
-    let below = below.ok_or_else(missing)?;
-    let source = |resolve| Source { below, path: &target, resolve };
-    let (Some(name), Some(parent)) = (path.last(), path.get(..path.len().saturating_sub(1))) else {
-        return Err(missing());
-    };
-    match source(Resolve::BeneathNoLinks).open(libc::O_PATH) {
-        Ok(_) => {
-            let origin = form.parent(parent)?;
-            copy_up(form, &source(Resolve::BeneathNoLinks), (&origin, name), copies)?;
-            link_inside(form, &place, &link.name, &link.target).map(drop)
-        }
-        // Through a link of a lower layer, whose name a directory of this layer would hide: one copy.
-        Err(e) if e.errno() == Errno::ELOOP => {
-            if let Some(made) = copies.made.get(&target) {
-                return link_inside(form, &place, &link.name, made).map(drop);
-            }
-            let source = source(Resolve::InRoot);
-            source.open(libc::O_PATH).map_err(|_| missing())?;
-            copy_up(form, &source, (&place, &link.name), copies)?;
-            copies.made.insert(target.clone(), place.join(&link.name));
-            Ok(())
-        }
-        Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ENOTDIR) => Err(missing()),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// The target of a hard link is nowhere.
-pub(super) fn missing(link: &LinkBelow) -> Error {
-    let shown = String::from_utf8_lossy(&link.target);
-    Error::new(Kind::Malformed, format!("it is a hard link to {shown:?}, which is in no layer"))
-}
-
-/// A file of the layers below.
-struct Source<'a> {
-    below: BorrowedFd<'a>,
-    path: &'a [u8],
-    resolve: Resolve,
-}
-
-impl Source<'_> {
-    fn open(&self, flags: i32) -> sys::Result<OwnedFd> {
-        file::open(self.below, OsStr::from_bytes(self.path), flags | libc::O_NOFOLLOW, 0, self.resolve)
-    }
-}
-
-/// Copies a file of the layers below with all its metadata. Of what can't be opened, attributes stay behind.
-fn copy_up<F: Form>(
-    form: &mut F,
-    source: &Source<'_>,
-    (to, name): (&F::Place, &[u8]),
-    copies: &mut Copies,
-) -> Result<()> {
-    let looked = source.open(libc::O_PATH)?;
-    let stat = file::stat(looked.as_fd())?;
-    match stat.st_mode & libc::S_IFMT {
-        libc::S_IFREG => {
-            let file = source.open(libc::O_RDONLY)?;
-            let metadata = read_metadata(file.as_fd())?;
-            let (content, size) = (Content::File(File::from(file)), stat.st_size.unsigned_abs());
-            copies.count(size)?;
-            form.add_file(to, name, NewFile { metadata: &metadata, size, content })
-        }
-        libc::S_IFDIR => Err(Error::new(Kind::Malformed, "it is a hard link to a directory")),
-        libc::S_IFLNK => {
-            let target = file::read_link(looked.as_fd(), "")?;
-            form.add_symlink(to, name, target.as_encoded_bytes(), &plain_metadata(&stat))
-        }
-        kind => form.add_node(to, name, (kind, stat.st_rdev), &plain_metadata(&stat)),
-    }
-}
-
 /// Owner, permissions and times.
-fn plain_metadata(stat: &libc::stat) -> Metadata {
+pub(super) fn plain_metadata(stat: &libc::stat) -> Metadata {
     let [accessed, modified] = metadata::times(stat);
     let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
     Metadata { mode, uid, gid, accessed, modified, xattrs: Vec::new() }
 }
 
 /// All metadata of an open file.
-fn read_metadata(fd: BorrowedFd<'_>) -> Result<Metadata> {
+pub(super) fn read_metadata(fd: BorrowedFd<'_>) -> Result<Metadata> {
     let mut metadata = plain_metadata(&file::stat(fd)?);
     for name in archive::xattr_names(fd)? {
         let name = name.into_bytes();

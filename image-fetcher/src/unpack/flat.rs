@@ -12,14 +12,15 @@ use coracle_sys::file::{self, Resolve};
 use coracle_sys::{self as sys, Errno};
 use coracle_sys::{archive, descriptor};
 
-use super::apply::{LinkBelow, link_inside, target_components};
+use super::apply::link_inside;
 use super::batch::{Batch, sweep};
 use super::entry::Metadata;
-use super::finish::{Applied, missing};
+use super::finish::Applied;
 use super::form::{Directory, Form, Found, forget};
 use super::limits::Limits;
+use super::links::missing;
 use super::owners::Owners;
-use super::tree::{Tree, look, set};
+use super::tree::{Opened, Tree, look, set};
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::Image;
 use crate::store::Store;
@@ -106,10 +107,8 @@ struct Merged {
 impl Merged {
     /// Puts a layer over those that are there.
     fn add(&mut self, mut layer: Applied<Tree>) -> Result<()> {
-        for link in std::mem::take(&mut layer.links) {
-            let name = || format!("entry {:?}", String::from_utf8_lossy(&link.name));
-            self.link(&mut layer.form, &link).context(name)?;
-        }
+        let links = std::mem::take(&mut layer.links);
+        links.each(&mut layer.form, |form, to, target| self.link(form, to, target))?;
         let directories = std::mem::take(layer.form.directories());
         let mut implied = Vec::new();
         // What is in a directory comes after it, since its path is longer.
@@ -128,33 +127,29 @@ impl Merged {
     }
 
     /// Links to a file of the layers below, before this one hides it.
-    fn link(&self, layer: &mut Tree, link: &LinkBelow) -> Result<()> {
-        let directory: Vec<&[u8]> = link.directory.split(|b| *b == b'/').filter(|c| !c.is_empty()).collect();
-        let place = layer.parent(&directory)?;
-        if !matches!(layer.look(&place, &link.name)?, Found::Nothing | Found::Whiteout) {
-            // A later entry has taken the name.
-            return Ok(());
-        }
-        if link_inside(layer, &place, &link.name, &link.target)? {
-            return Ok(());
-        }
-        let path = target_components(&link.target)?;
-        let (name, above) = path.split_last().ok_or_else(|| missing(link))?;
-        let above = open(self.root.as_fd(), &above.join(&b'/'), Resolve::InRoot);
-        let above = above.map_err(|e| match e.errno() {
-            Errno::ENOENT | Errno::ENOTDIR => missing(link),
-            _ => e.into(),
-        })?;
-        match look(above.as_fd(), name)? {
-            Found::Nothing | Found::Whiteout => return Err(missing(link)),
-            Found::Directory => {
-                return Err(Error::new(Kind::Malformed, "it is a hard link to a directory"));
+    fn link(&self, layer: &mut Tree, (at, new): (&Opened, &[u8]), target: &[u8]) -> Result<()> {
+        let (above, name) = split(target);
+        let found = match open(self.root.as_fd(), above, Resolve::InRoot) {
+            Ok(above) => match look(above.as_fd(), name)? {
+                Found::Nothing | Found::Whiteout => None,
+                found => Some((above, found)),
+            },
+            Err(e) if matches!(e.errno(), Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
+            Err(e) => return Err(e.into()),
+        };
+        match found {
+            Some((_, Found::Directory)) => {
+                Err(Error::new(Kind::Malformed, "it is a hard link to a directory"))
             }
-            Found::Symlink | Found::Other => {}
+            Some((above, _)) => {
+                layer.clear(at, new)?;
+                let (old, new) = (OsStr::from_bytes(name), OsStr::from_bytes(new));
+                Ok(file::link(above.as_fd(), old, at.as_fd(), new)?)
+            }
+            // An archive that names the link before the file.
+            None if link_inside(layer, at, new, target)? => Ok(()),
+            None => Err(missing(target)),
         }
-        archive::remove_tree(place.as_fd(), OsStr::from_bytes(&link.name))?;
-        let new = OsStr::from_bytes(&link.name);
-        Ok(file::link(above.as_fd(), OsStr::from_bytes(name), place.as_fd(), new)?)
     }
 
     /// Makes sure that the directory `path` is there, and tells whether it is new.

@@ -18,6 +18,9 @@ const LINK_LIMIT: u32 = 40;
 /// No path may be longer, with or without links, as in the kernel (`PATH_MAX`).
 const PATH_LIMIT: usize = 4096;
 
+/// For no path may more directories be looked up: links lead up and down in a deep tree for as long as they like.
+const LOOKUP_LIMIT: usize = 8192;
+
 /// A directory of the layer.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
@@ -139,6 +142,8 @@ pub(crate) trait Form {
 
     /// The directory at `path`, which has no links in it; none where anything of it is no directory.
     fn enter(&mut self, path: &[u8]) -> Result<Option<Self::Place>>;
+    /// The directory `name` in `at`, which is known to be one.
+    fn step(&mut self, at: &Self::Place, name: &[u8]) -> Result<Self::Place>;
     /// What lies at `name`.
     fn look(&self, at: &Self::Place, name: &[u8]) -> Result<Found>;
     /// Where the symbolic link `name` leads.
@@ -159,6 +164,8 @@ pub(crate) trait Form {
     fn add_node(&mut self, at: &Self::Place, name: &[u8], node: (u32, u64), meta: &Metadata) -> Result<()>;
     /// Gives what is at `from` another name.
     fn add_link(&mut self, from: (&Self::Place, &[u8]), at: &Self::Place, name: &[u8]) -> Result<()>;
+    /// Takes away what this layer has at `name`, whatever it is, since a later entry replaces it.
+    fn clear(&mut self, at: &Self::Place, name: &[u8]) -> Result<()>;
     /// Hides what has the name `name` below. What this layer has there stays.
     fn white_out(&mut self, at: &Self::Place, name: &[u8]) -> Result<()>;
 
@@ -200,19 +207,24 @@ pub(crate) trait Form {
     #[expect(private_interfaces, reason = "only the methods above walk")]
     fn walk(&mut self, path: &[&[u8]], missing: Missing) -> Result<Option<Self::Place>> {
         let mut todo: VecDeque<Vec<u8>> = path.iter().map(|c| c.to_vec()).collect();
-        let (mut here, mut links) = (self.at(b"")?, 0);
+        let (mut here, mut links, mut lookups) = (self.at(b"")?, 0, 0);
         while let Some(name) = todo.pop_front() {
             if name == b".." {
                 let end = here.path().iter().rposition(|b| *b == b'/').unwrap_or(0);
+                lookups += here.path().split(|b| *b == b'/').count();
                 here = self.at(&here.path()[..end])?;
                 continue;
             }
             let path = here.join(&name);
+            lookups += 1;
+            if lookups > LOOKUP_LIMIT {
+                return Err(parent_error(&path, "is too far by the links that lead there"));
+            }
             if path.len() > PATH_LIMIT {
                 return Err(parent_error(&path[..64], "… is longer than 4096 bytes"));
             }
             match self.look(&here, &name)? {
-                Found::Directory => here = self.at(&path)?,
+                Found::Directory => here = self.step(&here, &name)?,
                 Found::Symlink => {
                     links += 1;
                     if links > LINK_LIMIT {
@@ -231,7 +243,7 @@ pub(crate) trait Form {
                     }
                     *self.kept() += path.len() as u64;
                     self.make_directory(&here, &name, None)?;
-                    here = self.at(&path)?;
+                    here = self.step(&here, &name)?;
                 }
                 Found::Nothing | Found::Whiteout => return Ok(None),
                 Found::Other => return Err(parent_error(&path, "is no directory")),

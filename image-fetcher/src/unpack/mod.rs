@@ -19,6 +19,7 @@ mod flat;
 pub(crate) mod form;
 mod header;
 mod limits;
+mod links;
 mod number;
 mod owners;
 mod pax;

@@ -86,15 +86,6 @@ impl Tree {
         file::open(self.root.as_fd(), path, libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)
     }
 
-    /// Removes what has the name `name`, whatever it is, since a later entry replaces it.
-    fn clear(&mut self, at: &Opened, name: &[u8]) -> Result<()> {
-        self.last = None;
-        if self.look(at, name)? == Found::Directory {
-            forget(&mut self.directories, &at.join(name));
-        }
-        Ok(archive::remove_tree(at.as_fd(), OsStr::from_bytes(name))?)
-    }
-
     /// Does what `make` does, after what has the name already was removed.
     fn replace<T>(
         &mut self,
@@ -132,6 +123,14 @@ impl Form for Tree {
             Err(e) if matches!(e.errno(), Errno::ELOOP | Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    fn step(&mut self, at: &Opened, name: &[u8]) -> Result<Opened> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let fd = file::open(at.as_fd(), OsStr::from_bytes(name), flags, 0, Resolve::BeneathNoLinks)?;
+        let opened = Opened { fd: Arc::new(fd), path: at.join(name) };
+        self.last = Some(opened.clone());
+        Ok(opened)
     }
 
     fn look(&self, at: &Opened, name: &[u8]) -> Result<Found> {
@@ -211,6 +210,14 @@ impl Form for Tree {
     fn add_link(&mut self, (from, old): (&Opened, &[u8]), at: &Opened, name: &[u8]) -> Result<()> {
         let old = OsStr::from_bytes(old);
         self.replace(at, name, |dir, name| file::link(from.as_fd(), old, dir, name))
+    }
+
+    fn clear(&mut self, at: &Opened, name: &[u8]) -> Result<()> {
+        self.last = None;
+        if self.look(at, name)? == Found::Directory {
+            forget(&mut self.directories, &at.join(name));
+        }
+        Ok(archive::remove_tree(at.as_fd(), OsStr::from_bytes(name))?)
     }
 
     fn white_out(&mut self, at: &Opened, name: &[u8]) -> Result<()> {

@@ -100,8 +100,8 @@ impl Erofs {
         }
     }
 
-    /// Takes away what has the path, whatever it is, since a later entry replaces it.
-    fn clear(&mut self, path: &[u8]) {
+    /// Takes away what has the path, whatever it is.
+    fn remove(&mut self, path: &[u8]) {
         match self.found(path) {
             Found::Nothing => {}
             Found::Directory => {
@@ -116,7 +116,7 @@ impl Erofs {
     fn name(&mut self, at: &Vec<u8>, name: &[u8], leaf: Leaf) -> Result<()> {
         check_name(name)?;
         let path = at.join(name);
-        self.clear(&path);
+        self.remove(&path);
         self.files.insert(path, leaf);
         Ok(())
     }
@@ -183,6 +183,10 @@ impl Form for Erofs {
         Ok(self.directories.contains_key(path).then(|| path.to_vec()))
     }
 
+    fn step(&mut self, at: &Vec<u8>, name: &[u8]) -> Result<Vec<u8>> {
+        Ok(at.join(name))
+    }
+
     fn look(&self, at: &Vec<u8>, name: &[u8]) -> Result<Found> {
         Ok(self.found(&at.join(name)))
     }
@@ -204,7 +208,7 @@ impl Form for Erofs {
         let path = at.join(name);
         let is_replaced = !matches!(self.found(&path), Found::Nothing | Found::Directory);
         if is_replaced {
-            self.clear(&path);
+            self.remove(&path);
         }
         let directory = self.directories.entry(path).or_default();
         directory.opaque |= is_replaced;
@@ -301,11 +305,16 @@ impl Form for Erofs {
     }
 
     fn add_link(&mut self, (from, old): (&Vec<u8>, &[u8]), at: &Vec<u8>, name: &[u8]) -> Result<()> {
-        self.clear(&at.join(name));
+        self.remove(&at.join(name));
         let Some(leaf) = self.files.get(&from.join(old)).cloned() else {
             return Err(Error::new(Kind::Malformed, "it is a hard link to what it takes the place of"));
         };
         self.name(at, name, leaf)
+    }
+
+    fn clear(&mut self, at: &Vec<u8>, name: &[u8]) -> Result<()> {
+        self.remove(&at.join(name));
+        Ok(())
     }
 
     fn white_out(&mut self, at: &Vec<u8>, name: &[u8]) -> Result<()> {

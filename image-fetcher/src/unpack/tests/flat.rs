@@ -82,6 +82,15 @@ fn a_hard_link_to_a_lower_layer_is_one_to_all_its_names() {
     assert!(error.ends_with("it is a hard link to a directory"), "{error}");
 }
 
+#[test]
+fn a_hard_link_to_what_its_layer_replaces_is_one_to_what_was_there() {
+    let flat = Flat::new();
+    let lower = tar().file("f", b"below").file("g", b"below").end();
+    let upper = tar().hard("h", "f").file("f", b"new").file("i", b"old").hard("i", "g").hard("j", "i").end();
+    let root = flat.unpack(&[lower, upper], Owners::All).unwrap();
+    assert_eq!(["f", "h", "i", "j"].map(|name| text(&root.join(name))), ["new", "below", "below", "below"]);
+}
+
 fn flat_error(layers: &[Vec<u8>]) -> String {
     Flat::new().refused(layers)
 }

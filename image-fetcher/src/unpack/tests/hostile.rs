@@ -62,7 +62,7 @@ fn what_climbs_out_is_refused() {
             (
                 "HardlinkAbsolute",
                 tar().hard("h", "/etc/passwd"),
-                "entry \"h\": it is a hard link to \"/etc/passwd\", which is in no layer",
+                "entry \"h\": it is a hard link to \"etc/passwd\", which is in no layer",
             ),
             (
                 "HardlinkDownAndOut",
@@ -214,6 +214,18 @@ fn each_limit_is_named_by_its_error() {
             assert!(error.to_string().trim_end().contains(expected), "{error}");
             scratch.assert_clean();
         }
+    });
+}
+
+#[test]
+fn links_that_lead_up_and_down_a_deep_tree_end_the_unpacking() {
+    both(|new| {
+        let (deep, way) = ("d/".repeat(1000), "../d/".repeat(500));
+        let layer = tar().pax(&[("path", deep.as_bytes())]).dir("short/");
+        let layer = layer.pax(&[("linkpath", deep.as_bytes())]).link("s", "short");
+        let layer = layer.pax(&[("linkpath", way.as_bytes())]).link("s/way", "short");
+        let error = new().refused(&layer.file("s/way/f", b""));
+        assert!(error.ends_with("is too far by the links that lead there"), "{error}");
     });
 }
 

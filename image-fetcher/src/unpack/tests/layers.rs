@@ -204,3 +204,41 @@ fn what_aufs_kept_for_itself_is_passed_over() {
         assert_eq!(names, ["f"]);
     });
 }
+
+#[test]
+fn a_hard_link_to_a_file_that_its_layer_hides_or_replaces_is_the_only_name_of_the_copy() {
+    both(|new| {
+        let scratch = new();
+        let lower = tar().file("gone", b"1").file("new", b"2").dir("o/").file("o/f", b"3").dir("d/");
+        let lower = lower.file("d/f", b"4").file("name", b"5").end();
+        let upper = tar().hard("a", "gone").file(".wh.gone", b"").hard("b", "new").file("new", b"other");
+        let upper = upper.hard("c", "o/f").dir("o/").file("o/.wh..wh..opq", b"").hard("e", "d/f");
+        // A link to a link, whose own target another link takes the place of.
+        let upper = upper.file(".wh.d", b"").hard("g", "a").hard("h", "name").hard("name", "new-below");
+        let lower = [lower, tar().file("new-below", b"6").end()];
+        scratch.unpack(&[lower[0].clone(), lower[1].clone(), upper.end()]).unwrap();
+        let dir = scratch.layer_path(2);
+        let found = ["a", "b", "c", "e", "g", "h", "name"].map(|name| text(&dir.join(name)));
+        assert_eq!(found, ["1", "2", "3", "4", "1", "5", "6"]);
+        assert!(is_whiteout(&dir.join("gone")) && is_whiteout(&dir.join("d")));
+        assert_eq!(text(&dir.join("new")), "other");
+        assert!(!dir.join("o/f").exists());
+        let same = |a: &str, b: &str| {
+            fs::metadata(dir.join(a)).unwrap().ino() == fs::metadata(dir.join(b)).unwrap().ino()
+        };
+        assert!(same("a", "g") && same("name", "new-below"));
+    });
+}
+
+#[test]
+fn a_hard_link_to_a_lower_layer_replaces_what_its_own_has_by_that_name() {
+    both(|new| {
+        let scratch = new();
+        let upper = tar().file("h", b"old").hard("h", "f").dir("d/").file("d/x", b"").hard("d", "f");
+        scratch
+            .unpack(&[tar().file("f", b"below").end(), upper.hard("later", "f").file("later", b"2").end()])
+            .unwrap();
+        let dir = scratch.layer_path(1);
+        assert_eq!(["h", "d", "later"].map(|name| text(&dir.join(name))), ["below", "below", "2"]);
+    });
+}
