@@ -1,16 +1,21 @@
 //! What differs between two trees: two images, or a snapshot and the image it is of.
 
-use std::ffi::OsStr;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr};
 use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
+use coracle_sys::{Errno, archive, mount};
 
 use crate::error::{Context, Result};
 use crate::image::Image;
 use crate::lock::Held;
+use crate::metadata::is_kept;
 use crate::snapshot;
 use crate::store::{Store, is_missing};
 
@@ -19,7 +24,7 @@ use crate::store::{Store, is_missing};
 pub enum Kind {
     /// It is new.
     Added,
-    /// Its type, permissions, owner, size, time, target or device is another one.
+    /// Its type, permissions, owner, size, time, target, device, attributes or bytes are others.
     Changed,
     /// It is gone.
     Deleted,
@@ -56,6 +61,10 @@ pub fn of_snapshot(store: &Store, id: &str) -> Result<Vec<Change>> {
     let looking = || format!("comparing {id:?} with its image");
     let before = View::beside(store, id).context(looking)?;
     let after = file::open_dir(snapshot::directory_path(store, id).join("rootfs")).context(looking)?;
+    // What a container puts in the place of a file while that is opened is no device then, and no other mount.
+    let after = mount::clone_tree(after.as_fd(), Path::new(""), false).context(looking)?;
+    let inert = mount::Attributes { set: mount::attr::NODEV | mount::attr::RDONLY, ..Default::default() };
+    mount::set_attributes(after.as_fd(), inert, false).context(looking)?;
     compare(before.root.as_fd(), after.as_fd()).context(looking)
 }
 
@@ -146,7 +155,11 @@ fn directory(
             (None, None) => None,
             (None, Some(_)) => Some(Kind::Added),
             (Some(_), None) => Some(Kind::Deleted),
-            (Some(old), Some(new)) => (old != new).then_some(Kind::Changed),
+            (Some(old), Some(new)) => {
+                let is_same = old.looks_as(new)
+                    && before.map_or(Ok(true), |before| holds_same((before, old), (after, new), &name))?;
+                (!is_same).then_some(Kind::Changed)
+            }
         };
         let [old, new] = [old, new].map(|look| look.is_some_and(|look| look.is(libc::S_IFDIR)));
         let path = path.join(&name);
@@ -157,16 +170,29 @@ fn directory(
     Ok(inner)
 }
 
-/// Type and permissions, owner, device, size, time, and where a link leads.
-#[derive(PartialEq, Eq)]
+/// What is known of a file without opening it.
 struct Look {
+    /// Type and permissions, owner, device, size, time.
     numbers: [i64; 7],
+    /// Where a link leads.
     target: Option<std::ffi::OsString>,
+    /// Inode and time of its last change of any kind.
+    inode: [i64; 3],
 }
 
 impl Look {
     fn is(&self, kind: u32) -> bool {
         self.numbers[0] as u32 & libc::S_IFMT == kind
+    }
+
+    fn looks_as(&self, other: &Self) -> bool {
+        self.numbers == other.numbers && self.target == other.target
+    }
+
+    /// Whether the two are one file of one layer, which both trees have. EROFS keeps one time alone, and there the number
+    /// proves nothing.
+    fn is_one_with(&self, other: &Self) -> bool {
+        self.inode == other.inode && self.inode[1..] != self.numbers[5..]
     }
 }
 
@@ -189,7 +215,50 @@ fn look(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Look>> {
     ];
     let is_link = stat.st_mode & libc::S_IFMT == libc::S_IFLNK;
     let target = is_link.then(|| file::read_link(directory, name)).transpose()?;
-    Ok(Some(Look { numbers, target }))
+    Ok(Some(Look { numbers, target, inode: [stat.st_ino.cast_signed(), stat.st_ctime, stat.st_ctime_nsec] }))
+}
+
+/// Whether two files or directories that look alike have the same attributes and bytes: images that are built to be
+/// reproduced have one time for all.
+fn holds_same(
+    (before, old): (BorrowedFd<'_>, &Look),
+    (after, new): (BorrowedFd<'_>, &Look),
+    name: &OsStr,
+) -> Result<bool> {
+    if old.is_one_with(new) || !(old.is(libc::S_IFREG) || old.is(libc::S_IFDIR)) {
+        return Ok(true);
+    }
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let open = |at| file::open(at, name, flags, 0, Resolve::BeneathNoLinks);
+    let (before, after) = (open(before)?, open(after));
+    // Gone meanwhile, or something else.
+    let Ok(after) = after else { return Ok(false) };
+    if attributes(before.as_fd())? != attributes(after.as_fd())? {
+        return Ok(false);
+    }
+    Ok(old.is(libc::S_IFDIR) || has_same_bytes(File::from(before), File::from(after))?)
+}
+
+fn attributes(fd: BorrowedFd<'_>) -> Result<BTreeMap<CString, Option<Vec<u8>>>> {
+    let names = archive::xattr_names(fd)?.into_iter().filter(|name| is_kept(name.as_bytes()));
+    names.map(|name| Ok((name.clone(), archive::xattr(fd, OsStr::from_bytes(name.as_bytes()))?))).collect()
+}
+
+fn has_same_bytes(before: File, after: File) -> Result<bool> {
+    let failed = |e| coracle_sys::Error::of_io("read()", &e);
+    let [mut before, mut after] = [before, after].map(|file| BufReader::with_capacity(128 << 10, file));
+    loop {
+        let (old, new) = (before.fill_buf().map_err(failed)?, after.fill_buf().map_err(failed)?);
+        let length = old.len().min(new.len());
+        if old[..length] != new[..length] {
+            return Ok(false);
+        }
+        if length == 0 {
+            return Ok(old.len() == new.len());
+        }
+        before.consume(length);
+        after.consume(length);
+    }
 }
 
 /// Opens a directory; none where there is none any more.
@@ -206,8 +275,6 @@ mod tests {
     #![expect(clippy::disallowed_methods, reason = "tests make files on the host")]
 
     use std::fs;
-
-    use coracle_sys::archive;
 
     use super::*;
     use crate::fixture::{Tar, both};
@@ -250,6 +317,29 @@ mod tests {
             let [old, new] = ["old", "image"].map(|name| scratch.store.image(name).unwrap());
             let changes = of_images(&scratch.store, &old, &new).unwrap();
             assert_eq!(shown(&changes), ["D /d/f", "C /l", "A /n"]);
+        });
+    }
+
+    #[test]
+    fn files_of_one_size_and_time_are_told_apart_by_their_bytes_and_attributes() {
+        both(|new| {
+            let scratch = new();
+            let made = |bytes: &[u8], value: &[u8]| {
+                let attribute = [("SCHILY.xattr.user.a", value)];
+                let tar = Tar::default()
+                    .file("same", b"1")
+                    .file("bytes", bytes)
+                    .pax(&attribute)
+                    .file("attribute", b"");
+                tar.pax(&attribute).dir("d/").end()
+            };
+            scratch.unpack(&[made(b"old", b"x")]).unwrap();
+            scratch.store.tag("image", "old").unwrap();
+            scratch.unpack(&[made(b"new", b"y")]).unwrap();
+            let [old, new] = ["old", "image"].map(|name| scratch.store.image(name).unwrap());
+            let changes = of_images(&scratch.store, &old, &new).unwrap();
+            assert_eq!(shown(&changes), ["C /attribute", "C /bytes", "C /d"]);
+            assert!(of_images(&scratch.store, &new, &new).unwrap().is_empty());
         });
     }
 

@@ -134,6 +134,9 @@ pub(crate) fn layers(manifest: &ImageManifest, config: &ImageConfiguration) -> R
             |below| Digest::of(format!("{} {diff_id}", below.chain_id).as_bytes()),
         );
         let digest = Digest::try_from(blob.digest())?;
+        if layers.iter().any(|other| other.digest == digest && other.size != blob.size()) {
+            return Err(Error::new(Kind::Malformed, format!("the manifest gives {digest} two sizes")));
+        }
         layers.push(Layer { digest, size: blob.size(), diff_id, chain_id });
     }
     Ok(layers)
@@ -201,6 +204,26 @@ pub(crate) fn check_document(bytes: &[u8], media_type: &MediaType) -> Result<()>
 /// # Errors
 /// As [`check_document`], and [`Kind::Unsupported`] where it is no image.
 pub(crate) fn parse_manifest(bytes: &[u8], media_type: &MediaType) -> Result<ImageManifest> {
+    let manifest = parse_any_manifest(bytes, media_type)?;
+    let config = manifest.config().media_type().to_string();
+    if IMAGE_CONFIGS.contains(&config.as_str()) {
+        return Ok(manifest);
+    }
+    Err(Error::new(Kind::Unsupported, format!("with a config of media type {config:?} it is no image")))
+}
+
+/// What the config of an image says it is; the last is said by some images of old registries.
+const IMAGE_CONFIGS: [&str; 3] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+];
+
+/// Parses a manifest of an image, or of an artifact that is kept as one.
+///
+/// # Errors
+/// As [`parse_manifest`].
+pub(crate) fn parse_any_manifest(bytes: &[u8], media_type: &MediaType) -> Result<ImageManifest> {
     check_document(bytes, media_type)?;
     if is_manifest(media_type) {
         return parse(bytes, "the manifest");
@@ -249,6 +272,27 @@ mod tests {
             br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
         let error = parse_manifest(bytes, &MediaType::ImageManifest).unwrap_err();
         assert!(error.to_string().contains("but its descriptor says"), "{error}");
+    }
+
+    #[test]
+    fn an_artifact_is_no_image() {
+        let text = manifest_json(0, "").replace("oci.image.config", "cncf.helm.config");
+        let error = parse_manifest(text.as_bytes(), &MediaType::ImageManifest).unwrap_err();
+        let expected =
+            r#"with a config of media type "application/vnd.cncf.helm.config.v1+json" it is no image"#;
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_layer_of_two_sizes_is_refused() {
+        let text = manifest_json(2, "application/vnd.oci.image.layer.v1.tar").replacen(
+            "\"size\":1",
+            "\"size\":2",
+            1,
+        );
+        let manifest = parse_manifest(text.as_bytes(), &MediaType::ImageManifest).unwrap();
+        let error = layers(&manifest, &config(2)).unwrap_err();
+        assert_eq!(error.to_string(), format!("the manifest gives {A} two sizes"));
     }
 
     #[test]

@@ -62,7 +62,8 @@ struct Held {
 /// Where an image can't be read.
 pub fn usage(store: &Store) -> Result<Usage> {
     let _lock = store.lock_adding()?;
-    let keep = Keep::of(store, &held(store)?)?;
+    let (images, others) = held(store)?;
+    let keep = Keep::of(store, &images, &others)?;
     let mut usage = Usage::default();
     for (directory, kept, amount) in [
         (store.blobs(), &keep.blobs, &mut usage.blobs),
@@ -87,7 +88,7 @@ pub fn usage(store: &Store) -> Result<Usage> {
 /// Where an image can't be read: then nothing is removed, since its layers are not known.
 pub fn collect(store: &Store, policy: &Policy) -> Result<Vec<String>> {
     let lock = store.lock_all()?;
-    let mut images = held(store).context(|| "collecting what is not used")?;
+    let (mut images, others) = held(store).context(|| "collecting what is not used")?;
     images.sort_by_key(|held| held.used);
     let in_use: BTreeSet<Digest> = snapshot::records(store)?.into_iter().map(|r| r.manifest).collect();
     let (mut gone, mut at) = (Vec::new(), 0);
@@ -95,7 +96,7 @@ pub fn collect(store: &Store, policy: &Policy) -> Result<Vec<String>> {
         let held = &images[at];
         let is_old = policy.max_age.is_some_and(|age| held.used.elapsed().is_ok_and(|e| e > age));
         let is_too_much = match policy.max_size {
-            Some(most) => Keep::of(store, &images)?.size(store)? > most,
+            Some(most) => Keep::of(store, &images, &others)?.size(store)? > most,
             None => false,
         };
         if !in_use.contains(&held.image.digest) && (is_old || is_too_much) {
@@ -112,14 +113,15 @@ pub fn collect(store: &Store, policy: &Policy) -> Result<Vec<String>> {
     Ok(gone)
 }
 
-fn held(store: &Store) -> Result<Vec<Held>> {
-    let of = |entry: Entry| {
-        let image = Image::read(store, entry.clone())?;
+/// All images, and the names of the blobs of what else is in the store.
+fn held(store: &Store) -> Result<(Vec<Held>, BTreeSet<String>)> {
+    let (images, others) = store.contents()?;
+    let of = |(entry, image): (Entry, Image)| {
         let modified = file::stat_at(store.blobs(), image.digest.hex())?.st_mtime;
         let used = UNIX_EPOCH + Duration::from_secs(modified.max(0).unsigned_abs());
         Ok(Held { entry, image, used })
     };
-    store.entries()?.into_iter().map(of).collect()
+    Ok((images.into_iter().map(of).collect::<Result<_>>()?, others))
 }
 
 /// The names of what is used.
@@ -129,8 +131,8 @@ struct Keep {
 }
 
 impl Keep {
-    fn of(store: &Store, images: &[Held]) -> Result<Self> {
-        let mut keep = Self { blobs: store.unnamed_blobs()?, layers: snapshot::layers_in_use(store)? };
+    fn of(store: &Store, images: &[Held], others: &BTreeSet<String>) -> Result<Self> {
+        let mut keep = Self { blobs: others.clone(), layers: snapshot::layers_in_use(store)? };
         for held in images {
             keep.blobs.extend(held.image.blobs().map(|digest| digest.hex().to_owned()));
             keep.layers.extend(held.image.layers.iter().filter_map(|layer| store.unpacked(layer)));

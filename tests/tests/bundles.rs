@@ -216,6 +216,21 @@ fn without_privilege_it_has_to_be_asked_for() {
 }
 
 #[test]
+fn an_image_without_a_command_is_unpacked_for_who_will_say_one() {
+    privileged(|host| {
+        if !host.needs_coracle("an image store") {
+            return;
+        }
+        let image = Image { config: serde_json::json!({}), ..small::image() };
+        let (directory, bundle) = (layout(host, &image), host.directory().join("bundle"));
+        Store::at(host, &directory).call(&["unpack", "latest", bundle.to_str().unwrap()]).succeeds();
+        let config = fs::read_to_string(bundle.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["process"]["args"], serde_json::json!(["sh"]));
+    });
+}
+
+#[test]
 fn nobody_else_gets_to_what_a_bundle_holds() {
     unprivileged(|host| {
         if !host.needs_coracle("an image store") {

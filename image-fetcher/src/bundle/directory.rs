@@ -60,8 +60,13 @@ pub fn unpack(
 
 fn configure(directory: BorrowedFd<'_>, image: &Image, maps: Option<&Maps>) -> Result<()> {
     let root = file::open(directory, ROOT, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::BeneathNoLinks)?;
+    let process = image.config.config().clone().unwrap_or_default();
+    let has_command =
+        [process.entrypoint(), process.cmd()].iter().any(|c| c.iter().flatten().next().is_some());
+    // As in the configuration that `coracle spec` writes: whoever has the file will say what is to be run.
+    let args = if has_command { Vec::new() } else { vec!["sh".to_owned()] };
     let made = |network: Network| -> Result<Spec> {
-        spec(&image.config, root.as_fd(), &Options { network, ..Options::default() })
+        spec(&image.config, root.as_fd(), &Options { network, args: args.clone(), ..Options::default() })
     };
     let spec = match maps {
         None => made(Network::None)?,

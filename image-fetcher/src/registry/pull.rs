@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use coracle_sys::{Errno, archive};
+use coracle_sys::{Errno, archive, file};
 use oci_spec::image::{Descriptor, ImageIndex, MediaType};
 
 use super::fetch::{Document, Fetcher, Slots};
@@ -18,7 +18,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::image::{Image, Layer, check_depth, check_document, is_index, parse, parse_manifest};
 use crate::reference::Reference;
 use crate::stage::Stage;
-use crate::store::{Entry, Store};
+use crate::store::{Entry, Store, is_missing};
 use crate::thread;
 use crate::unpack::{Blobs, unpack_from};
 
@@ -188,7 +188,7 @@ impl<'a> Parts<'a> {
     ) -> Result<Self> {
         let mut map = BTreeMap::new();
         for layer in layers {
-            if store.has_blob(&layer.digest) && !damaged.contains(&layer.digest) {
+            if !damaged.contains(&layer.digest) && has_blob(store, layer)? {
                 // One that was killed after it had named the blob has left this.
                 archive::remove_tree(partial, layer.digest.hex())?;
             } else if !map.contains_key(&layer.digest) {
@@ -235,10 +235,24 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// Whether the store has the blob of a layer. One of another size than the manifest says is damaged, or the manifest is wrong.
+fn has_blob(store: &Store, layer: &Layer) -> Result<bool> {
+    let found = file::stat_at(store.blobs(), layer.digest.hex());
+    if is_missing(&found) {
+        return Ok(false);
+    }
+    let size = found?.st_size.unsigned_abs();
+    if size != layer.size && store.check(&layer.digest).is_ok() {
+        let why =
+            format!("the manifest says that {} is {} bytes, but it is {size}", layer.digest, layer.size);
+        return Err(Error::new(Kind::Malformed, why));
+    }
+    Ok(size == layer.size)
+}
+
 /// Whether the store's blob of a layer is not what its name says.
 fn is_damaged(store: &Store, layer: &Layer) -> bool {
-    let verify = |blob| crate::digest::Verified::new(blob, layer.digest.clone(), layer.size).finish();
-    store.blob(&layer.digest).and_then(verify).is_err_and(|error| error.kind() == Kind::Corrupt)
+    store.check(&layer.digest).is_err_and(|error| error.kind() == Kind::Corrupt)
 }
 
 impl Blobs for Parts<'_> {

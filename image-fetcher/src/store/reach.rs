@@ -4,26 +4,41 @@ use std::collections::BTreeSet;
 
 use oci_spec::image::{Descriptor, ImageIndex};
 
-use super::{Store, name_of};
+use super::{Entry, Store, name_of};
 use crate::digest::Digest;
-use crate::error::{Context, Result};
-use crate::image::{check_depth, check_document, is_index, is_manifest, parse, parse_manifest};
+use crate::error::{Context, Kind, Result};
+use crate::image::{Image, check_depth, check_document, is_index, is_manifest, parse, parse_any_manifest};
 
 /// The names and types of blobs. One that is a document to some may be a mere file to others.
 type Reached = BTreeSet<(String, String)>;
 
+/// The images of a store, with their names.
+type Images = Vec<(Entry, Image)>;
+
 impl Store {
-    /// The names of all blobs that the descriptors without a name in the index lead to.
+    /// The images that have a name, and the names of all blobs that anything else in the index leads to: what has no name,
+    /// and what is no image.
     ///
     /// # Errors
     /// Where one of them can't be read.
-    pub(crate) fn unnamed_blobs(&self) -> Result<BTreeSet<String>> {
-        let mut reached = Reached::new();
-        for descriptor in self.index()?.manifests().iter().filter(|d| name_of(d).is_none()) {
-            let reading = || format!("reading {}, which has no name in the index", descriptor.digest());
-            self.reach(descriptor, 0, &mut reached).context(reading)?;
+    pub(crate) fn contents(&self) -> Result<(Images, BTreeSet<String>)> {
+        let (mut images, mut reached) = (Vec::new(), Reached::new());
+        for descriptor in self.index()?.manifests() {
+            let Some(name) = name_of(descriptor) else {
+                let reading = || format!("reading {}, which has no name in the index", descriptor.digest());
+                self.reach(descriptor, 0, &mut reached).context(reading)?;
+                continue;
+            };
+            let entry = Entry { reference: name.clone(), descriptor: descriptor.clone() };
+            match Image::read(self, entry.clone()) {
+                Err(error) if error.kind() == Kind::Unsupported => {
+                    let reading = || format!("reading {name:?}, which is no image");
+                    self.reach(descriptor, 0, &mut reached).context(reading)?;
+                }
+                image => images.push((entry, image?)),
+            }
         }
-        Ok(reached.into_iter().map(|(name, _)| name).collect())
+        Ok((images, reached.into_iter().map(|(name, _)| name).collect()))
     }
 
     fn reach(&self, descriptor: &Descriptor, depth: u32, reached: &mut Reached) -> Result<()> {
@@ -45,7 +60,7 @@ impl Store {
                 .try_for_each(|d| self.reach(d, depth + 1, reached));
         }
         if is_manifest(media_type) {
-            let manifest = parse_manifest(&self.document(descriptor)?, media_type)?;
+            let manifest = parse_any_manifest(&self.document(descriptor)?, media_type)?;
             let mut blobs = manifest.layers().iter().chain([manifest.config()]);
             return blobs.try_for_each(|blob| note(blob, reached).map(drop));
         }
@@ -68,7 +83,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::error::Kind;
     use crate::fixture::{Scratch, Tar};
 
     const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -121,6 +135,28 @@ mod tests {
         assert!(!has(&scratch, "nobody's"));
         let usage = crate::space::usage(&scratch.store).unwrap();
         assert_eq!((usage.blobs.count, usage.blobs.unused), (8, 0));
+    }
+
+    #[test]
+    fn what_has_a_name_but_is_no_image_is_kept_until_its_name_goes() {
+        let scratch = Scratch::new();
+        scratch.import(&[Tar::default().file("f", b"").end()]).unwrap();
+        let artifact = put_manifest(&scratch, "in an artifact");
+        let index = json!({ "schemaVersion": 2, "manifests": [put_manifest(&scratch, "in an index")] });
+        let index = put(&scratch, INDEX, index.to_string().as_bytes());
+        for (name, mut descriptor) in [("artifact", artifact), ("index", index)] {
+            descriptor["annotations"] = json!({ (crate::store::REF_NAME): name });
+            add(&scratch, &descriptor);
+            let error = scratch.store.image(name).unwrap_err();
+            assert!(error.to_string().ends_with("is no image"), "{error}");
+        }
+        scratch.store.remove("image").unwrap();
+        let both = |scratch: &Scratch| ["in an artifact", "in an index"].map(|text| has(scratch, text));
+        assert_eq!(both(&scratch), [true, true]);
+        crate::space::collect(&scratch.store, &crate::space::Policy::default()).unwrap();
+        assert_eq!(crate::space::usage(&scratch.store).unwrap().blobs.unused, 0);
+        scratch.store.remove("artifact").unwrap();
+        assert_eq!(both(&scratch), [false, true]);
     }
 
     #[test]

@@ -79,11 +79,10 @@ impl Store {
     /// Removes what nobody uses, and the layers of the images whose names are to go. Their documents stay: they are read as long
     /// as the index has the names.
     fn sweep_but(&self, _lock: &Held, is_gone: impl Fn(&String) -> bool) -> Result<()> {
-        let (mut blobs, mut layers) = (self.unnamed_blobs()?, crate::snapshot::layers_in_use(self)?);
-        for entry in self.entries()? {
-            let is_gone = is_gone(&entry.reference);
-            let image = Image::read(self, entry)?;
-            if is_gone {
+        let (images, mut blobs) = self.contents()?;
+        let mut layers = crate::snapshot::layers_in_use(self)?;
+        for (entry, image) in images {
+            if is_gone(&entry.reference) {
                 blobs.extend(image.documents().map(|d| d.hex().to_owned()));
                 continue;
             }
@@ -94,27 +93,31 @@ impl Store {
         sweep(self.layers.as_fd(), &layers)
     }
 
+    /// Refuses a blob that is not what its name says. Its size is its own affair: it is the manifest that is wrong about that.
+    #[cfg(feature = "registry")]
+    pub(crate) fn check(&self, digest: &Digest) -> Result<()> {
+        let blob = self.blob(digest)?;
+        let size = file::stat(blob.as_fd())?.st_size.unsigned_abs();
+        Verified::new(blob, digest.clone(), size).finish()
+    }
+
     /// Removes those blobs of an image that are not what their names say, and its unpacked layers that no snapshot is
     /// made of. Waits for those who are adding.
     #[cfg(feature = "registry")]
     pub(crate) fn discard_damaged(&self, entry: &Entry) -> Result<()> {
         let _lock = self.lock_all()?;
-        let keep_whole = |digest: Digest, size: u64| {
-            let whole =
-                self.blob(&digest).and_then(|blob| Verified::new(blob, digest.clone(), size).finish());
-            match whole {
-                Err(error) if error.kind() == Kind::Corrupt => {
-                    Ok(archive::remove_tree(self.blobs.as_fd(), digest.hex())?)
-                }
-                Err(error) if error.kind() != Kind::NotFound => Err(error),
-                _ => Ok(()),
+        let keep_whole = |digest: Digest| match self.check(&digest) {
+            Err(error) if error.kind() == Kind::Corrupt => {
+                Ok(archive::remove_tree(self.blobs.as_fd(), digest.hex())?)
             }
+            Err(error) if error.kind() != Kind::NotFound => Err(error),
+            _ => Ok(()),
         };
-        keep_whole(Digest::try_from(entry.descriptor.digest())?, entry.descriptor.size())?;
+        keep_whole(Digest::try_from(entry.descriptor.digest())?)?;
         let Ok(bytes) = self.document(&entry.descriptor) else { return Ok(()) };
         let manifest = crate::image::parse_manifest(&bytes, entry.descriptor.media_type())?;
         for blob in manifest.layers().iter().chain([manifest.config()]) {
-            keep_whole(Digest::try_from(blob.digest())?, blob.size())?;
+            keep_whole(Digest::try_from(blob.digest())?)?;
         }
         let Ok(image) = Image::read(self, entry.clone()) else { return Ok(()) };
         let in_use = crate::snapshot::layers_in_use(self)?;

@@ -160,6 +160,25 @@ fn a_damaged_blob_of_the_store_is_fetched_again() {
 }
 
 #[test]
+fn a_manifest_that_is_wrong_about_a_blob_of_the_store_is_refused_and_the_blob_stays() {
+    privileged(|host| {
+        if !can_run(host) {
+            return;
+        }
+        let (store, image) = (Store::new(host), image());
+        let mut content = Content::of(&image);
+        let mut manifest = image.manifest();
+        manifest["layers"][1]["size"] = 7.into();
+        content.add_manifest("wrong", "application/vnd.oci.image.manifest.v1+json", &manifest);
+        let registry = Registry::serving(content);
+        pull(&store, &registry, "a", &["--quiet"]).succeeds();
+        pull(&store, &registry, "a:wrong", &["--quiet"])
+            .fails_with(&["the manifest says that sha256:", " is 7 bytes, but it is "]);
+        assert_whole(&store, &registry.image("a:latest"), &image);
+    });
+}
+
+#[test]
 fn redirects_that_go_in_circles_or_to_no_address_are_refused() {
     privileged(|host| {
         if !can_run(host) {
