@@ -51,6 +51,9 @@ fn measure_in(directory: &Path, options: &Options, report: &mut Report) -> Resul
     let runtimes = runtimes(directory, options, report)?;
     let runtimes: Vec<&Subject> = runtimes.iter().collect();
     let all: Vec<&Subject> = std::iter::once(&bare).chain(runtimes.iter().copied()).collect();
+    if options.only.as_deref() == Some("crowd") {
+        return crowd::measure(&all, options.runs, report);
+    }
 
     report.section("Starts of `true`: busybox root, six namespaces, limits on memory, CPU and PIDs", PEER);
     let runs = options.runs;
