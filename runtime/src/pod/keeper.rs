@@ -2,11 +2,14 @@
 //! share, and descriptors (the ends of pipes and terminals that the containers write to, and pidfds, which tell how a
 //! process ended that nobody awaited). Where the containers share a PID namespace, it is the first process there.
 //!
-//! It can do nothing else: it has no capabilities, its root is an empty directory, and it does not touch the host.
+//! It can do nothing else: it has no capabilities, one empty file system for all mounts, and it does not touch the host.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use coracle_sys::file::Resolve;
+use coracle_sys::mount::{self, Attributes, Propagation, attr};
 use coracle_sys::process::{self, Child};
 use coracle_sys::{descriptor, event, file, identity, namespace, net, signal, socket};
 use serde::{Deserialize, Serialize};
@@ -102,13 +105,29 @@ fn settle(empty: BorrowedFd<'_>, shared: &Shared, flags: i32) -> Result<()> {
     }
     let sysctls = shared.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     init::set_sysctls("the kernel parameter", sysctls)?;
-    namespace::enter(empty)?;
-    namespace::chroot_here()?;
+    leave_host(empty).context(|| "leaving the host's mounts")?;
     identity::no_new_privileges()?;
     identity::set_capabilities(&identity::Capabilities::default())?;
     // Orphans in a PID namespace are its children: nobody asks for them.
     signal::ignore_children()?;
     Ok(())
+}
+
+/// Makes an empty file system the only mount there is, over the directory `empty`. Containers that share the PID namespace see
+/// this process as their first, and with `CAP_SYS_PTRACE` they can enter `/proc/1/root`: a mere chroot(2) would have the host above it.
+fn leave_host(empty: BorrowedFd<'_>) -> Result<()> {
+    namespace::enter(empty)?;
+    namespace::unshare(libc::CLONE_NEWNS)?;
+    let open = |path| file::open(file::CWD, path, libc::O_PATH | libc::O_DIRECTORY, 0, Resolve::Host);
+    let private = Attributes { propagation: Some(Propagation::Private), ..Attributes::default() };
+    mount::set_attributes(open("/")?.as_fd(), private, true)?;
+    let root =
+        mount::Context::open("tmpfs")?.mount(attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
+    mount::attach(root.as_fd(), open(".")?.as_fd())?;
+    namespace::enter(root.as_fd())?;
+    mount::pivot_root_here()?;
+    mount::detach(Path::new("."))?;
+    Ok(namespace::change_dir(Path::new("/"))?)
 }
 
 /// Holds what it is told to, until it is killed.

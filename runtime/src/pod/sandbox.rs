@@ -15,7 +15,7 @@ use super::document;
 use super::keeper::{self, Keeper};
 use super::plan::{Kind, Plan, Shared};
 use super::record::{Directory, Record};
-use crate::cgroup::{Holder, Wanted};
+use crate::cgroup::{Holder, Place, Wanted};
 use crate::error::{Code, Context, Error, Result};
 use crate::stages::spawn::users;
 use crate::stages::spec::{self, SPEC_VERSION};
@@ -134,8 +134,13 @@ fn sysctls(plan: &Plan, isolators: &Registry) -> Result<Vec<(String, String)>> {
 fn make_cgroup(record: &mut Record, plan: &Plan, isolators: &Registry) -> Result<Option<Holder>> {
     let Some(place) = &mut record.cgroup else { return Ok(None) };
     let limits = spec::parse_resources(plan.resources.to_string().as_bytes())?;
-    let (tree, holder) =
-        place.make(&Wanted { resources: Some(&limits), devices: None, annotations: None })?;
+    let made = place.make(&Wanted { resources: Some(&limits), devices: None, annotations: None });
+    let (tree, holder) = made.map_err(|failure| match failure.code() {
+        Code::Exists => {
+            failure.hint("a pod of this name below another --root has it: name this one otherwise")
+        }
+        _ => failure,
+    })?;
     limit(&plan.name, tree.into_handles(), &plan.resources, isolators, || Ok(()))?;
     Ok(holder)
 }
@@ -178,13 +183,15 @@ pub fn set(
     })
 }
 
-/// Undoes what the record of a pod tells of: the keeper, the cgroups with whoever is in them.
+/// Undoes what the record of a pod tells of: the keeper, the cgroups with whoever is in them. Without a keeper nobody of the
+/// pod's can be in them: where they turned out to be another's, who uses them must not notice that it is undone.
 ///
 /// # Errors
 /// The first failure; the rest is tried.
 pub fn remove(record: &Record) -> Result<()> {
     let keeper = record.keeper.map_or(Ok(()), |keeper| keeper.kill(|| {}));
     process::reap_all();
-    let cgroup = record.cgroup.as_ref().map_or(Ok(()), |place| place.kill().and_then(|()| place.remove()));
+    let kill = |place: &Place| if record.keeper.is_some() { place.kill() } else { Ok(()) };
+    let cgroup = record.cgroup.as_ref().map_or(Ok(()), |place| kill(place).and_then(|()| place.remove()));
     keeper.and(cgroup)
 }

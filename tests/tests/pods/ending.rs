@@ -220,3 +220,23 @@ fn a_drain_that_has_no_time_names_no_pod_that_was_over_before() {
         pods.remove("job");
     });
 }
+
+#[test]
+fn a_pod_that_finds_its_cgroup_in_use_leaves_those_in_it_alone() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let one = "  terminationGracePeriodSeconds: 0\n  containers: [{name: one, image: IMAGE, command: [sleep, '1000']}]\n";
+        pods.run("web", one);
+        let (root, file) = (host.directory(), pods.file(""));
+        let (root, store) = (root.to_str().unwrap(), pods.store.directory().to_str().unwrap().to_owned());
+        let spec = one.replace("IMAGE", coracle_tests::pod::IMAGE);
+        std::fs::write(&file, format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{spec}"))
+            .unwrap();
+        let file = file.to_str().unwrap();
+        host.call(&["--root", root, "pod", "run", "--store", &store, "-f", file])
+            .fails_with(&["making the pod's cgroup", "a pod of this name below another --root has it"]);
+        host.call(&["--root", root, "pod", "rm", "--force", "web"]).succeeds();
+        assert_eq!(pods.container("web", "one")["state"], "running");
+        pods.remove("web");
+    });
+}

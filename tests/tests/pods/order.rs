@@ -282,6 +282,31 @@ fn containers_may_share_processes_and_the_hosts_namespaces() {
     });
 }
 
+/// The first process of shared ones is on the host; Kubernetes has them for debuggers, which may trace it.
+#[test]
+fn the_first_of_shared_processes_leads_nobody_to_the_host() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let secret = host.directory().join("secret");
+        std::fs::write(&secret, "of the host").unwrap();
+        let path = format!("/proc/1/root{}{}", "/..".repeat(20), secret.display());
+        pods.run(
+            "traced",
+            "
+  shareProcessNamespace: true
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: one, image: IMAGE, command: [sleep, '1000'], securityContext: {capabilities: {add: [SYS_PTRACE]}}}
+",
+        );
+        let seen = pods.exec("traced/one", &["ls", "-A", "/proc/1/root/"]).succeeds().text();
+        assert_eq!(seen, "");
+        pods.exec("traced/one", &["cat", &path]).fails_with(&["No such file or directory"]);
+        pods.exec("traced/one", &["touch", "/proc/1/root/x"]).fails_with(&["Read-only file system"]);
+        pods.remove("traced");
+    });
+}
+
 /// What a cgroup's file says, in version 2 or 1.
 #[track_caller]
 fn read(path: &str, v2: &str, v1: &str) -> String {
