@@ -11,6 +11,7 @@ use crate::digest::{Digest, Verified};
 #[cfg(feature = "registry")]
 use crate::error::Kind;
 use crate::error::{Context, Result};
+#[cfg(feature = "registry")]
 use crate::image::Image;
 use crate::lock::{self, Held};
 

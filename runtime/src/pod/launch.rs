@@ -19,7 +19,7 @@ use super::job::{Job, Mouth};
 use super::network::Networks;
 use super::plan::{self as pods, Member, Plan};
 use super::pull::may_be_pulled;
-use super::record::{BELOW, Directory};
+use super::record::Directory;
 use super::sandbox::Sandbox;
 use super::users::Range;
 use super::volume;
@@ -280,15 +280,11 @@ fn refuse_root(pod: &Pod, member: &Member, spec: &Value) -> Result<()> {
 ///
 /// # Errors
 /// `EAGAIN` where there are too many processes.
-pub fn remove(dir: &Directory, path: &str, isolators: &Registry) -> Result<Job> {
-    let (states, name) = dir.states(path);
+pub fn remove(dir: &Directory, path: &str, store: &Path, isolators: &Registry) -> Result<Job> {
     Job::start(REMOVED_WITHIN, &[], Some(isolators), |_| {
         signal::unblock()?;
-        remove_in(&states.join(&name).join(BELOW), isolators)?;
-        match State::open(&states, &name) {
-            Err(e) if e.code() == Code::NotFound => Ok(Vec::new()),
-            state => cleanup::remove(state?, isolators, false),
-        }
+        remove_below(dir, path, (store, isolators))?;
+        remove_one(dir, path, (store, isolators))
     })
 }
 
@@ -296,19 +292,30 @@ pub fn remove(dir: &Directory, path: &str, isolators: &Registry) -> Result<Job> 
 ///
 /// # Errors
 /// The first that can't be removed.
-pub fn remove_left(dir: &Directory, isolators: &Registry) -> Result<()> {
-    remove_in(&dir.states("").0, isolators)
+pub fn remove_left(dir: &Directory, store: &Path, isolators: &Registry) -> Result<()> {
+    remove_below(dir, "", (store, isolators))
 }
 
-fn remove_in(states: &Path, isolators: &Registry) -> Result<()> {
-    for id in state::ids(states)? {
-        remove_in(&states.join(&id).join(BELOW), isolators)?;
-        match State::open(states, &id) {
-            Err(e) if e.code() == Code::NotFound => {}
-            state => drop(cleanup::remove(state?, isolators, false)?),
-        }
+fn remove_below(dir: &Directory, above: &str, known: (&Path, &Registry)) -> Result<()> {
+    let child = |id: &str| if above.is_empty() { id.to_owned() } else { format!("{above}/{id}") };
+    for id in state::ids(&dir.states(&child("")).0)? {
+        remove_below(dir, &child(&id), known)?;
+        remove_one(dir, &child(&id), known)?;
     }
     Ok(())
+}
+
+/// Removes a container. Of one whose record can't be read, what that must have said: else the pod could never go.
+fn remove_one(dir: &Directory, path: &str, (store, isolators): (&Path, &Registry)) -> Result<Vec<String>> {
+    let (states, name) = dir.states(path);
+    let state = match State::open(&states, &name) {
+        Err(e) if e.code() == Code::NotFound => return Ok(Vec::new()),
+        state => state?,
+    };
+    let Err(unreadable) = state.record() else { return cleanup::remove(state, isolators, false) };
+    let (id, store) = (id(dir.name(), path), Some(store.to_owned()));
+    let record = Record { id, store, ..cleanup::guess(&state, unreadable)? };
+    cleanup::remove_recorded(state, record, isolators, true)
 }
 
 #[cfg(test)]

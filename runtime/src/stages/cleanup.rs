@@ -66,6 +66,19 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
         state.remove()?;
         return Ok(Vec::new());
     };
+    remove_recorded(state, record, isolators, force)
+}
+
+/// The same for a container of which this is known.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_recorded(
+    state: State,
+    record: Record,
+    isolators: &Registry,
+    force: bool,
+) -> Result<Vec<String>> {
     let mut failures: Vec<Error> = Vec::new();
     let mut warnings = Vec::new();
     let children = if record.has_children { state.children() } else { Ok(Vec::new()) };
@@ -102,10 +115,13 @@ pub fn remove(state: State, isolators: &Registry, force: bool) -> Result<Vec<Str
     }
 }
 
-/// What the record of a container must have said: its cgroups follow from its ID and its configuration, and its
+/// What the `unreadable` record of a container must have said: its cgroups follow from its ID and its configuration, and its
 /// processes are in them. Where the configuration can't be read either, or there are no such cgroups, nothing can be told, and
 /// that is said: what goes on somewhere must not be taken for gone.
-fn guess(state: &State, unreadable: Error) -> Result<Record> {
+///
+/// # Errors
+/// `unreadable`, with what to do.
+pub fn guess(state: &State, unreadable: Error) -> Result<Record> {
     let Ok(spec) = spec::kept(state) else {
         return Err(unreadable.hint("nor can its configuration be read: look for its cgroup by hand"));
     };

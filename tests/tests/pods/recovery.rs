@@ -1,6 +1,7 @@
 //! What is left when somebody is killed, and how it goes on.
 
 use std::fs;
+use std::io::Write;
 use std::process::Command;
 
 use coracle_tests::pod::{IMAGE, Pods};
@@ -135,6 +136,63 @@ fn a_pod_that_lost_both_supervisor_and_keeper_can_be_removed() {
         host.call(&["recover"]).succeeds();
         pods.is("web", "Failed");
         pods.call(&["rm", "web"]).succeeds();
+    });
+}
+
+#[test]
+fn a_pod_without_a_supervisor_is_removed_by_force() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        kill(&pods.inspect("web")["supervisor"]);
+        pods.call(&["rm", "web"]).fails_with(&["has no supervisor", "coracle recover"]);
+        pods.remove("web");
+        assert_eq!(pods.call(&["ls", "--quiet"]).succeeds().text(), "");
+    });
+}
+
+#[test]
+fn a_pod_on_a_full_disk_gets_a_new_supervisor_and_can_be_removed() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let disk = host.directory();
+        command::tool("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", disk.to_str().unwrap()]);
+        let root = disk.join("states");
+        let root = root.to_str().unwrap();
+        let file = pods.file("");
+        let spec = TALKER.replace("IMAGE", IMAGE);
+        fs::write(
+            &file,
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {name}\nspec:{spec}", name = "{name: web}"),
+        )
+        .unwrap();
+        let call = |args: &[&str]| host.call(&[&["--root", root], args].concat());
+        let store = pods.store.directory().to_str().unwrap().to_owned();
+        call(&["pod", "run", "--store", &store, "-f", file.to_str().unwrap()]).succeeds();
+        let mut filler = fs::File::create(disk.join("filler")).unwrap();
+        while filler.write_all(&[b'x'; 4096]).is_ok() {}
+        kill(&call(&["pod", "inspect", "web"]).succeeds().json()["supervisor"]);
+        assert_eq!(call(&["recover"]).succeeds().lines(), ["web"]);
+        let told = call(&["pod", "inspect", "web"]).succeeds().json();
+        assert!(told["message"].as_str().unwrap().contains("no space left on device"), "{told}");
+        call(&["pod", "rm", "--force", "web"]).succeeds();
+        drop(filler);
+        command::tool("umount", &[disk.to_str().unwrap()]);
+    });
+}
+
+#[test]
+fn a_container_whose_record_was_cut_short_goes_with_its_pod() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run("web", TALKER);
+        let pid = pods.container("web", "talks")["pid"].to_string();
+        kill(&pods.inspect("web")["supervisor"]);
+        let record = "/run/coracle/.pods/web/containers/talks/record.json";
+        fs::OpenOptions::new().write(true).open(record).unwrap().set_len(100).unwrap();
+        host.call(&["recover"]).succeeds();
+        pods.remove("web");
+        command::eventually("it is gone", || !fs::exists(format!("/proc/{pid}")).unwrap());
     });
 }
 

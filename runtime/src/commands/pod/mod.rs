@@ -10,7 +10,7 @@ mod node;
 mod relay;
 pub(super) mod stats;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_sys::Errno;
 use coracle_sys::file::{self, Resolve};
@@ -22,6 +22,7 @@ use crate::pod::document;
 use crate::pod::host;
 use crate::pod::record::{Directory, SOCKET};
 use crate::pod::serve;
+use crate::pod::supervisor;
 use crate::pod::varlink::client::{self, Client};
 use crate::{image, self_image};
 
@@ -36,8 +37,9 @@ pub fn execute(global: &Global, verb: &PodVerb) -> Result<u8> {
         PodVerb::Plan(make) => make::plan(global, make),
         PodVerb::Start(pod) => ask(global, pod, "Start", json!({})),
         PodVerb::Stop { pod, grace } => ask(global, pod, "Stop", json!({ "graceSeconds": grace })),
-        PodVerb::Remove { pod, force } => match ask(global, pod, "Remove", json!({ "force": force })) {
-            Err(e) if *force && e.code() == Code::NotFound => Ok(0),
+        PodVerb::Remove { pod, force: false } => ask(global, pod, "Remove", json!({ "force": false })),
+        PodVerb::Remove { pod, force: true } => match remove_by_force(global, pod) {
+            Err(e) if e.code() == Code::NotFound => Ok(0),
             removed => removed,
         },
         PodVerb::List { form, below } => list::list(global, *form, below.as_deref()),
@@ -105,13 +107,17 @@ fn connect_for_now(global: &Global, pod: &str) -> Result<Client> {
 }
 
 fn found(pod: &str, connected: Result<Client>) -> Result<Client> {
-    match connected {
-        Err(e) if matches!(e.errno(), Some(Errno::ECONNREFUSED | Errno::ENOENT)) => {
-            let why = format!("pod {pod:?} has no supervisor");
-            Err(Error::new(Code::System, why).hint("coracle recover starts another"))
-        }
-        connected => connected,
+    if is_gone(&connected) {
+        let why = format!("pod {pod:?} has no supervisor");
+        return Err(Error::new(Code::System, why).hint("coracle recover starts another"));
     }
+    connected
+}
+
+/// Whether nobody is there to be spoken to.
+fn is_gone(connected: &Result<Client>) -> bool {
+    let errno = connected.as_ref().err().and_then(Error::errno);
+    matches!(errno, Some(Errno::ECONNREFUSED | Errno::ENOENT))
 }
 
 /// What the method `method` of `pod` replies.
@@ -123,6 +129,22 @@ fn call(global: &Global, pod: &str, method: &str, parameters: Value) -> Result<V
 /// The same for a reply that nobody reads.
 fn ask(global: &Global, pod: &str, method: &str, parameters: Value) -> Result<u8> {
     call(global, pod, method, parameters).map(|_| 0)
+}
+
+/// Removes a pod with its containers. One without a supervisor gets another, which knows how.
+fn remove_by_force(global: &Global, pod: &str) -> Result<u8> {
+    let end = Instant::now() + ANSWERED_WITHIN;
+    // One that was killed a moment ago still holds the pod.
+    while is_gone(&client::connect(Directory::open(&global.root, pod)?.fd(), SOCKET)) && Instant::now() < end
+    {
+        // A new supervisor is a fork of this process.
+        self_image::protect(&[], None, &image::variables(&[]))?;
+        let adopted = Directory::open(&global.root, pod).and_then(|dir| supervisor::adopt(global, dir));
+        if !adopted.context(|| format!("removing pod {pod:?}"))? {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    ask(global, pod, "Remove", json!({ "force": true }))
 }
 
 /// What `Inspect` tells of each of `pods`. All are asked before one is waited for: a supervisor that stands still keeps nobody

@@ -121,7 +121,7 @@ impl Supervisor {
             self.advance();
             self.answer();
             if self.leaving && self.is_over() {
-                let left = launch::remove_left(&self.dir, &self.isolators);
+                let left = launch::remove_left(&self.dir, &self.record.store, &self.isolators);
                 match left.and_then(|()| volume::remove(self.volumes())) {
                     Ok(()) => {
                         self.vanish();
@@ -397,7 +397,7 @@ impl Supervisor {
 
     /// Starts the removal of what is left of the container at `path`.
     fn removal(&self, path: &str) -> Result<Job> {
-        launch::remove(&self.dir, path, &self.isolators)
+        launch::remove(&self.dir, path, &self.record.store, &self.isolators)
     }
 }
 

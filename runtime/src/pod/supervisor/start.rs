@@ -203,7 +203,8 @@ impl Supervisor {
         }
         let listener = socket::listen_stream(dir.fd(), SOCKET).context(|| "making the pod's socket")?;
         let record = record.supervised()?;
-        dir.write(&record)?;
+        // Whoever adopts a pod on a full disk only can't be named there.
+        let trouble = dir.write(&record).err().map(|error| error.to_string());
         let ago = record.started.map(|at| time::since_start().saturating_sub(at));
         let started = ago.and_then(|ago| Instant::now().checked_sub(ago));
         let global = Global { log: None, debug: false, ..global.clone() };
@@ -224,7 +225,7 @@ impl Supervisor {
             started: started.unwrap_or_else(Instant::now),
             grace: plan.grace,
             ends: None,
-            trouble: None,
+            trouble,
             leaving: false,
             unreaped: true,
             rests: Some(Instant::now() + super::REST),
