@@ -1,4 +1,4 @@
-//! `coracle-bench [--json] [--quick] [--runtime PATH] [--image-program PATH] [starts|unpack|pull]` measures Coracle
+//! `coracle-bench [--json] [--quick] [--runtime PATH] [--image-program PATH] [starts|crowd|unpack|pull]` measures Coracle
 //! beside its peers, in one sitting on one machine: starts beside crun, runc and a bare C program, unpacking
 //! beside `gzip -dc | tar -x` and umoci, pulling beside podman. Runs alternate, figures are medians, ratios are to the first peer.
 //!
