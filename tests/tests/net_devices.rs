@@ -82,6 +82,27 @@ fn what_is_not_there_is_refused_and_nothing_moves() {
     });
 }
 
+#[test]
+fn an_interface_found_by_another_of_its_names_is_never_lost() {
+    privileged(|host| {
+        if !host.needs_coracle("interfaces that come back") || !host.needs_program("ip") {
+            return;
+        }
+        pair("inner", "outer");
+        tool("ip", &["link", "property", "add", "dev", "inner", "altname", "second"]);
+        ip(&["link", "set", "inner", "up"]);
+        let refused = run(host, moving(json!({"inner": {"name": "y"}, "second": {"name": "z"}})));
+        refused.fails_with(&["/linux/netDevices/second", "\"inner\" is the same interface"]);
+        let refused = run(host, moving(json!({"inner": {"name": "second"}})));
+        refused.fails_with(&["\"second\" is an alternative name of \"inner\" itself"]);
+        run(host, moving(json!({"second": {"name": "x"}})).args(["/not/there"])).fails_with(&["/not/there"]);
+        assert!(is_on_host("inner") && tool("busybox", &["ip", "link", "show", "inner"]).contains(",UP"));
+        let listed =
+            run(host, moving(json!({"second": {}})).args(["ls", "/sys/class/net"])).succeeds().text();
+        assert_eq!(listed.split_whitespace().collect::<Vec<_>>(), ["inner", "lo"]);
+    });
+}
+
 /// The kernel would end them with the network namespace.
 #[test]
 fn where_a_launch_fails_they_come_back_as_they_were() {

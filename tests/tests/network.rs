@@ -279,6 +279,27 @@ fn who_is_deleted_by_force_is_gone_and_what_its_plugins_owe_is_asked_for_later()
 }
 
 #[test]
+fn what_a_failed_delete_owes_is_asked_for_while_the_container_is_still_known() {
+    privileged(|host| {
+        let Some(lan) = Lan::new(host, 30.0) else { return };
+        lan.network(&json!({"cniVersion": "1.0.0", "name": "front", "plugins": [{"type": "stubborn"}]}));
+        let before = lan.stock();
+        let script = "case $CNI_COMMAND in\nADD) cat >/dev/null; echo '{\"cniVersion\": \"1.0.0\"}';;\n\
+            DEL) [ ! -e $DIR/busy ] || exit 1\necho let go >$DIR/told;;\nesac";
+        lan.plugin("stubborn", script);
+        fs::write(lan.path("busy"), "").unwrap();
+        let container = bundle(&lan, "owing", "front", "true").start();
+        container.becomes("stopped");
+        lan.host().call(&["delete", container.id()]).fails_with(&["could not DEL"]);
+        fs::remove_file(lan.path("busy")).unwrap();
+        lan.host().call(&["network", "gc"]).succeeds();
+        assert_eq!(lan.read("told").trim(), "let go");
+        lan.host().call(&["delete", container.id()]).succeeds();
+        lan.ends_as(&before);
+    });
+}
+
+#[test]
 fn a_plugin_that_asks_for_it_is_called_again() {
     privileged(|host| {
         let Some(lan) = Lan::new(host, 10.0) else { return };

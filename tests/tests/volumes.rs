@@ -55,6 +55,31 @@ fn what_one_container_writes_before_it_is_killed_another_reads() {
 }
 
 #[test]
+fn it_may_hide_what_another_mount_has_at_its_place() {
+    privileged(|host| {
+        let Some(volumes) = Volumes::new(host) else { return };
+        let spec = Spec::new().mount("/data", "tmpfs", "tmpfs", &[]).mount("/data", "volume", "data", &[]);
+        volumes.host.bundle(spec.script("echo here >/data/file")).run().succeeds();
+        let read = volumes.host.bundle(with_data(&[]).script("cat /data/file")).run().succeeds();
+        assert_eq!(read.text().trim(), "here");
+    });
+}
+
+#[test]
+fn it_stays_as_long_as_a_part_of_it_is_mounted() {
+    privileged(|host| {
+        let Some(volumes) = Volumes::new(host) else { return };
+        volumes.host.bundle(with_data(&[]).script("mkdir /data/part")).run().succeeds();
+        let part = volumes.state.join("data/data/part");
+        let spec = Spec::new().bind(part.to_str().unwrap(), "/part", &["rbind"]).args(["sleep", "1000"]);
+        let container = volumes.host.bundle(spec).start();
+        volumes.host.call(&["volume", "rm", "data"]).fails_with(&["is in use"]);
+        container.remove();
+        volumes.host.call(&["volume", "rm", "data"]).succeeds();
+    });
+}
+
+#[test]
 fn two_share_one_and_it_stays_as_long_as_either_is_there() {
     privileged(|host| {
         let Some(volumes) = Volumes::new(host) else { return };

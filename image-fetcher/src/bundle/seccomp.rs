@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use coracle_sys::file::{self, Resolve};
+use coracle_sys::file;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ pub(crate) fn profile(seccomp: &Seccomp, capabilities: &BTreeSet<&str>) -> Resul
         Seccomp::Default => resolve(DEFAULT, capabilities).map(Some),
         Seccomp::File(path) => {
             let reading = || format!("reading the seccomp profile {path:?}");
-            let bytes = file::read(file::CWD, path, DOCUMENT_LIMIT, Resolve::Host).context(reading)?;
+            let bytes = file::read_given(path, DOCUMENT_LIMIT).context(reading)?;
             resolve(&String::from_utf8_lossy(&bytes), capabilities).context(reading).map(Some)
         }
     }

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use coracle_isolator::{
-    Adjustment, Config, Error, Handles, Isolator, Result, States, Usage, export_isolator, known,
+    Adjustment, Config, Error, Handles, Isolator, Result, States, Usage, adjusted, export_isolator, known,
 };
 use oci_spec::runtime::Mount;
 use serde::Deserialize;
@@ -162,9 +162,10 @@ impl Isolator for Csi {
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
-        let mut adjustment = Adjustment::default();
-        let mounts = config.spec.mounts().as_deref().unwrap_or_default().iter().enumerate();
-        for (i, mount) in mounts.filter(|(_, mount)| mount.typ().as_deref() == Some(TYPE)) {
+        let (mut adjustment, mut changed) = (Adjustment::default(), Vec::new());
+        let mounts = config.spec.mounts().as_deref().unwrap_or_default();
+        for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| mount.typ().as_deref() == Some(TYPE))
+        {
             let at = |e: Error| e.below(&format!("/mounts/{i}/source"));
             let name = mount.source().as_deref().and_then(Path::to_str).unwrap_or_default();
             let definition = self.definition(name).map_err(at)?;
@@ -174,8 +175,9 @@ impl Isolator for Csi {
             let mut bind = mount.clone();
             bind.set_typ(Some("bind".to_owned())).set_options(Some(options));
             bind.set_source(Some(Volume::target(&self.settings.state, name, &self.known_by(config.id))));
-            adjustment.mounts.push(bind);
+            changed.push((i, bind));
         }
+        adjustment.mounts = adjusted(mounts, &changed);
         Ok(adjustment)
     }
 

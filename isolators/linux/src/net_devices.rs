@@ -6,7 +6,7 @@ use std::path::Path;
 
 use coracle_isolator::{Adjustment, Config, Error, Handles, Isolator, Result, pointer};
 use coracle_sys::file::{self, Resolve};
-use coracle_sys::netlink::{Address, Netlink};
+use coracle_sys::netlink::{Address, Interface, Netlink};
 use coracle_sys::{Errno, namespace, process};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
@@ -33,9 +33,10 @@ struct Moved {
 /// An interface as it was on the host, before it moved.
 #[derive(Debug)]
 struct Link {
-    old: String,
+    /// What the configuration calls it.
+    asked: String,
+    old: Interface,
     new: String,
-    is_up: bool,
     addresses: Vec<Address>,
 }
 
@@ -76,18 +77,11 @@ impl Isolator for NetDevices {
         let here = Netlink::open().map_err(failed)?;
         let there = in_namespace(&target, &own)?;
         // Moved as a whole or not at all, as far as can be told before.
-        let mut links = Vec::with_capacity(wanted.len());
-        for (name, new) in &wanted {
-            let link = here.link(name).map_err(|e| missing(e, name))?;
-            if there.link(new).is_ok() {
-                let why = format!("the container's network has an interface {new:?} already");
-                return Err(Error::new(why).at(field(name)));
-            }
-            links.push(link);
-        }
+        let links = found(&here, &there, &wanted)?;
         let mut moved = Moved { here, there, own, links: Vec::new() };
-        let result = wanted.iter().zip(links).try_for_each(|((name, new), (link, is_up))| {
-            go(&mut moved, (link, is_up), (name, new), &target).map_err(|e| hinted(e).at(field(name)))
+        let result = links.into_iter().try_for_each(|link| {
+            let asked = field(&link.asked);
+            go(&mut moved, link, &target).map_err(|e| hinted(e).at(asked))
         });
         self.0.replace(Some(moved));
         result
@@ -99,7 +93,7 @@ impl Isolator for NetDevices {
         let mut result = Ok(());
         for link in links.iter().rev() {
             let back = come_back(&here, &there, link, &own);
-            result = result.and(back.map_err(|e| hinted(e).at(field(&link.old))));
+            result = result.and(back.map_err(|e| hinted(e).at(field(&link.asked))));
         }
         result
     }
@@ -110,6 +104,33 @@ const FIELD: &str = "/linux/netDevices";
 /// The JSON pointer of an interface's entry.
 fn field(name: &str) -> String {
     pointer(FIELD, name)
+}
+
+/// The interfaces `wanted`, as they are on the host. An interface may have names beside its own, and is found by each.
+fn found(here: &Netlink, there: &Netlink, wanted: &[(&str, &str)]) -> Result<Vec<Link>> {
+    let mut links: Vec<Link> = Vec::with_capacity(wanted.len());
+    for (asked, new) in wanted {
+        let refused = |why: String| Err(Error::new(why).at(field(asked)));
+        let old = here.link(asked).map_err(|e| missing(e, asked))?;
+        let new = if new == asked { &old.name } else { *new };
+        if let Some(other) = links.iter().find(|link| link.old.index == old.index) {
+            return refused(format!("{:?} is the same interface, {:?}", other.asked, old.name));
+        }
+        if links.iter().any(|link| link.new == new) {
+            return refused(format!("two interfaces would be called {new:?}"));
+        }
+        // The kernel gives no interface a name that it has already, and says so once it has moved.
+        if new != old.name && here.link(new).is_ok_and(|other| other.index == old.index) {
+            return refused(format!("{new:?} is an alternative name of {:?} itself", old.name));
+        }
+        if there.link(new).is_ok() {
+            return refused(format!("the container's network has an interface {new:?} already"));
+        }
+        let addresses = here.addresses(old.index).map_err(|e| hinted(e).at(field(asked)))?;
+        let addresses = addresses.into_iter().filter(Address::is_global).collect();
+        links.push(Link { asked: (*asked).to_owned(), new: new.to_owned(), old, addresses });
+    }
+    Ok(links)
 }
 
 /// The interfaces to move, in the order of their names, each with what it is called in the container.
@@ -174,33 +195,32 @@ fn in_namespace(target: &OwnedFd, own: &OwnedFd) -> Result<Netlink> {
     opened.map_err(failed)
 }
 
-/// Moves an interface, which is up or not, from the one name to the other in the network whose namespace `target` is.
+/// Moves an interface to the network whose namespace `target` is.
 ///
 /// It is the move that takes it down, once nothing forbids it any more (`__dev_change_net_namespace` of `net/core/dev.c`): one
-/// that can't move stays as it is. What it had is read first, since IPv6 takes addresses away from an interface that goes down.
-fn go(
-    moved: &mut Moved,
-    (link, is_up): (i32, bool),
-    (old, new): (&str, &str),
-    target: &OwnedFd,
-) -> coracle_sys::Result<()> {
-    let mut addresses = moved.here.addresses(link)?;
-    addresses.retain(Address::is_global);
-    moved.here.move_to(link, target.as_fd(), new)?;
-    let settled = settle(&moved.there, new, &addresses, true);
-    moved.links.push(Link { old: old.to_owned(), new: new.to_owned(), is_up, addresses });
-    settled
+/// that can't move stays as it is. What it had was read before, since IPv6 takes addresses away from an interface that goes down.
+fn go(moved: &mut Moved, link: Link, target: &OwnedFd) -> coracle_sys::Result<()> {
+    // Noted first: the kernel moves it, and may still fail to give it its name.
+    moved.links.push(link);
+    let (here, there) = (&moved.here, &moved.there);
+    let Some(link) = moved.links.last() else { return Ok(()) };
+    here.move_to(link.old.index, target.as_fd(), &link.new)?;
+    settle(there, &link.new, &link.addresses, true)
 }
 
 fn come_back(here: &Netlink, there: &Netlink, link: &Link, own: &OwnedFd) -> coracle_sys::Result<()> {
-    let (number, _) = there.link(&link.new)?;
-    there.move_to(number, own.as_fd(), &link.old)?;
-    settle(here, &link.old, &link.addresses, link.is_up)
+    let Link { old, new, addresses, .. } = link;
+    if here.link(&old.name).is_ok_and(|there_still| there_still.index == old.index) {
+        return Ok(());
+    }
+    let moved = there.link(new).or_else(|missing| there.link(&old.name).map_err(|_| missing))?;
+    there.move_to(moved.index, own.as_fd(), &old.name)?;
+    settle(here, &old.name, addresses, old.is_up)
 }
 
 /// Gives interface `name` of `network`, which has just come, its addresses, and brings it up where it is to be.
 fn settle(network: &Netlink, name: &str, addresses: &[Address], is_up: bool) -> coracle_sys::Result<()> {
-    let (link, _) = network.link(name)?;
+    let link = network.link(name)?.index;
     for address in addresses {
         match network.add_address(link, address) {
             Err(e) if e.errno() == Errno::EEXIST => {}

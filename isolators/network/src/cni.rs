@@ -135,6 +135,7 @@ impl Cni {
             names: names::known_as(sandbox.names),
             wanted: wanted.clone(),
             attachments,
+            is_leaving: false,
         };
         if wanted.ports.is_empty() {
             records.begin(&record)?;
@@ -226,8 +227,8 @@ impl Cni {
         list::status(&self.plugins(), network)
     }
 
-    /// Detaches all whose owners are gone. With `tell_plugins`, those of each network are told which attachments there
-    /// are, so that they can give up what else they have (GC). Nobody else attaches or detaches meanwhile.
+    /// Detaches all whose owners are gone, and those who could not be detached as a whole before. With
+    /// `tell_plugins`, those of each network are told which attachments there are, so that they can give up what else they have (GC). Nobody else attaches or detaches meanwhile.
     ///
     /// # Errors
     /// Where the records can't be read.
@@ -237,7 +238,7 @@ impl Cni {
         let (mut alive, mut all_are_known): (Vec<Record>, bool) = (Vec::new(), true);
         for id in records.ids()? {
             match records.read(&id) {
-                Ok(Some(record)) if record.is_owned() => alive.push(record),
+                Ok(Some(record)) if record.is_owned() && !record.is_leaving => alive.push(record),
                 Ok(Some(record)) => match self.end(&records, record) {
                     Ok(()) => collected.detached.push(id),
                     Err(error) => collected.failures.push(error),
@@ -331,6 +332,7 @@ impl Cni {
         done = done.and_then(|()| record.let_go()).and(forgotten);
         if let Err(first) = done {
             record.attachments = left;
+            record.is_leaving = true;
             // Where even this can't be written, plugins are called once more, which does no harm.
             let _ = records.write(&record);
             return Err(first);

@@ -3,6 +3,7 @@
 use coracle_isolator::{Error, Result};
 use serde_json::{Map, Value, json};
 
+use crate::answer::Answer;
 use crate::conflist::{Conflist, kind};
 use crate::plugin::{Call, Plugins};
 
@@ -23,7 +24,12 @@ pub(crate) fn add(
         if !answer.is_object() {
             return Err(Error::new(format!("plugin {:?} answered ADD with no result", kind(plugin))));
         }
+        // Kept before it is looked at: to undo what it did, the plugin is told it as it came.
+        let understood = Answer::parse(&answer);
         keep(result.insert(answer))?;
+        understood.map_err(|e| {
+            Error::new(format!("plugin {:?} answered ADD with what is no result: {e}", kind(plugin)))
+        })?;
     }
     Ok(())
 }

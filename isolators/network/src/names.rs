@@ -167,16 +167,20 @@ fn overwrite(dir: BorrowedFd<'_>, name: &str, text: &str) -> Result<()> {
 
 /// The text of resolv.conf(5): what was asked for, else what the networks say, else the host's.
 fn resolver(wanted: &Dns, answers: &[Answer]) -> String {
+    let answered: Vec<Dns> = answers.iter().map(|answer| answer.dns.understood()).collect();
     let told = |pick: fn(&Dns) -> &Vec<String>| -> Vec<String> {
         if !pick(wanted).is_empty() {
             return pick(wanted).clone();
         }
-        let is_word = |word: &&String| word.chars().all(|c| c.is_ascii_graphic());
-        answers.iter().flat_map(|answer| pick(&answer.dns)).filter(is_word).cloned().collect()
+        answered.iter().flat_map(pick).cloned().collect()
     };
     let servers = told(|dns| &dns.nameservers);
     let mut text = if servers.is_empty() { hosts_own() } else { String::new() };
-    for (keyword, words) in [("search", told(|dns| &dns.search)), ("options", told(|dns| &dns.options))] {
+    let (search, options) = (told(|dns| &dns.search), told(|dns| &dns.options));
+    // Of the two, the one that stands last would count.
+    let domain = std::iter::once(wanted).chain(&answered).map(|dns| &dns.domain);
+    let domain = domain.filter(|domain| !domain.is_empty() && search.is_empty()).take(1).cloned().collect();
+    for (keyword, words) in [("domain", domain), ("search", search), ("options", options)] {
         if !words.is_empty() {
             text += &format!("{keyword} {}\n", words.join(" "));
         }
@@ -228,6 +232,8 @@ mod tests {
         let wanted = Dns { nameservers: vec!["1.1.1.1".to_owned()], ..Dns::default() };
         assert_eq!(resolver(&wanted, &[]), "nameserver 1.1.1.1\n");
         assert_eq!(resolver(&Dns::default(), &[answer]), "search lan\nnameserver 10.0.0.1\n");
+        let answer = Answer::of(&serde_json::json!({"dns": {"nameservers": ["10.0.0.1"], "domain": "lan"}}));
+        assert_eq!(resolver(&Dns::default(), &[answer]), "domain lan\nnameserver 10.0.0.1\n");
     }
 
     #[test]

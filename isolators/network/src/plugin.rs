@@ -147,5 +147,20 @@ fn told(name: &str, call: &Call<'_>, failure: &Failure) -> Error {
     let code = if failure.code == 0 { String::new() } else { format!(" (CNI code {})", failure.code) };
     // A plugin hands on what its programs say, in lines.
     let why: Vec<&str> = failure.msg.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Error::new(format!("plugin {name:?} could not {}: {}{details}{code}", call.verb, why.join("; ")))
+    let told = format!("plugin {name:?} could not {}: {}{details}{code}", call.verb, why.join("; "));
+    // It ends on a terminal, which would obey.
+    Error::new(told.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_word_of_a_plugins_reaches_a_terminal_as_an_order() {
+        let call = Call { verb: "ADD", container: "c", namespace: None, interface: "eth0" };
+        let failure = Failure { code: 7, msg: "a\x1b[2J\nb".to_owned(), details: "\x07c".to_owned() };
+        let told = told("p", &call, &failure).to_string();
+        assert_eq!(told, "plugin \"p\" could not ADD: a [2J; b ( c) (CNI code 7)");
+    }
 }

@@ -45,6 +45,9 @@ pub(crate) struct Record {
     pub(crate) wanted: Wanted,
     /// Its networks.
     pub(crate) attachments: Vec<Attachment>,
+    /// Whether it was to be detached: what is left of it is owed, whoever still knows of it.
+    #[serde(default)]
+    pub(crate) is_leaving: bool,
 }
 
 /// A network of a container.
@@ -203,6 +206,7 @@ impl Records {
             names: Vec::new(),
             wanted: Wanted::default(),
             attachments: Vec::new(),
+            is_leaving: false,
         })
     }
 

@@ -68,11 +68,14 @@ pub struct HostAlias {
 
 /// How names become addresses (resolv.conf(5)), by CNI's names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(deny_unknown_fields, default)]
 pub struct Dns {
     /// Addresses of name servers.
     #[serde(skip_serializing_if = "Vec::is_empty", alias = "servers")]
     pub nameservers: Vec<String>,
+    /// The domain that a short name is looked up in, where `search` names none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
     /// Domains that a short name is looked up in.
     #[serde(skip_serializing_if = "Vec::is_empty", alias = "searches")]
     pub search: Vec<String>,
@@ -113,13 +116,37 @@ impl Wanted {
             if (0..index).any(|other| self.interface(other) == interface) || interface == "lo" {
                 return Err(Error::new(format!("two interfaces would be called {interface:?}")));
             }
+            // What a plugin and we keep of a network, we keep by its name.
+            if self.networks[..index].iter().any(|other| other.name == network.name) {
+                return Err(Error::new(format!("network {:?} is named twice", network.name)));
+            }
+            // They are looked at before a plugin takes them from whoever has them.
+            if network.runtime.contains_key("portMappings") {
+                let why = format!("network {:?} has \"portMappings\" of its own", network.name);
+                return Err(Error::new(why).with_hint("write them in \"ports\""));
+            }
         }
-        self.ports.iter().try_for_each(PortMapping::check)?;
+        self.check_ports()?;
         let mut names = self.hosts.iter().flat_map(|alias| &alias.hostnames);
         match names.find(|name| !is_name(name)) {
             Some(name) => Err(Error::new(format!("{name:?} is no name of a host"))),
             None => self.dns.check(),
         }
+    }
+
+    /// Whether each port is one, and has no other in its way.
+    ///
+    /// # Errors
+    /// The first that is not, or two that want the same port of the host.
+    pub fn check_ports(&self) -> Result<()> {
+        for (index, port) in self.ports.iter().enumerate() {
+            port.check()?;
+            if let Some(other) = self.ports[..index].iter().find(|other| other.collides_with(port)) {
+                let (one, two) = (other.told(), port.told());
+                return Err(Error::new(format!("port {two} of the host is published twice, first as {one}")));
+            }
+        }
+        Ok(())
     }
 
     /// What the interface of the network with this number is called.
@@ -171,11 +198,15 @@ impl PortMapping {
 
     /// Whether both want the same port of the host.
     pub fn collides_with(&self, other: &Self) -> bool {
-        let any = |mapping: &Self| {
-            mapping.host_ip.parse::<IpAddr>().map_or(true, |address| address.is_unspecified())
+        let address = |mapping: &Self| {
+            let address = mapping.host_ip.parse::<IpAddr>().ok();
+            address.map(|address| address.to_canonical()).filter(|address| !address.is_unspecified())
         };
         (self.host_port, &self.protocol) == (other.host_port, &other.protocol)
-            && (any(self) || any(other) || self.host_ip == other.host_ip)
+            && match (address(self), address(other)) {
+                (Some(one), Some(two)) => one == two,
+                _ => true,
+            }
     }
 
     fn check(&self) -> Result<()> {
@@ -193,12 +224,17 @@ impl Dns {
         if let Some(server) = self.nameservers.iter().find(|server| server.parse::<IpAddr>().is_err()) {
             return Err(Error::new(format!("the name server {server:?} is no address")));
         }
-        let is_word = |word: &&String| !word.is_empty() && word.chars().all(|c| c.is_ascii_graphic());
-        match self.search.iter().chain(&self.options).find(|word| !is_word(word)) {
+        let domain = Some(&self.domain).filter(|domain| !domain.is_empty());
+        match self.search.iter().chain(&self.options).chain(domain).find(|word| !is_word(word)) {
             Some(word) => Err(Error::new(format!("{word:?} is no word of resolv.conf"))),
             None => Ok(()),
         }
     }
+}
+
+/// What can be a word in a line of resolv.conf(5), and begins no remark.
+pub(crate) fn is_word(word: &str) -> bool {
+    !word.is_empty() && !word.starts_with(['#', ';']) && word.chars().all(|c| c.is_ascii_graphic())
 }
 
 /// What CNI takes for a name of a network or a container; it is safe as a name of a file, and in a line of a file.
@@ -245,7 +281,17 @@ mod tests {
                 r#"{"networks": [{"name": "a", "interface": "eth1"}, {"name": "b"}]}"#,
                 "two interfaces would be called \"eth1\"",
             ),
+            ("a,a", "network \"a\" is named twice"),
+            (
+                r#"{"networks": [{"name": "a", "portMappings": [{"hostPort": 1, "containerPort": 1}]}]}"#,
+                "of its own; write them in \"ports\"",
+            ),
             (r#"{"networks": [{"name": "a"}], "dns": {"servers": ["x"]}}"#, "\"x\" is no address"),
+            (
+                r#"{"networks": [{"name": "a"}], "dns": {"nameserver": ["::1"]}}"#,
+                "unknown field `nameserver`",
+            ),
+            (r#"{"networks": [{"name": "a"}], "dns": {"domain": "a b"}}"#, "no word of resolv.conf"),
             (r#"{"networks": [{"name": "a"}], "dns": {"search": ["a\nb"]}}"#, "no word of resolv.conf"),
             (
                 r#"{"networks": [{"name": "a"}], "hosts": [{"ip": "::1", "hostnames": ["a\n1.2.3.4 b"]}]}"#,
@@ -259,6 +305,21 @@ mod tests {
             let error = Wanted::parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_port_of_the_host_is_had_once() {
+        let with = |ports: [&str; 2]| {
+            let ports = ports.map(|port| PortMapping::parse(port).unwrap()).into();
+            Wanted { networks: vec![Network::named("a")], ports, ..Wanted::default() }.check()
+        };
+        for twice in
+            [["81:80", "81:81"], ["[fd00::1]:81:80", "[fd00:0::1]:81:80"], ["81:80", "127.0.0.1:81:80"]]
+        {
+            assert!(with(twice).unwrap_err().to_string().contains("is published twice"), "{twice:?}");
+        }
+        with(["81:80", "81:80/udp"]).unwrap();
+        with(["127.0.0.1:81:80", "127.0.0.2:81:80"]).unwrap();
     }
 
     #[test]

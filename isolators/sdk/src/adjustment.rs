@@ -29,6 +29,22 @@ pub struct Adjustment {
     pub warnings: Vec<String>,
 }
 
+/// What stands in [`Adjustment::mounts`] so that of `mounts` each of `changed`, with its index, is replaced:
+/// those, and with them those that share a destination and
+/// stand before, since mounts of one destination are replaced in order.
+pub fn adjusted(mounts: &[Mount], changed: &[(usize, Mount)]) -> Vec<Mount> {
+    let mut adjusted = Vec::new();
+    for (i, mount) in mounts.iter().enumerate() {
+        let same = |j: usize| mounts[j].destination() == mount.destination();
+        match changed.iter().find(|(j, _)| *j == i) {
+            Some((_, changed)) => adjusted.push(changed.clone()),
+            None if changed.iter().any(|(j, _)| *j > i && same(*j)) => adjusted.push(mount.clone()),
+            None => {}
+        }
+    }
+    adjusted
+}
+
 /// Hooks that are added (runtime-spec 1.3, config.md, "POSIX-platform Hooks"). Those of later moments can't be: nobody
 /// would run them for a container that a plan was made for long ago.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

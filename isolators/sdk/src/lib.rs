@@ -25,7 +25,7 @@ mod schemas;
 
 pub use adjustment::{
     Adjustment, CapabilitySets, HookAdjustment, Landlock, LinuxAdjustment, ProcessAdjustment, SeccompProgram,
-    pointer,
+    adjusted, pointer,
 };
 pub use cgroup::{Cgroup, Handles};
 pub use config::{CgroupVersion, Config, ConfigDocument, Kind, State, States, in_user_namespace};

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use coracle_isolator::{Adjustment, Config, Error, Isolator, Result};
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, adjusted};
 use coracle_sys::Errno;
 use coracle_sys::file::{self, CWD, Resolve};
 use coracle_sys::touch;
@@ -13,7 +13,7 @@ use oci_spec::runtime::Mount;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{adjusted, failed};
+use crate::failed;
 
 /// Looks after the bind mounts of the specification: a source that is relative starts at the bundle, and each must
 /// be there before anything is made; or it is made, below directories that the operator names.

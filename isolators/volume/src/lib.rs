@@ -77,21 +77,6 @@ fn has_users(spec: &Spec) -> bool {
     linux.and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|maps| !maps.is_empty())
 }
 
-/// The mounts that change, and with them those that share a destination and stand before: an adjustment replaces mounts
-/// of one destination in order.
-fn adjusted(mounts: &[Mount], changed: &[(usize, Mount)]) -> Vec<Mount> {
-    let mut adjusted = Vec::new();
-    for (i, mount) in mounts.iter().enumerate() {
-        let same = |j: usize| mounts[j].destination() == mount.destination();
-        match changed.iter().find(|(j, _)| *j == i) {
-            Some((_, changed)) => adjusted.push(changed.clone()),
-            None if changed.iter().any(|(j, _)| *j > i && same(*j)) => adjusted.push(mount.clone()),
-            None => {}
-        }
-    }
-    adjusted
-}
-
 /// The mounts of the type `fstype`, each with its index.
 fn of_type<'s>(spec: &'s Spec, fstype: &'s str) -> impl Iterator<Item = (usize, &'s Mount)> {
     let mounts = spec.mounts().as_deref().unwrap_or_default().iter().enumerate();

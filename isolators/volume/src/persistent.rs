@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States};
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States, adjusted};
 use coracle_sys::Errno;
 use coracle_sys::archive::remove_tree;
 use coracle_sys::file::{self, CWD, Resolve};
@@ -95,7 +95,8 @@ impl Persistent {
     fn used(&self, spec: &Spec) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for source in spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref()) {
-            let name = source.strip_prefix(&self.state).ok().and_then(|rest| rest.parent()?.to_str());
+            // Also a part of one, which is mounted by its path.
+            let name = source.strip_prefix(&self.state).ok().and_then(|rest| rest.iter().next()?.to_str());
             if let Some(name) = name.filter(|name| is_name(name) && !names.iter().any(|n| n == name)) {
                 names.push(name.to_owned());
             }
@@ -126,7 +127,7 @@ impl Isolator for Persistent {
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
-        let mut adjustment = Adjustment::default();
+        let (mut adjustment, mut changed) = (Adjustment::default(), Vec::new());
         let mounts = config.spec.mounts().as_deref().unwrap_or_default();
         for (i, mount) in mounts.iter().enumerate().filter(|(_, mount)| mount.typ().as_deref() == Some(TYPE))
         {
@@ -135,8 +136,9 @@ impl Isolator for Persistent {
                 let why = format!("{name:?} is no name of a volume");
                 return Err(Error::new(why).at(format!("/mounts/{i}/source")));
             }
-            adjustment.mounts.push(bound(mount, self.state.join(name).join(DATA), has_users(config.spec)));
+            changed.push((i, bound(mount, self.state.join(name).join(DATA), has_users(config.spec))));
         }
+        adjustment.mounts = adjusted(mounts, &changed);
         Ok(adjustment)
     }
 

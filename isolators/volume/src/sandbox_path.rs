@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
-use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States};
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States, adjusted};
 use coracle_sys::file;
 use oci_spec::runtime::Mount;
 use serde_json::{Map, Value};
@@ -61,7 +61,7 @@ impl Isolator for SandboxPath {
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
-        let mut adjustment = Adjustment::default();
+        let (mut adjustment, mut changed) = (Adjustment::default(), Vec::new());
         for (i, mount) in of_type(config.spec, TYPE) {
             let path = mount.source().as_deref().unwrap_or(Path::new(""));
             if !path.components().all(|part| matches!(part, Component::Normal(_))) {
@@ -79,8 +79,9 @@ impl Isolator for SandboxPath {
                 bind.options().iter().flatten().filter(|o| !["self", "parent"].contains(&o.as_str()));
             // Whoever has a directory on the way in a container can put a link there after it was made here.
             bind.set_options(Some(options.cloned().chain(["src-nolinks".to_owned()]).collect()));
-            adjustment.mounts.push(bind);
+            changed.push((i, bind));
         }
+        adjustment.mounts = adjusted(config.spec.mounts().as_deref().unwrap_or_default(), &changed);
         Ok(adjustment)
     }
 

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States};
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, States, adjusted};
 use coracle_sys::file::{self, Resolve};
 use coracle_sys::mount::{self, attr};
 use coracle_sys::{Errno, archive};
@@ -84,7 +84,7 @@ impl Secrets {
     /// Copies the secret `wanted` into `memory`; `left` counts the bytes that there is room for.
     fn copy(&self, memory: BorrowedFd<'_>, wanted: &Wanted<'_>, left: &mut u64) -> coracle_sys::Result<()> {
         let secrets = file::open_dir(&self.source)?;
-        let source = file::open(secrets.as_fd(), wanted.name, libc::O_RDONLY, 0, Resolve::Beneath)?;
+        let source = file::open(secrets.as_fd(), wanted.name, READ, 0, Resolve::Beneath)?;
         if !is_dir(source.as_fd())? {
             return put(memory, wanted.name, read(source, left)?, wanted);
         }
@@ -93,7 +93,7 @@ impl Secrets {
         let target = file::open(target.as_fd(), ".", libc::O_DIRECTORY, 0, Resolve::Beneath)?;
         for name in file::list(source.as_fd())? {
             // A volume of Kubernetes's is links to files in a hidden directory.
-            let opened = file::open(source.as_fd(), &name, libc::O_RDONLY, 0, Resolve::Beneath)?;
+            let opened = file::open(source.as_fd(), &name, READ, 0, Resolve::Beneath)?;
             if is_dir(opened.as_fd())? {
                 continue;
             }
@@ -109,8 +109,14 @@ fn is_dir(fd: BorrowedFd<'_>) -> coracle_sys::Result<bool> {
     Ok(file::stat(fd)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
+/// A pipe that nobody writes to is not waited for.
+const READ: i32 = libc::O_RDONLY | libc::O_NONBLOCK;
+
 /// What a file holds, of which `left` is for others.
 fn read(file: OwnedFd, left: &mut u64) -> coracle_sys::Result<Vec<u8>> {
+    if file::stat(file.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(coracle_sys::Error::new("read() of what is no regular file", Errno::EINVAL));
+    }
     let content = file::read_all(file, *left)?;
     *left -= content.len() as u64;
     Ok(content)
@@ -152,7 +158,7 @@ impl Isolator for Secrets {
     }
 
     fn prepare(&self, config: &Config<'_>) -> Result<Adjustment> {
-        let mut adjustment = Adjustment::default();
+        let (mut adjustment, mut changed) = (Adjustment::default(), Vec::new());
         for (i, mount) in of_type(config.spec, TYPE) {
             let wanted = Wanted::of(mount, config.spec).map_err(|e| e.below(&format!("/mounts/{i}")))?;
             let found = file::open_dir(&self.source)
@@ -166,8 +172,9 @@ impl Isolator for Secrets {
             let mut bind = mount.clone();
             bind.set_typ(Some("bind".to_owned())).set_options(Some(options));
             bind.set_source(Some(self.place(config.id).join(wanted.directory(i)).join(wanted.name)));
-            adjustment.mounts.push(bind);
+            changed.push((i, bind));
         }
+        adjustment.mounts = adjusted(config.spec.mounts().as_deref().unwrap_or_default(), &changed);
         Ok(adjustment)
     }
 

@@ -1,11 +1,11 @@
 //! `volume/tmpfs`: volumes in memory.
 
-use coracle_isolator::{Adjustment, Config, Error, Isolator, Result};
+use coracle_isolator::{Adjustment, Config, Error, Isolator, Result, adjusted};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::disk::Size;
-use crate::{adjusted, of_type};
+use crate::of_type;
 
 /// Gives mounts of the type `tmpfs` that name no size the one that the operator says: the kernel's own is half of the
 /// machine's memory.

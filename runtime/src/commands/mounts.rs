@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use coracle_sys::file::{self, Resolve};
+use coracle_sys::file;
 use oci_spec::runtime::{Mount, Spec};
 
 use crate::cli::{self, Global};
@@ -25,7 +25,7 @@ pub fn mounts(global: &Global, options: &cli::Mounts) -> Result<u8> {
     self_image::protect(&[], Some(&options.file), &[])?;
     let id = &options.id;
     let attempt = || -> Result<()> {
-        let text = file::read(file::CWD, &options.file, spec::LARGEST, Resolve::Host)?;
+        let text = file::read_given(&options.file, spec::LARGEST)?;
         let wanted = spec::parse_mounts(&text).context(|| format!("reading {:?}", options.file))?;
         let state = State::open(&global.root, id)?;
         let mut record =

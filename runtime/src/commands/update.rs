@@ -2,7 +2,7 @@
 
 use coracle_isolator::{Cgroup, Handles};
 use coracle_isolator_host::Registry;
-use coracle_sys::file::{self, Resolve};
+use coracle_sys::file;
 use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 
@@ -53,8 +53,7 @@ fn asked(options: &cli::Update) -> Result<Value> {
         None => Value::Object(Map::new()),
         Some(path) => {
             let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path.as_path() };
-            let text = file::read(file::CWD, from, spec::LARGEST, Resolve::Host)
-                .context(|| "reading --resources")?;
+            let text = file::read_given(from, spec::LARGEST).context(|| "reading --resources")?;
             spec::parse_resources(&text).context(|| format!("reading {from:?}"))?;
             serde_json::from_slice(&text).map_err(|e| Error::new(Code::InvalidSpec, e.to_string()))?
         }

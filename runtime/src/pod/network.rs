@@ -137,7 +137,17 @@ pub fn wanted(pod: &Pod) -> Result<Option<Wanted>> {
         return Err(at(Error::new(Code::InvalidSpec, "hostNetwork excludes it")));
     }
     let mut wanted = Wanted::parse(text).map_err(|e| at(e.into()))?;
-    wanted.ports.extend(published.into_iter().map(|(_, port)| port));
+    for (place, port) in published {
+        if let Some(other) = wanted.ports.iter().find(|other| other.collides_with(&port)) {
+            let why = format!(
+                "{place}: {} is taken by {} of annotation io.coracle/network",
+                port.told(),
+                other.told()
+            );
+            return Err(Error::new(Code::InvalidSpec, why));
+        }
+        wanted.ports.push(port);
+    }
     wanted.hosts.extend(names(pod)?);
     Ok(Some(wanted))
 }

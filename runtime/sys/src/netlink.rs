@@ -49,6 +49,17 @@ pub struct Address {
     attributes: Vec<(u16, Vec<u8>)>,
 }
 
+/// An interface, as the kernel tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub index: i32,
+    /// Its name; it may have been asked for by another one of its names.
+    pub name: String,
+    /// Whether it is up.
+    pub is_up: bool,
+}
+
 impl Address {
     /// Whether it holds everywhere and for good (`RT_SCOPE_UNIVERSE`, `IFA_F_PERMANENT`): not of the link alone, nor one
     /// that came with an advertisement of a router and goes again.
@@ -58,6 +69,16 @@ impl Address {
         let long = long.and_then(|(_, value)| Some(u32::from_ne_bytes(value.as_slice().try_into().ok()?)));
         let flags = long.unwrap_or_else(|| u32::from(self.fixed[2]));
         self.fixed[3] == 0 && flags & PERMANENT != 0
+    }
+}
+
+impl Interface {
+    /// What the body of an answer tells: `struct ifinfomsg`, and attributes.
+    fn of(told: &[u8]) -> Option<Self> {
+        let (index, flags) = (number(told.get(4..8)?), number(told.get(8..12)?));
+        let (_, name) = attributes(told.get(16..)?).into_iter().find(|(kind, _)| *kind == IFLA_IFNAME)?;
+        let name = String::from_utf8(name).ok()?.trim_end_matches('\0').to_owned();
+        Some(Self { index, name, is_up: flags & libc::IFF_UP != 0 })
     }
 }
 
@@ -93,16 +114,15 @@ impl Netlink {
         Ok(Self(fd))
     }
 
-    /// The number of the interface `name`, and whether it is up.
+    /// The interface that `name` is the name of, or an alternative name (`ip link property add … altname`).
     ///
     /// # Errors
     /// `ENODEV` where there is none.
-    pub fn link(&self, name: &str) -> Result<(i32, bool)> {
+    pub fn link(&self, name: &str) -> Result<Interface> {
         let request = Request::link(RTM_GETLINK, 0, 0, 0).attribute(IFLA_IFNAME, &c_string(name));
         let call = || format!("netlink(RTM_GETLINK, {name:?})");
         let told = self.ask(request, ACK, call)?;
-        let link = told.first().and_then(|link| link.get(4..12));
-        let link = link.map(|link| (number(link), number(&link[4..]) & libc::IFF_UP != 0));
+        let link = told.first().and_then(|link| Interface::of(link));
         link.ok_or_else(|| Error::new(call(), Errno::ENODEV))
     }
 
@@ -272,7 +292,7 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_the_first() {
         let netlink = Netlink::open().unwrap();
-        assert_eq!(netlink.link("lo").unwrap().0, 1);
+        assert_eq!(netlink.link("lo").map(|lo| (lo.index, lo.name)).unwrap(), (1, "lo".to_owned()));
         let error = netlink.link("no-such").unwrap_err();
         assert_eq!(error.errno(), Errno::ENODEV);
         assert!(

@@ -21,11 +21,11 @@ use crate::{failed, known_by};
 pub(crate) struct DiskUsage {
     records: Records,
     settings: Settings,
-    /// How many looks in a row took too long.
+    /// How many looks in a row took too long, or found nothing to look at.
     late: Cell<u32>,
 }
 
-/// How many looks in a row may take too long: whoever makes them so slow must not have no limit by that.
+/// How many looks in a row may come to nothing: whoever makes them so slow must not have no limit by that.
 const MOST_LATE: u32 = 4;
 
 #[derive(Debug, Deserialize)]
@@ -50,14 +50,18 @@ impl DiskUsage {
         Self { records: Records::new(root, "du"), settings: Settings::default(), late: Cell::new(0) }
     }
 
-    /// What each limited destination takes; `None` where that could not be told in time. What nobody can go through is beyond any
+    /// What each limited destination takes; `None` where that could not be told in time, or is not where it was. What
+    /// nobody can go through is beyond any
     /// limit.
     fn used(&self, id: &str) -> Result<Vec<(Limit, Option<u64>)>> {
         let deadline = Duration::from_secs_f64(self.settings.deadline);
         let mut used = Vec::new();
         for limit in self.records.of(id)? {
-            match walk::usage(&limit.paths, deadline) {
-                Err(e) if e.errno() == Errno::ETIMEDOUT => used.push((limit, None)),
+            match walk::usage(&limit.paths, &limit.inodes, deadline) {
+                // Who moves it must not have no limit by that.
+                Err(e) if [Errno::ETIMEDOUT, Errno::ENOENT, Errno::ESTALE].contains(&e.errno()) => {
+                    used.push((limit, None))
+                }
                 Err(e) if e.errno() == Errno::ELOOP => used.push((limit, Some(u64::MAX))),
                 bytes => used.push((limit, Some(bytes.map_err(failed)?))),
             }
@@ -65,12 +69,12 @@ impl DiskUsage {
         Ok(used)
     }
 
-    /// Tells of `limit`, which could not be looked at in time, when that was so too often.
+    /// Tells of `limit`, which could not be looked at, when that was so too often.
     fn too_late(&self, limit: Option<&Limit>) -> Option<Limitation> {
         self.late.set(limit.map_or(0, |_| self.late.get() + 1));
         let (limit, often) = (limit?, self.late.get());
         let message = format!(
-            "its files in {} could not be counted in {} seconds, {often} times",
+            "its files in {} could not be found and counted in {} seconds, {often} times",
             limit.destination, self.settings.deadline
         );
         let told = Limitation { message, reason: "disk".to_owned(), resources: None };
@@ -133,7 +137,8 @@ impl Isolator for DiskUsage {
         for (destination, bytes) in wanted(config.spec)? {
             let paths = directories(config.spec, config.bundle, &destination)?;
             if !quota::is_kept(&paths)? {
-                left.push(Limit { destination, bytes, paths, project: None });
+                let inodes = walk::inodes(&paths).map_err(failed)?;
+                left.push(Limit { destination, bytes, paths, inodes, project: None });
             }
         }
         if left.is_empty() { Ok(()) } else { self.records.write(config.id, &left) }

@@ -177,7 +177,7 @@ impl Isolator for DiskQuota {
         for (destination, bytes) in wanted {
             let paths = directories(config.spec, config.bundle, &destination)?;
             if is_kept(&paths)? {
-                kept.push(Limit { destination, bytes, paths, project: None });
+                kept.push(Limit { destination, bytes, paths, inodes: Vec::new(), project: None });
             }
         }
         if kept.is_empty() {

@@ -32,6 +32,9 @@ pub(super) struct Limit {
     pub(super) bytes: u64,
     /// The directories of the host.
     pub(super) paths: Vec<PathBuf>,
+    /// The device and the number of each where they are counted by name: another one in its place has not its files.
+    #[serde(default)]
+    pub(super) inodes: Vec<(u64, u64)>,
     /// The project that keeps it, where one does.
     pub(super) project: Option<u32>,
 }

@@ -18,20 +18,36 @@ const DEEPEST: usize = 512;
 const BLOCK: u64 = 512;
 
 /// How much the files below `paths` take on the disk, each file once however many names it has; what is mounted in there
-/// left out.
+/// left out. They are those with the numbers `inodes`, where these are known.
 ///
 /// # Errors
-/// `ETIMEDOUT` after `limit`; `ELOOP` for directories that are deeper than anybody makes them.
-pub(super) fn usage(paths: &[PathBuf], limit: Duration) -> Result<u64> {
+/// `ETIMEDOUT` after `limit`; `ENOENT` and `ESTALE` where one is gone or another is in its place; `ELOOP` for directories that are
+/// deeper than anybody makes them.
+pub(super) fn usage(paths: &[PathBuf], inodes: &[(u64, u64)], limit: Duration) -> Result<u64> {
     let answer = touch::within(limit, &[], || {
         let mut sum = Sum::default();
-        for path in paths {
+        for (i, path) in paths.iter().enumerate() {
+            if inodes.get(i).is_some_and(|known| self::inodes(&paths[i..=i]).is_ok_and(|now| now != [*known]))
+            {
+                return Err(coracle_sys::Error::new(format!("openat2({path:?}, …)"), Errno::ESTALE));
+            }
             through(path, libc::O_PATH, |file, stat| sum.add(file, stat))?;
         }
         Ok(sum.bytes.to_le_bytes().to_vec())
     })?;
     let bytes = answer.try_into().map_err(|_| coracle_sys::Error::new("read()", Errno::EIO))?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// The device and the number of each of the directories `paths`.
+///
+/// # Errors
+/// `ENOENT`, `ENOTDIR`.
+pub(super) fn inodes(paths: &[PathBuf]) -> Result<Vec<(u64, u64)>> {
+    let of = |path: &PathBuf| {
+        file::open_dir(path).and_then(|dir| file::stat(dir.as_fd())).map(|stat| (stat.st_dev, stat.st_ino))
+    };
+    paths.iter().map(of).collect()
 }
 
 /// Makes all files below `path` ones of the project `id`.

@@ -13,7 +13,7 @@ pub(super) mod stats;
 use std::time::{Duration, Instant};
 
 use coracle_sys::Errno;
-use coracle_sys::file::{self, Resolve};
+use coracle_sys::file;
 use serde_json::{Value, json};
 
 use crate::cli::{Global, PodVerb, Target};
@@ -84,7 +84,7 @@ const ASKED_AT_ONCE: usize = 128;
 /// The largest document that is read, in bytes.
 fn read(path: &std::path::Path) -> Result<Vec<u8>> {
     let from = if path.as_os_str() == "-" { "/proc/self/fd/0".as_ref() } else { path };
-    file::read(file::CWD, from, document::LARGEST, Resolve::Host).context(|| format!("reading {path:?}"))
+    file::read_given(from, document::LARGEST).context(|| format!("reading {path:?}"))
 }
 
 /// The names of all pods; with `below`, of those below that node.

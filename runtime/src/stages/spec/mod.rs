@@ -61,7 +61,7 @@ pub fn load(bundle: &Path, config: Option<&Path>) -> Result<Loaded> {
     let bundle = std::path::absolute(bundle)
         .map_err(|e| Error::new(Code::InvalidSpec, format!("the bundle's path is no path: {e}")))?;
     let path = config.map_or_else(|| bundle.join("config.json"), Path::to_owned);
-    let text = match file::read(file::CWD, &path, LARGEST, Resolve::Host) {
+    let text = match file::read_given(&path, LARGEST) {
         Err(e) if e.errno() == Errno::ENOENT => {
             return Err(Error::from(e).code_is(Code::InvalidSpec).hint("make one with coracle spec"));
         }

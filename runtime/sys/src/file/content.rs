@@ -69,13 +69,34 @@ pub fn read_pipe(fd: BorrowedFd<'_>, most: u64, limit: Duration) -> Result<Vec<u
     Err(failed(Errno::EFBIG))
 }
 
-/// Reads the file `path` below `dir`, but no more than `most` bytes.
+/// Reads the file `path` below `dir`, but no more than `most` bytes. A pipe, whose writer may never come, is refused and not
+/// waited for.
+///
+/// # Errors
+/// `EINVAL` for a pipe that tells nothing; as [`open`] and [`read_all`].
+pub fn read(dir: BorrowedFd<'_>, path: impl AsRef<Path>, most: u64, resolve: Resolve) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let fd = open(dir, path, libc::O_RDONLY | libc::O_NONBLOCK, 0, resolve)?;
+    let read = read_all(fd, most).map_err(|e| Error::new(format!("read({path:?})"), e.errno()));
+    let is_silent = read.as_ref().map_or_else(|e| e.errno() == Errno::EAGAIN, Vec::is_empty);
+    // Asked only where it may be so: many are read on the way to a container's start.
+    if is_silent && is_pipe(open(dir, path, libc::O_PATH, 0, resolve)?.as_fd())? {
+        return Err(Error::new(format!("read({path:?}), a named pipe and no file"), Errno::EINVAL));
+    }
+    read
+}
+
+fn is_pipe(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(stat(fd)?.st_mode & libc::S_IFMT == libc::S_IFIFO)
+}
+
+/// Reads what the caller named on its command line, but no more than `most` bytes: a pipe, too, for whose end it waits.
 ///
 /// # Errors
 /// As [`open`] and [`read_all`].
-pub fn read(dir: BorrowedFd<'_>, path: impl AsRef<Path>, most: u64, resolve: Resolve) -> Result<Vec<u8>> {
+pub fn read_given(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
     let path = path.as_ref();
-    let fd = open(dir, path, libc::O_RDONLY, 0, resolve)?;
+    let fd = open(crate::file::CWD, path, libc::O_RDONLY, 0, Resolve::Host)?;
     read_all(fd, most).map_err(|e| Error::new(format!("read({path:?})"), e.errno()))
 }
 
@@ -279,6 +300,17 @@ mod tests {
         std::fs::create_dir_all(scratch.path().join("index/in")).unwrap();
         replace_synced(dir.as_fd(), "index", b"42", 0o644).unwrap_err();
         assert_eq!(crate::file::list(dir.as_fd()).unwrap(), ["index"]);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = read(crate::file::CWD, &path, 10, Resolve::Host).unwrap_err().to_string();
+        assert!(error.contains("a named pipe and no file: invalid argument"), "{error}");
+        write(scratch.path().join("empty"), "").unwrap();
+        assert!(read(crate::file::CWD, scratch.path().join("empty"), 10, Resolve::Host).unwrap().is_empty());
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub use attributes::{
     FsType, chmod, chown, device, file_system, is_read_only, mount_flags, mount_id, stat, stat_at,
 };
 pub use content::{
-    lock, lock_shared, random, read, read_all, read_pipe, read_some, remove_replaced, replace,
+    lock, lock_shared, random, read, read_all, read_given, read_pipe, read_some, remove_replaced, replace,
     replace_synced, rewind, unlock, write_all, write_to,
 };
 use directory::exchange;
