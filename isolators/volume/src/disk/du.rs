@@ -60,7 +60,7 @@ impl DiskUsage {
             match walk::usage(&limit.paths, &limit.inodes, deadline) {
                 // Who moves it must not have no limit by that.
                 Err(e) if [Errno::ETIMEDOUT, Errno::ENOENT, Errno::ESTALE].contains(&e.errno()) => {
-                    used.push((limit, None))
+                    used.push((limit, None));
                 }
                 Err(e) if e.errno() == Errno::ELOOP => used.push((limit, Some(u64::MAX))),
                 bytes => used.push((limit, Some(bytes.map_err(failed)?))),
