@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use coracle_sys::file;
 use coracle_sys::{Errno, socket};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::host::{HOST_SOCKET, INTERFACE, Service};
 use super::job::Job;
@@ -143,7 +143,7 @@ impl Server {
             client.oneway = call.oneway;
         }
         let method = call.method.strip_prefix(INTERFACE).and_then(|method| method.strip_prefix('.'));
-        let given = if call.parameters.is_null() { json!({}) } else { call.parameters.clone() };
+        let given = call.given();
         let done = match method {
             Some(method) if LONG.contains(&method) => match self.begin(method, given) {
                 Ok(job) => return drop(self.jobs.insert(id, job)),

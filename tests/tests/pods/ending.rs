@@ -240,3 +240,34 @@ fn a_pod_that_finds_its_cgroup_in_use_leaves_those_in_it_alone() {
         pods.remove("web");
     });
 }
+
+/// Freezes the cgroup that a process is in.
+fn freeze(pid: &Value) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let of =
+        |name: &str| text.lines().find_map(|line| line.split_once(name).map(|(_, path)| path.to_owned()));
+    let (file, word) = match of(":freezer:") {
+        Some(path) => (format!("/sys/fs/cgroup/freezer{path}/freezer.state"), "FROZEN"),
+        None => (format!("/sys/fs/cgroup{}/cgroup.freeze", of("0::").unwrap()), "1"),
+    };
+    std::fs::write(file, word).unwrap();
+}
+
+#[test]
+fn what_somebody_has_frozen_ends_all_the_same() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        let spec = format!(
+            "  restartPolicy: Never\n  terminationGracePeriodSeconds: 1\n  containers: [{{name: one, {DEAF}}}, {{name: two, {DEAF}}}]\n"
+        );
+        pods.run("web", &spec);
+        freeze(&pods.container("web", "one")["pid"]);
+        pods.call(&["kill", "web/one", "KILL"]).succeeds();
+        pods.becomes("web", "one", "state", "exited");
+        freeze(&pods.container("web", "two")["pid"]);
+        let begun = Instant::now();
+        pods.call(&["stop", "web"]).succeeds();
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        pods.remove("web");
+    });
+}

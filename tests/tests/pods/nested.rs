@@ -28,6 +28,9 @@ fn containers_are_launched_waited_for_and_forgotten_while_the_pod_runs() {
         launch(&pods, "web/main", "child", "command: [sh, -c, 'echo below; exit 6']").succeeds();
         pods.call(&["wait", "web/main/child"]).exits(6);
         assert_eq!(pods.logs("web/main/child"), "below");
+        // Who did not hear that it was launched asks again, and it may be over by then.
+        launch(&pods, "web/main", "child", "command: [sh, -c, 'echo below; exit 6']").succeeds();
+        assert_eq!(pods.logs("web/main/child"), "below");
         launch(&pods, "web/main", "stays", "command: [sleep, '1000']").succeeds();
         launch(&pods, "web/main", "stays", "command: [sleep, '1000']").succeeds();
         launch(&pods, "web/main", "stays", "command: [sleep, '2000']").fails_with(&["already exists"]);

@@ -142,3 +142,54 @@ fn a_container_that_is_not_alive_has_failed_however_politely_it_ends() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn a_supervisor_rests_while_a_container_with_probes_takes_its_time_to_end() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.run(
+            "web",
+            &pod("
+    command: [sh, -c, 'trap \"\" TERM; while :; do sleep 0.1; done']
+    readinessProbe: {exec: {command: ['true']}, periodSeconds: 1}"),
+        );
+        let pid = pods.inspect("web")["supervisor"].clone();
+        // The 14th and 15th field, behind a name in parentheses (proc_pid_stat(5)): hundredths of a second.
+        let spent = || -> u64 {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+            fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+        };
+        let before = spent();
+        pods.call(&["stop", "--time", "4", "web"]).succeeds();
+        assert!(spent() - before < 100, "{} ticks in four seconds", spent() - before);
+        pods.remove("web");
+    });
+}
+
+#[test]
+fn a_probe_that_could_not_be_asked_says_nothing() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        if !host.needs_program("prlimit") {
+            return;
+        }
+        pods.run(
+            "web",
+            &pod("
+    command: [sleep, '1000']
+    livenessProbe: {exec: {command: ['true']}, periodSeconds: 1, failureThreshold: 1}"),
+        );
+        let before = pods.container("web", "main");
+        let supervisor = pods.inspect("web")["supervisor"].to_string();
+        let limit =
+            |most: &str| command::tool("prlimit", &["--pid", &supervisor, &format!("--nofile={most}:")]);
+        let open = std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap().count();
+        limit(&open.to_string());
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        limit("1024");
+        let after = pods.container("web", "main");
+        assert_eq!((&after["pid"], &after["restarts"]), (&before["pid"], &before["restarts"]), "{after}");
+        pods.remove("web");
+    });
+}

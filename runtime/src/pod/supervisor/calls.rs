@@ -117,8 +117,7 @@ struct Launch {
 }
 
 fn parameters<T: DeserializeOwned>(call: &Call) -> Result<T> {
-    let given = if call.parameters.is_null() { json!({}) } else { call.parameters.clone() };
-    spec::json::from_value(given).map_err(|e| e.code_is(Code::Usage).doing(call.method.clone()))
+    spec::json::from_value(call.given()).map_err(|e| e.code_is(Code::Usage).doing(call.method.clone()))
 }
 
 impl Supervisor {
@@ -242,6 +241,9 @@ impl Supervisor {
             return Err(Error::new(Code::IllegalState, format!("container {path:?} does not run")));
         };
         process::signal(running.pidfd.as_fd(), given.signal)?;
+        if given.signal == libc::SIGKILL {
+            self.thaw_to_die(&path);
+        }
         now(json!({}))
     }
 
@@ -320,7 +322,7 @@ impl Supervisor {
         let path: Path = format!("{parent}/{}", container.name).into();
         if let Some(there) = self.members.get(&path) {
             // The same again changes nothing: a caller that did not hear the answer asks once more.
-            if there.life.nested.as_ref() == Some(&container) && there.is_busy() {
+            if there.life.nested.as_ref() == Some(&container) {
                 return Ok(Answer::Later(Pending::Launch(path)));
             }
             return Err(Error::new(Code::Exists, format!("container {path:?} already exists")));

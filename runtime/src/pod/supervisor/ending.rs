@@ -11,6 +11,7 @@ use super::{Path, Supervisor};
 use crate::pod::job::Job;
 use crate::pod::plan::Role;
 use crate::pod::record::Wish;
+use crate::state::State;
 
 /// What a container gets at least, as with Kubernetes, that is asked to end when the time of the pod, or of its hook, is over.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
@@ -78,7 +79,10 @@ impl Supervisor {
             }
             Phase::Pulling(job) | Phase::Launching(job) => job.kill(),
             Phase::Running(running) => match (running.end, hook) {
-                (_, _) if grace.is_zero() => kill(running),
+                (_, _) if grace.is_zero() => {
+                    kill(running);
+                    self.thaw_to_die(path);
+                }
                 (End::No, Some(hook)) => {
                     running.end = End::Hook(deadline);
                     self.run_hook(path, &hook, Purpose::PreStop(path.clone()), Some(grace));
@@ -102,12 +106,16 @@ impl Supervisor {
             }
             self.stop(self.plan.grace, "the pod ran for longer than activeDeadlineSeconds");
         }
-        for member in self.members.values_mut() {
+        let mut killed = Vec::new();
+        for (path, member) in &mut self.members {
             match &mut member.phase {
                 Phase::Launching(job) | Phase::Removing(job, _) if job.is_late(now) => job.kill(),
                 Phase::Running(running) => match running.end {
                     End::Hook(at) if at <= now => ask_to_end(running, now + LAST_MOMENT),
-                    End::Asked(at) if at <= now => kill(running),
+                    End::Asked(at) if at <= now => {
+                        kill(running);
+                        killed.push(path.clone());
+                    }
                     _ => {}
                 },
                 _ => {}
@@ -117,6 +125,7 @@ impl Supervisor {
             }
             member.pipes.hung_up.take_if(|at| *at <= now);
         }
+        killed.iter().for_each(|path| self.thaw_to_die(path));
         self.listener.expire(now);
         if self.again.take_if(|at| *at <= now).is_some() && self.record.wish != Wish::Run {
             self.tear_down();
@@ -124,6 +133,17 @@ impl Supervisor {
         self.jobs().filter(|job| job.is_late(now)).for_each(Job::kill);
         self.expire_errands(now);
         self.probe(now);
+    }
+
+    /// Lets a container that was killed die, though somebody has frozen it, or the whole pod that is to end.
+    pub(super) fn thaw_to_die(&self, path: &Path) {
+        let (states, name) = self.dir.states(path);
+        let record = State::open_unlocked(&states, &name).and_then(|state| state.record());
+        let own = record.ok().flatten().and_then(|record| record.cgroup);
+        let pods = self.record.cgroup.iter().filter(|_| self.record.wish == Wish::Stop);
+        for tree in own.iter().chain(pods).filter_map(|place| place.open().ok()) {
+            tree.thaw_to_die();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the probes of a container say: which is due, and what follows from what it found. Pure: the supervisor asks.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::pod::document::{Container, Probe, seconds};
 
@@ -36,6 +36,12 @@ struct Standing {
     /// How many of its last answers agree: with success, or below zero with failure.
     row: i64,
     holds: bool,
+}
+
+impl Standing {
+    fn period(&self) -> Duration {
+        seconds(self.probe.period_seconds.unwrap_or(10))
+    }
 }
 
 /// What the probes of a container say.
@@ -104,10 +110,17 @@ impl Health {
             .collect()
     }
 
+    /// Notes that `which` could not be asked: it is due again, and nothing is known.
+    pub(super) fn postpone(&mut self, which: Which, now: Instant) {
+        if let Some(one) = self.all.iter_mut().find(|one| one.which == which) {
+            one.due = Some(now + one.period());
+        }
+    }
+
     /// Notes an answer of `which`; true where the container is to be ended for it.
     pub(super) fn note(&mut self, which: Which, success: bool, now: Instant) -> bool {
         let Some(one) = self.all.iter_mut().find(|one| one.which == which) else { return false };
-        one.due = Some(now + seconds(one.probe.period_seconds.unwrap_or(10)));
+        one.due = Some(now + one.period());
         one.row = match success {
             true => one.row.max(0) + 1,
             false => one.row.min(0) - 1,
@@ -125,8 +138,6 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn health(probes: &str) -> Health {

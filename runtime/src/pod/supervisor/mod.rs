@@ -38,7 +38,7 @@ use super::volume;
 use crate::cli::Global;
 use crate::error::{Error, Result};
 use errand::Errand;
-use member::{Member, Phase};
+use member::{End, Member, Phase, Running};
 use pending::Client;
 
 pub use start::{Beside, adopt, begin};
@@ -106,6 +106,8 @@ pub struct Supervisor {
     leaving: bool,
     /// Whether there may be children that have ended and nobody knows.
     unreaped: bool,
+    /// When it last saw to whose turn it is.
+    advanced: Instant,
     /// When it has had nothing to do for long; `None` where it has been at rest since.
     rests: Option<Instant>,
     next: u64,
@@ -118,6 +120,7 @@ impl Supervisor {
     /// Where waiting fails, which no kernel is known to do.
     pub fn run(mut self) -> Result<()> {
         loop {
+            self.advanced = Instant::now();
             self.advance();
             self.answer();
             if self.leaving && self.is_over() {
@@ -209,11 +212,12 @@ impl Supervisor {
     fn due(&self) -> Option<Instant> {
         let members = self.members.values().filter_map(|member| {
             let phase = match &member.phase {
-                Phase::BackOff(at) => Some(*at),
+                // What was due when all was last looked at waits for others.
+                Phase::BackOff(at) => Some(*at).filter(|at| *at > self.advanced),
                 Phase::Launching(job) | Phase::Removing(job, _) => job.deadline(),
-                Phase::Running(running) => {
-                    running.end.deadline().into_iter().chain(member.health.next()).min()
-                }
+                // Who is to end is asked for its health no more.
+                Phase::Running(Running { end: End::No, .. }) => member.health.next(),
+                Phase::Running(running) => running.end.deadline(),
                 _ => None,
             };
             phase.into_iter().chain(member.attached.deadline()).chain(member.pipes.hung_up).min()

@@ -228,6 +228,7 @@ impl Supervisor {
             trouble,
             leaving: false,
             unreaped: true,
+            advanced: Instant::now(),
             rests: Some(Instant::now() + super::REST),
             next: 0,
             global,

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use coracle_sys::{Errno, socket};
 use nix::sys::socket::MsgFlags;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Code, Error, Result};
 
@@ -47,6 +47,17 @@ pub struct Call {
     /// Whether another protocol is to follow, which none of ours does.
     #[serde(default)]
     pub upgrade: bool,
+}
+
+impl Call {
+    /// What is given to it: in Varlink, what may be left out may be null, too.
+    pub fn given(&self) -> Value {
+        match self.parameters.clone() {
+            Value::Null => Value::Object(Map::default()),
+            Value::Object(all) => all.into_iter().filter(|(_, value)| !value.is_null()).collect(),
+            other => other,
+        }
+    }
 }
 
 /// A reply.
@@ -242,6 +253,17 @@ pub fn about(call: &Call, interfaces: &[(&str, &str)]) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parameter_that_is_null_is_one_left_out() {
+        let given = |text: &str| serde_json::from_str::<Call>(text).unwrap().given();
+        assert_eq!(
+            given(r#"{"method": "a.B", "parameters": {"env": null, "force": true}}"#),
+            json!({"force": true})
+        );
+        assert_eq!(given(r#"{"method": "a.B", "parameters": null}"#), json!({}));
+        assert_eq!(given(r#"{"method": "a.B", "parameters": [1]}"#), json!([1]));
+    }
 
     #[test]
     fn descriptors_go_to_the_message_that_they_came_with() {
