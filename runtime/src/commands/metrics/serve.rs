@@ -17,6 +17,9 @@ use crate::pod::varlink::listener::{SHORTAGE, is_short};
 /// How long a caller may take, all in all.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long it may take to ask: who connects and says nothing keeps others waiting no longer.
+const ASKS_WITHIN: Duration = Duration::from_secs(1);
+
 /// How many callers there may be at a time. Others wait.
 const MOST: usize = 8;
 
@@ -183,8 +186,7 @@ fn answer(global: &Global, caller: BorrowedFd<'_>) -> Result<()> {
     descriptor::close_all_but(&[caller.as_raw_fd()])?;
     process::die_with_parent(true)?;
     signal::unblock()?;
-    // A caller that never asks is ended by whoever waits for this.
-    let request = read(caller)?;
+    let request = read(caller, Instant::now() + ASKS_WITHIN)?;
     let path = request.strip_prefix("GET ").and_then(|rest| rest.split([' ', '?']).next());
     let (status, body) = match path {
         Some("/metrics" | "/") => ("200 OK", super::text(global)?),
@@ -199,11 +201,15 @@ fn answer(global: &Global, caller: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The request, up to the empty line that ends it.
-fn read(caller: BorrowedFd<'_>) -> Result<String> {
+/// The request, up to the empty line that ends it, or as far as it has come by `until`.
+fn read(caller: BorrowedFd<'_>, until: Instant) -> Result<String> {
     let mut request = Vec::new();
     let mut chunk = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < LONGEST {
+        let left = until.saturating_duration_since(Instant::now());
+        if event::readable(&[caller], Some(left))? != [true] {
+            break;
+        }
         match file::read_some(caller, &mut chunk)? {
             0 => break,
             length => request.extend_from_slice(&chunk[..length]),
@@ -220,8 +226,16 @@ mod tests {
     fn a_request_ends_at_an_empty_line_or_at_its_limit() {
         let (mine, theirs) = socket::stream_pair().unwrap();
         file::write_all(mine.as_fd(), b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        assert!(read(theirs.as_fd()).unwrap().starts_with("GET /metrics "));
+        let read = || read(theirs.as_fd(), Instant::now() + ASKS_WITHIN).unwrap();
+        assert!(read().starts_with("GET /metrics "));
         file::write_all(mine.as_fd(), &[b'x'; 2 * LONGEST]).unwrap();
-        assert!(read(theirs.as_fd()).unwrap().len() < LONGEST + 1024);
+        assert!(read().len() < LONGEST + 1024);
+    }
+
+    #[test]
+    fn who_does_not_ask_in_time_is_not_waited_for() {
+        let (mine, theirs) = socket::stream_pair().unwrap();
+        file::write_all(mine.as_fd(), b"GET").unwrap();
+        assert_eq!(read(theirs.as_fd(), Instant::now() + Duration::from_millis(20)).unwrap(), "GET");
     }
 }
