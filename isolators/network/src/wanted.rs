@@ -134,11 +134,8 @@ impl Wanted {
         }
     }
 
-    /// Whether each port is one, and has no other in its way.
-    ///
-    /// # Errors
-    /// The first that is not, or two that want the same port of the host.
-    pub fn check_ports(&self) -> Result<()> {
+    /// Refuses what is no port, and two that want the same of the host.
+    fn check_ports(&self) -> Result<()> {
         for (index, port) in self.ports.iter().enumerate() {
             port.check()?;
             if let Some(other) = self.ports[..index].iter().find(|other| other.collides_with(port)) {

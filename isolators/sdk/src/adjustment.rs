@@ -29,9 +29,8 @@ pub struct Adjustment {
     pub warnings: Vec<String>,
 }
 
-/// What stands in [`Adjustment::mounts`] so that of `mounts` each of `changed`, with its index, is replaced:
-/// those, and with them those that share a destination and
-/// stand before, since mounts of one destination are replaced in order.
+/// What stands in [`Adjustment::mounts`] so that of `mounts` each of `changed`, with its index, is replaced: those, and with
+/// them those that share a destination and stand before, since mounts of one destination are replaced in order.
 pub fn adjusted(mounts: &[Mount], changed: &[(usize, Mount)]) -> Vec<Mount> {
     let mut adjusted = Vec::new();
     for (i, mount) in mounts.iter().enumerate() {

@@ -193,3 +193,27 @@ fn a_probe_that_could_not_be_asked_says_nothing() {
         pods.remove("web");
     });
 }
+
+#[test]
+fn a_container_that_has_no_process_left_for_its_probe_is_not_alive() {
+    privileged(|host| {
+        let Some(pods) = Pods::new(host) else { return };
+        pods.make_with(
+            "run",
+            "web",
+            QUICK,
+            "
+  terminationGracePeriodSeconds: 0
+  resources: {limits: {pids: 12}}
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, 'while :; do sleep 1000 & done']
+    livenessProbe: {exec: {command: [sh, -c, 'sleep 0 & wait $!']}, initialDelaySeconds: 1, periodSeconds: 1, failureThreshold: 1}
+",
+        )
+        .succeeds();
+        command::eventually("it is started again", || pods.container("web", "main")["restarts"] != 0);
+        pods.remove("web");
+    });
+}

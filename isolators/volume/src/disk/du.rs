@@ -50,9 +50,8 @@ impl DiskUsage {
         Self { records: Records::new(root, "du"), settings: Settings::default(), late: Cell::new(0) }
     }
 
-    /// What each limited destination takes; `None` where that could not be told in time, or is not where it was. What
-    /// nobody can go through is beyond any
-    /// limit.
+    /// What each limited destination takes; `None` where that could not be told in time, or is not where it was. What nobody can go
+    /// through is beyond any limit.
     fn used(&self, id: &str) -> Result<Vec<(Limit, Option<u64>)>> {
         let deadline = Duration::from_secs_f64(self.settings.deadline);
         let mut used = Vec::new();

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use coracle_sys::process::{self, Exit};
-use coracle_sys::{Errno, descriptor, namespace, signal};
+use coracle_sys::{descriptor, namespace, signal};
 
 use super::ending::ask_to_end;
 use super::health::Which;
@@ -212,8 +212,9 @@ impl Supervisor {
                     self.ask(&path, purpose.clone(), within, Question::Tcp(host, port))
                 }
             };
-            if let Err(error) = begun {
-                self.conclude(&purpose, Err(error));
+            // What the supervisor lacks to ask, descriptors or processes, says nothing of who is asked.
+            if let (Err(_), Some(member)) = (begun, self.members.get_mut(&path)) {
+                member.health.postpone(which, now);
             }
         }
     }
@@ -274,9 +275,6 @@ impl Supervisor {
             Purpose::Call(client) => self.answer_exec(*client, ended),
             Purpose::Probe(path, which) => {
                 let Some(member) = self.members.get_mut(path) else { return };
-                if ended.as_ref().is_err_and(lacks_means) {
-                    return member.health.postpone(*which, Instant::now());
-                }
                 let is_ready = member.health.is_ready();
                 let ends = member.health.note(*which, is_success, Instant::now());
                 if is_ready != member.health.is_ready() {
@@ -327,11 +325,6 @@ impl Supervisor {
 
 pub(super) fn no_container(path: &str) -> Error {
     Error::new(Code::NotFound, format!("the pod has no container {path:?}")).hint("see coracle pod inspect")
-}
-
-/// Whether there was not even what it takes to ask: that says nothing of who is asked.
-fn lacks_means(error: &Error) -> bool {
-    matches!(error.errno(), Some(Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN | Errno::ENOMEM))
 }
 
 fn too_late() -> Error {
